@@ -1,0 +1,1 @@
+"""Bundled real traces, synthetic generators, importers and exporters."""

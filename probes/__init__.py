@@ -1,0 +1,1 @@
+"""The eBPF side: programs in bpf/, loaded through bcc, their ring buffer read as numpy columns."""

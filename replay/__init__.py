@@ -1,0 +1,1 @@
+"""The enlightened-memory model: timeline, page states, mechanisms, costs, scenarios, uncertainty."""

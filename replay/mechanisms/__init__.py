@@ -1,0 +1,1 @@
+"""One module per mechanism, each behind the same small interface."""

@@ -1,0 +1,1 @@
+"""tracekit: record what a VM's memory really did, then replay it through an enlightened-memory model."""

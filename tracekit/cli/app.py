@@ -1,0 +1,60 @@
+"""Registers every command and prints every error, each in this one place.
+
+Command modules import the library inside their function: `tracekit --help` must not pay for polars,
+numba or scipy.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from tracekit.cli.output import stderr
+from tracekit.errors import TracekitError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="tracekit",
+    help="Record what a VM's memory really did, then replay it through an enlightened-memory model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"tracekit {version('tracekit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Record what a VM's memory really did, then replay it through an enlightened-memory model."""
+
+
+def main() -> None:
+    """Run one command line; exit with the code of DESIGN: 0 ok, 1 failed, 2 usage, 3 lost, 4 damaged, 5 missing."""
+    try:
+        app()
+    except TracekitError as error:
+        console = stderr()
+        console.print(f"tracekit: {error.message}", style="bold red", markup=False, highlight=False)
+        if error.hint:
+            console.print(f"  try: {error.hint}", markup=False, highlight=False)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our stdout went away (`| head`): not an error of ours.
+        sys.stderr.close()
+        sys.exit(0)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""Results for people: tables (rich), charts (Altair), the self-contained HTML page, JSON."""
