@@ -43,7 +43,7 @@ def _root(
 
 
 def main() -> None:
-    """Run one command line; exit with the code of DESIGN: 0 ok, 1 failed, 2 usage, 3 lost, 4 damaged, 5 missing."""
+    """Run one command line and exit with its code (see `tracekit.errors` for the codes)."""
     try:
         app()
     except TracekitError as error:

@@ -11,9 +11,9 @@ from typing import Final
 import pyarrow as pa
 
 __all__ = [
+    "ACCESS_EXECUTE",
     "ACCESS_READ",
     "ACCESS_WRITE",
-    "ACCESS_EXECUTE",
     "EVENTS",
     "FLAG_ATTACH",
     "FLAG_GUEST_WALK",
@@ -134,7 +134,7 @@ MEMSLOTS: Final[pa.Schema] = pa.schema(
         pa.field("known_by", pa.string(), nullable=False),
     ]
 )
-"""Memslots: null `to_ns` = still there at the end; `known_by` is ioctl, btf, monitor, assumed or synthetic."""
+"""Memslots: null `to_ns` = there at the end; `known_by`: ioctl, btf, monitor, assumed or synthetic."""
 
 SAMPLES: Final[pa.Schema] = pa.schema(
     [

@@ -1,0 +1,38 @@
+# tracekit: `make demo` shows the main job on a live guest, `make test` passes the tests.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint typecheck unit live bench clean
+
+help:  ## List these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:  ## Virtual environment and, as root on Debian, bcc and kernel headers
+	@.ci/setup demo
+
+demo: setup  ## Record a real guest, replay what-ifs, print the table, write the report
+	@.venv/bin/tracekit demo
+
+test:  ## Set up, lint, type-check and run every test this host can run
+	@.ci/setup test
+	@$(MAKE) --no-print-directory check
+	@.venv/bin/pytest
+
+check: lint typecheck  ## Lint, format, types and the one-way import rule
+
+lint:
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+
+typecheck:
+	@.ci/typecheck
+
+unit:  ## Only the tests that need no guest and no root
+	@.venv/bin/pytest -m 'not live'
+
+live:  ## Only the tests on real guests
+	@.venv/bin/pytest -m live
+
+bench:  ## Benchmarks (minutes; never part of make test)
+	@.venv/bin/pytest tests/bench/bench_*.py --benchmark-only -o python_files='bench_*.py' -o norecursedirs=''
+
+clean:  ## Remove everything that setup and builds made
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
