@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from tracekit.cli import lab
 from tracekit.cli.output import stderr
 from tracekit.errors import TracekitError
 
@@ -23,6 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+app.add_typer(lab.app, name="lab")
 
 
 def _version(wanted: bool) -> None:

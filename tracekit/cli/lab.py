@@ -1,0 +1,88 @@
+"""`tracekit lab`: real guests on this host."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from tracekit.cli.output import next_command, print_json, stderr, stdout
+from tracekit.cli.sizes import parse_size
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Real guests on this host.", no_args_is_help=True)
+
+_PAGE_BYTES = {"4k": 4096, "2m": 2 << 20}
+
+
+@app.command()
+def guest(
+    pages: Annotated[int, typer.Option(min=1, help="Pages to touch, one write or read each.")] = 4096,
+    memory: Annotated[
+        int | None,
+        typer.Option(parser=parse_size, metavar="SIZE", help="Guest memory (default: just enough)."),
+    ] = None,
+    order: Annotated[
+        Literal["seq", "random", "stride"], typer.Option(help="Order in which each vCPU visits its pages.")
+    ] = "seq",
+    stride: Annotated[
+        int, typer.Option(min=1, help="Pages from one touch to the next with --order stride.")
+    ] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of --order random.")] = 0,
+    access: Annotated[Literal["write", "read"], typer.Option(help="What a touch does.")] = "write",
+    zero_first: Annotated[
+        bool, typer.Option("--zero-first", help="The guest zeroes its pages first.")
+    ] = False,
+    vcpus: Annotated[
+        int, typer.Option(min=1, max=64, help="vCPUs; vCPU v of n takes pages v, v+n, v+2n, …")
+    ] = 1,
+    page_size: Annotated[
+        Literal["4k", "2m"], typer.Option(help="The host's backing: 4 KiB or huge pages.")
+    ] = "4k",
+    step: Annotated[
+        int | None,
+        typer.Option(parser=parse_size, metavar="SIZE", help="Bytes from page to page (default: page size)."),
+    ] = None,
+    prealloc: Annotated[
+        bool, typer.Option("--prealloc", help="The host populates all memory first.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Start on a line on stdin (to attach to the VM before).")
+    ] = False,
+    hold: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Keep the VM this long after it is done.")
+    ] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the whole run as JSON.")] = False,
+) -> None:
+    """Run a small KVM guest that touches exactly the pages it is told to, and say what it did."""
+    import sys
+    import time
+
+    from tracekit.lab.small_guest import GuestPlan, SmallGuest
+
+    plan = GuestPlan(
+        pages=pages,
+        memory_bytes=memory or 0,
+        order=order,
+        stride=stride,
+        seed=seed,
+        access=access,
+        zero_first=zero_first,
+        vcpus=vcpus,
+        page_bytes=_PAGE_BYTES[page_size],
+        step_bytes=step or 0,
+        prealloc=prealloc,
+    )
+    with SmallGuest(plan) as small_guest:
+        if wait:
+            stderr().print("ready: the VM is built; a line on stdin starts it")
+            sys.stdin.readline()
+        run = small_guest.run()
+        if json:
+            print_json(run.to_json())
+        else:
+            stdout().print(run.summary(), highlight=False)
+        sys.stdout.flush()
+        time.sleep(hold)
+    next_command("tracekit record -- tracekit lab guest …")
