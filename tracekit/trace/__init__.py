@@ -1,1 +1,8 @@
 """The trace on disk: schema, writer, reader, recover, loss ledger. Knows nothing of bcc or of models."""
+
+from tracekit.trace.batch import events_batch
+from tracekit.trace.meta import Meta
+from tracekit.trace.reader import Trace, open_trace
+from tracekit.trace.writer import TraceWriter
+
+__all__ = ["Meta", "Trace", "TraceWriter", "events_batch", "open_trace"]

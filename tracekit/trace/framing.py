@@ -1,0 +1,149 @@
+"""Frames: the bytes of one record batch in a part, sealed with a checksum that Arrow IPC lacks.
+
+A frame is every byte of the file from the end of the frame before it to the end of its own record
+batch message; the first one so covers the magic, the schema and the dictionary too. Its crc32 is of
+the *encoded* bytes: a tenth of the decoded size (2 ns instead of 20 per event), and they can be
+checked before any decoder touches them. The checksum stands in the batch's own metadata, inside those
+bytes, so its eight digits count as zeros.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+import pyarrow as pa
+
+from tracekit.errors import UsageError
+from tracekit.trace.batch import KIND_DICTIONARY
+from tracekit.trace.schema import EVENTS
+
+__all__ = ["BODY_START", "Frame", "FrameReader", "frame_metadata", "seal"]
+
+BODY_START: Final = 8
+"""Where the stream of messages begins in an Arrow IPC file: after `ARROW1` and two bytes of padding."""
+
+_ZEROS: Final = b"crc32:00000000"
+_SEAL: Final = re.compile(rb"crc32:[0-9a-f]{8}")
+_ARROW_ERRORS: Final = (pa.ArrowException, OSError, EOFError, MemoryError, ValueError)
+
+
+class Frame(NamedTuple):
+    """One verified record batch: its number in the part, the loss count when it was written, its rows."""
+
+    seq: int
+    lost_so_far: int | None
+    batch: pa.RecordBatch
+
+
+def frame_metadata(seq: int, rows: int, lost_so_far: int | None) -> dict[str, str]:
+    """Return the metadata to write with a batch; `seal` then fills in the checksum.
+
+    >>> frame_metadata(3, 65536, None)
+    {'seq': '3', 'rows': '65536', 'lost_so_far': 'unknown', 'crc32': 'crc32:00000000'}
+    """
+    lost = "unknown" if lost_so_far is None else str(lost_so_far)
+    return {"seq": str(seq), "rows": str(rows), "lost_so_far": lost, "crc32": _ZEROS.decode()}
+
+
+def seal(frame: bytearray) -> None:
+    """Put the checksum of the frame's bytes into the frame, where `frame_metadata` left zeros."""
+    at = frame.find(_ZEROS)
+    digits = f"{zlib.crc32(frame):08x}".encode()
+    frame[at + len(_ZEROS) - 8 : at + len(_ZEROS)] = digits
+
+
+class FrameReader:
+    """Iterates over the verified frames of a part, closed or not; stops at the first bad byte.
+
+    `part` is the whole file as a buffer (memory-mapped: nothing is copied). After iterating, `end` is
+    the offset behind the last good frame, `closed` tells whether Arrow's end-of-stream mark follows
+    it, and `trouble` says why reading stopped early ("" = the data ended between two frames).
+    """
+
+    def __init__(self, part: pa.Buffer, *, columns: Sequence[str] | None = None) -> None:
+        self.end = 0
+        self.closed = False
+        self.trouble = ""
+        self._part = part
+        self._columns = columns
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield frames in the order they were written."""
+        decoder: pa.RecordBatchStreamReader | None = None
+        for number, end in enumerate(self._verified_ends()):
+            try:
+                if decoder is None:
+                    decoder = self._open()
+                batch, metadata = decoder.read_next_batch_with_custom_metadata()
+                seq, rows = int(metadata["seq"]), int(metadata["rows"])
+                lost = metadata["lost_so_far"]
+            except (*_ARROW_ERRORS, KeyError, StopIteration) as error:
+                self.trouble = f"batch {number} cannot be decoded: {error}"
+                return
+            if seq != number or rows != batch.num_rows:
+                self.trouble = f"batch {number} says it is number {seq} with {rows} rows"
+                return
+            yield Frame(seq, None if lost == b"unknown" else int(lost), _current_kinds(batch))
+            self.end = end
+
+    def _open(self) -> pa.RecordBatchStreamReader:
+        fields = None if self._columns is None else [EVENTS.get_field_index(name) for name in self._columns]
+        options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
+        return pa.ipc.open_stream(pa.BufferReader(self._part.slice(BODY_START)), options=options)
+
+    def _verified_ends(self) -> Iterator[int]:
+        size = self._part.size
+        if size < BODY_START or self._part[:6].to_pybytes() != b"ARROW1":
+            self.trouble = "it does not begin like an Arrow file" if size else ""
+            return
+        stream = pa.BufferReader(self._part)
+        start, at = 0, BODY_START
+        while at < size:
+            if self._part[at : at + 8].to_pybytes() == b"\xff\xff\xff\xff\0\0\0\0":
+                self.closed = True
+                return
+            stream.seek(at)
+            try:
+                message = pa.ipc.read_message(stream)
+                kind, header = message.type, message.metadata.size
+            except _ARROW_ERRORS as error:
+                self.trouble = f"byte {at}: {error}"
+                return
+            header_at, at = at, stream.tell()
+            if kind != "record batch":
+                continue
+            if not _sealed(self._part.slice(start, at - start), header_at - start, header):
+                self.trouble = f"byte {header_at}: the checksum of the batch does not match"
+                return
+            yield at
+            start = at
+        if start != at:
+            self.trouble = f"byte {start}: cut inside a batch"
+
+
+def _sealed(frame: pa.Buffer, header_at: int, header_size: int) -> bool:
+    view = memoryview(frame)
+    found = _SEAL.search(view, header_at, header_at + 8 + header_size)
+    if found is None:
+        return False
+    digits = found.end() - 8
+    crc = zlib.crc32(view[:digits])
+    crc = zlib.crc32(view[found.end() :], zlib.crc32(b"00000000", crc))
+    return crc == int(view[digits : found.end()].tobytes(), 16)
+
+
+def _current_kinds(batch: pa.RecordBatch) -> pa.RecordBatch:
+    at = batch.schema.get_field_index("kind")
+    if at < 0 or batch.column(at).dictionary.equals(KIND_DICTIONARY):
+        return batch
+    kind: Any = batch.column(at)
+    if not KIND_DICTIONARY.slice(0, len(kind.dictionary)).equals(kind.dictionary):
+        raise UsageError(
+            "the trace has event kinds that this tracekit does not know",
+            hint="pip install --upgrade tracekit",
+        )
+    kind = pa.DictionaryArray.from_arrays(kind.indices, KIND_DICTIONARY)
+    return batch.set_column(at, EVENTS.field("kind"), kind)

@@ -1,0 +1,197 @@
+"""The side tables (memslots, samples, losses, marks) while a trace is being written.
+
+Each row is a line of `journal.ndjson` with its own crc32 in front, appended and made durable with the
+events. Closing (or `recover`) folds the lines into `memslots.arrow`, `samples.arrow` and
+`losses.arrow` as a stream: a recording of days keeps none of them in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import pyarrow as pa
+
+from tracekit.errors import DamagedError
+from tracekit.trace.folder import Folder, write_all
+from tracekit.trace.meta import Mark
+from tracekit.trace.schema import LOSSES, MEMSLOTS, SAMPLES
+
+__all__ = ["JOURNAL", "SIDE_TABLES", "Journal", "Side", "fold_journal", "read_table", "write_table"]
+
+JOURNAL: Final = "journal.ndjson"
+SIDE_TABLES: Final[dict[str, pa.Schema]] = {
+    "memslots.arrow": MEMSLOTS,
+    "samples.arrow": SAMPLES,
+    "losses.arrow": LOSSES,
+}
+_CHUNK_ROWS: Final = 1 << 16
+
+
+class Journal:
+    """Appends rows of side tables; `flush` makes them durable."""
+
+    def __init__(self, folder: Folder) -> None:
+        """Create the journal; OSError if that is not possible."""
+        self._fd = folder.new_file(JOURNAL)
+        self._size = 0
+        self._lines: list[bytes] = []
+
+    def add(self, table: str, row: dict[str, Any]) -> None:
+        """Queue one row of `memslot`, `sample`, `loss`, `mark` or `end`."""
+        text = json.dumps([table, row], allow_nan=False).encode()
+        self._lines.append(b"%08x %s\n" % (zlib.crc32(text), text))
+
+    def flush(self) -> None:
+        """Write and sync the queued lines; on OSError the file ends with its last whole line."""
+        if not self._lines:
+            return
+        content = b"".join(self._lines)
+        try:
+            write_all(self._fd, content)
+        except OSError:
+            os.ftruncate(self._fd, self._size)
+            raise
+        self._lines.clear()
+        self._size += len(content)
+        os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        """Close the file without writing what is queued."""
+        os.close(self._fd)
+
+
+@dataclass
+class Side:
+    """What a journal held besides rows: `end` = why writing stopped early, `torn` = a line is damaged."""
+
+    marks: list[Mark] = field(default_factory=list)
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+    lost: int | None = 0
+    newest_ns: int = 0
+    end: str = ""
+    torn: bool = False
+
+
+def fold_journal(folder: Folder, extra_losses: list[dict[str, Any]]) -> Side:
+    """Write the three side tables from the journal (if there is one) plus losses found since; see `Side`."""
+    side = Side()
+    memslots: list[dict[str, Any]] = []
+    writers = {name: _TableWriter(folder, name) for name in SIDE_TABLES}
+    for table, row in _lines(folder, side):
+        if table == "sample":
+            writers["samples.arrow"].add(row)
+            side.newest_ns = max(side.newest_ns, row["ts_ns"])
+        elif table == "memslot":
+            _add_memslot(memslots, row)
+        elif table == "mark":
+            side.marks.append(Mark(name=row["name"], ts_ns=row["ts_ns"]))
+        elif table == "end":
+            side.end = row["reason"]
+        elif table == "loss":
+            _add_loss(side, writers["losses.arrow"], row)
+    for row in extra_losses:
+        _add_loss(side, writers["losses.arrow"], row)
+    for row in memslots:
+        writers["memslots.arrow"].add(row)
+    side.tables = {name: writer.close() for name, writer in writers.items()}
+    return side
+
+
+def write_table(folder: Folder, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write a whole side table; returns its {rows, bytes, crc32} for meta."""
+    writer = _TableWriter(folder, name)
+    for row in rows:
+        writer.add(row)
+    return writer.close()
+
+
+def read_table(folder: Folder, name: str, stated: dict[str, Any] | None) -> pa.Table:
+    """Return a side table; DamagedError unless it is exactly the file that was written."""
+    try:
+        content = folder.read(name)
+        if stated is not None and (len(content), f"{zlib.crc32(content):08x}") != (
+            stated.get("bytes"),
+            stated.get("crc32"),
+        ):
+            raise DamagedError(f"{folder.path / name} is damaged: its checksum does not match")
+        table = pa.ipc.open_file(content).read_all()
+    except FileNotFoundError:
+        raise DamagedError(f"{folder.path / name} is missing") from None
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        raise DamagedError(f"{folder.path / name} is damaged: {error}") from None
+    if not table.schema.equals(SIDE_TABLES[name]):
+        raise DamagedError(f"{folder.path / name} has other columns than tracekit writes")
+    return table
+
+
+def _add_loss(side: Side, writer: _TableWriter, row: dict[str, Any]) -> None:
+    writer.add(row)
+    side.lost = None if side.lost is None or row["lost"] is None else side.lost + row["lost"]
+    side.newest_ns = max(side.newest_ns, row["t1_ns"])
+
+
+def _add_memslot(memslots: list[dict[str, Any]], row: dict[str, Any]) -> None:
+    """Apply KVM's rule: setting a slot ends the one of that number; size 0 only ends it."""
+    for slot in reversed(memslots):
+        if (slot["vm"], slot["slot"]) == (row["vm"], row["slot"]):
+            if slot["to_ns"] is None:
+                slot["to_ns"] = max(slot["from_ns"], row["from_ns"])
+            break
+    if row["size_bytes"]:
+        memslots.append(row)
+
+
+def _lines(folder: Folder, side: Side) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        fd = folder.open_file(JOURNAL)
+    except FileNotFoundError:
+        return
+    with os.fdopen(fd, "rb") as file:
+        for line in file:
+            crc, _, text = line.rstrip(b"\n").partition(b" ")
+            if not line.endswith(b"\n") or crc != b"%08x" % zlib.crc32(text):
+                side.torn = True
+                return
+            table, row = json.loads(text)
+            yield table, row
+
+
+class _TableWriter:
+    """Writes one side table in chunks, under a temporary name until it is whole."""
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        self._folder, self._name, self._schema = folder, name, SIDE_TABLES[name]
+        folder.remove(f"{name}.tmp")
+        self._fd = folder.new_file(f"{name}.tmp")
+        self._file = os.fdopen(self._fd, "wb")
+        self._arrow = pa.ipc.new_file(
+            self._file, self._schema, options=pa.ipc.IpcWriteOptions(compression="zstd")
+        )
+        self._rows: list[dict[str, Any]] = []
+        self._count = 0
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        if len(self._rows) >= _CHUNK_ROWS:
+            self._write()
+
+    def _write(self) -> None:
+        self._arrow.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
+        self._count += len(self._rows)
+        self._rows.clear()
+
+    def close(self) -> dict[str, Any]:
+        if self._rows:
+            self._write()
+        self._arrow.close()
+        self._file.flush()
+        os.fsync(self._fd)
+        self._file.close()
+        content = self._folder.read(f"{self._name}.tmp")
+        self._folder.rename(f"{self._name}.tmp", self._name)
+        return {"rows": self._count, "bytes": len(content), "crc32": f"{zlib.crc32(content):08x}"}

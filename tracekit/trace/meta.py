@@ -1,0 +1,161 @@
+"""What a trace says about itself: who recorded what, on which host, by which clock, with which probes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, TypedDict
+
+from tracekit.errors import DamagedError, UsageError
+from tracekit.trace.schema import SCHEMA_VERSION
+
+__all__ = ["ADDRESS_KINDS", "SOURCES", "Clock", "Host", "Mark", "Meta", "Probes", "Vm"]
+
+SOURCES: Final = ("recorded", "synthetic", "imported")
+ADDRESS_KINDS: Final = ("gpa", "gva")
+
+
+class Host(TypedDict, total=False):
+    """The machine the trace was made on; `mmu_mode` is ept, npt, shadow, none or tcg."""
+
+    kernel: str
+    cpu: str
+    cpus: int
+    memory_bytes: int
+    hostname: str
+    kvm_module: str
+    mmu_mode: str
+
+
+class Vm(TypedDict, total=False):
+    """One traced VM (the `vm` column indexes the list of these); more keys are allowed and kept."""
+
+    pid: int
+    argv: list[str]
+    vcpus: int
+    page_bytes: int
+
+
+class Probes(TypedDict, total=False):
+    """Probes that ran, and those that could not with the reason."""
+
+    active: list[str]
+    refused: dict[str, str]
+
+
+class Clock(TypedDict, total=False):
+    """The clock of `ts_ns`, and what to add to it for CLOCK_REALTIME and CLOCK_BOOTTIME."""
+
+    name: str
+    realtime_offset_ns: int
+    boot_offset_ns: int
+
+
+class Mark(TypedDict):
+    """A point the user named; a `mark` event's `arg` is the index into the list of these."""
+
+    name: str
+    ts_ns: int
+
+
+@dataclass(kw_only=True)
+class Meta:
+    """The content of `meta.json`; times are nanoseconds of `clock`, sizes are bytes.
+
+    Keys that this version does not know are kept in `extra` and written back. `rows` and `parts` are
+    what the trace held when it was finalised, `tables` the size and crc32 of each side table: the reader
+    checks the files against them. `late_rows` counts rows that came too late for the time order of a part.
+
+    >>> meta = Meta(source="synthetic", notes=["two vCPUs, 1 GiB"])
+    >>> Meta.from_json(meta.to_json()) == meta
+    True
+    >>> Meta.from_json('{"schema_version": 1, "source": "recorded", "colour": 3}').extra
+    {'colour': 3}
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    tool_version: str = ""
+    source: str = "recorded"
+    host: Host = field(default_factory=Host)
+    vms: list[Vm] = field(default_factory=list)
+    address_kind: str = "gpa"
+    probes: Probes = field(default_factory=Probes)
+    clock: Clock = field(default_factory=lambda: Clock(name="CLOCK_MONOTONIC"))
+    filters: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)
+    start_ns: int | None = None
+    stop_ns: int | None = None
+    finalised: bool = False
+    recovered: bool = False
+    marks: list[Mark] = field(default_factory=list)
+    command: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    rows: int | None = None
+    parts: int | None = None
+    late_rows: int = 0
+    tables: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse a source or address kind that no reader would know (UsageError)."""
+        if self.source not in SOURCES:
+            raise UsageError(f"source must be one of {', '.join(SOURCES)}, not {self.source!r}")
+        if self.address_kind not in ADDRESS_KINDS:
+            raise UsageError(
+                f"address_kind must be one of {', '.join(ADDRESS_KINDS)}, not {self.address_kind!r}"
+            )
+
+    def to_json(self) -> str:
+        """Return the text of `meta.json`; numbers that JSON cannot hold (NaN, infinity) become null."""
+        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        return json.dumps(_finite({**self.extra, **known}), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Meta:
+        """Read the text of a `meta.json`.
+
+        Raises DamagedError when it is not what a tracekit wrote, UsageError when a newer one wrote it.
+        """
+        try:
+            raw = json.loads(text)
+        except ValueError as error:
+            raise DamagedError(f"meta.json is not JSON: {error}") from None
+        if not isinstance(raw, dict) or not isinstance(raw.get("schema_version"), int):
+            raise DamagedError("meta.json has no schema_version")
+        if raw["schema_version"] > SCHEMA_VERSION:
+            raise UsageError(
+                f"made by a newer tracekit (schema {raw['schema_version']}; this one: {SCHEMA_VERSION})",
+                hint="pip install --upgrade tracekit",
+            )
+        defaults = cls()
+        known = {f.name for f in fields(cls)} - {"extra"}
+        for name in known & raw.keys():
+            if not _fits(raw[name], getattr(defaults, name)):
+                raise DamagedError(
+                    f"meta.json: {name} is {type(raw[name]).__name__}, not what tracekit writes"
+                )
+        try:
+            return cls(
+                **{name: value for name, value in raw.items() if name in known},
+                extra={name: value for name, value in raw.items() if name not in known},
+            )
+        except UsageError as error:
+            raise DamagedError(f"meta.json: {error.message}") from None
+
+
+def _fits(value: object, default: object) -> bool:
+    if default is None:
+        return value is None or (isinstance(value, int) and not isinstance(value, bool))
+    return isinstance(value, type(default))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
