@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from tracekit.cli import lab
+from tracekit.cli import datasets, lab
 from tracekit.cli.output import stderr
 from tracekit.errors import TracekitError
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 
 
 app.add_typer(lab.app, name="lab")
+app.add_typer(datasets.app, name="datasets")
 
 
 def _version(wanted: bool) -> None:
