@@ -18,7 +18,7 @@ __all__ = ["EVENTS_DIR", "Folder", "is_trace", "part_name"]
 EVENTS_DIR: Final = "events"
 _OWN_NAMES: Final = re.compile(
     r"(meta\.json|manifest\.jsonl|journal\.ndjson|(memslots|samples|losses)\.arrow|events"
-    r"|events/\d{5,}\.(arrow|parquet)(\.part|\.damaged)?)(\.tmp)?"
+    r"|events/\d{5,}\.(arrow|parquet)(\.part)?)(\.tmp|\.damaged)?"
 )
 
 
@@ -164,6 +164,14 @@ class Folder:
         top = [name for name in _list(self.fd) if name != EVENTS_DIR]
         return sorted(top + [f"{EVENTS_DIR}/{name}" for name in _list(self.events_fd)])
 
+    def exists(self, name: str) -> bool:
+        """Tell whether a file (not a link) of that name is there."""
+        at, tail = self.dir_fd(name)
+        try:
+            return stat.S_ISREG(os.stat(tail, dir_fd=at, follow_symlinks=False).st_mode)
+        except FileNotFoundError:
+            return False
+
     def removed(self) -> bool:
         """Tell whether somebody removed the folder under us: what is written now would vanish."""
         return os.fstat(self.events_fd).st_nlink == 0 or os.fstat(self.fd).st_nlink == 0
@@ -175,7 +183,7 @@ class Folder:
 
 
 def _list(fd: int) -> list[str]:
-    return os.listdir(fd)  # noqa: PTH208 - pathlib cannot list a descriptor
+    return os.listdir(fd)
 
 
 def write_all(fd: int, content: bytes | bytearray | memoryview) -> None:

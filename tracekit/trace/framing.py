@@ -86,8 +86,8 @@ class FrameReader:
             if seq != number or rows != batch.num_rows:
                 self.trouble = f"batch {number} says it is number {seq} with {rows} rows"
                 return
-            yield Frame(seq, None if lost == b"unknown" else int(lost), _current_kinds(batch))
             self.end = end
+            yield Frame(seq, None if lost == b"unknown" else int(lost), _current_kinds(batch))
 
     def _open(self) -> pa.RecordBatchStreamReader:
         fields = None if self._columns is None else [EVENTS.get_field_index(name) for name in self._columns]

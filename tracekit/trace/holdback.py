@@ -65,7 +65,8 @@ class HoldBack:
 
 def times(batch: pa.RecordBatch) -> np.ndarray:
     """Return `ts_ns` as a numpy view."""
-    return batch.column("ts_ns").to_numpy(zero_copy_only=True)
+    ts: np.ndarray = batch.column("ts_ns").to_numpy(zero_copy_only=True)
+    return ts
 
 
 def concat(batches: list[pa.RecordBatch]) -> pa.RecordBatch:

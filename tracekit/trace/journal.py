@@ -130,6 +130,7 @@ def read_table(folder: Folder, name: str, stated: dict[str, Any] | None) -> pa.T
 
 
 def _add_loss(side: Side, writer: _TableWriter, row: dict[str, Any]) -> None:
+    """Enter a loss into the table and the sum."""
     writer.add(row)
     side.lost = None if side.lost is None or row["lost"] is None else side.lost + row["lost"]
     side.newest_ns = max(side.newest_ns, row["t1_ns"])
@@ -156,7 +157,7 @@ def _lines(folder: Folder, side: Side) -> Iterator[tuple[str, dict[str, Any]]]:
             crc, _, text = line.rstrip(b"\n").partition(b" ")
             if not line.endswith(b"\n") or crc != b"%08x" % zlib.crc32(text):
                 side.torn = True
-                return
+                continue
             table, row = json.loads(text)
             yield table, row
 

@@ -6,13 +6,13 @@ import difflib
 import errno
 import zlib
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
 
-from tracekit.errors import DamagedError, TracekitError, UsageError
+from tracekit.errors import DamagedError, UsageError
 from tracekit.trace.folder import EVENTS_DIR, Folder, part_name
 from tracekit.trace.framing import FrameReader
 from tracekit.trace.journal import read_table
@@ -24,7 +24,7 @@ from tracekit.trace.schema import EVENTS
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["Trace", "open_trace", "read_manifest", "read_meta"]
+__all__ = ["Trace", "open_folder", "open_trace", "read_manifest", "read_meta"]
 
 _READ_SIZE: Final = 1 << 22
 
@@ -122,7 +122,7 @@ class Trace:
             raise UsageError("batch_rows must be at least 1")
         wanted = sorted({"ts_ns", *names}, key=EVENTS.get_field_index)
         sources = [
-            Source(part.first_ts_ns or 0, part.last_ts_ns or 0, lambda part=part: self._frames(part, wanted))
+            Source(part.first_ts_ns or 0, part.last_ts_ns or 0, partial(self._frames, part, wanted))
             for part in self.parts
             if part.rows
         ]
@@ -150,7 +150,7 @@ class Trace:
     def _table(self, name: str) -> pl.DataFrame:
         import polars as pl
 
-        folder = _open_folder(self.path)
+        folder = open_folder(self.path)
         try:
             table = read_table(folder, name, self.meta.tables.get(name))
         finally:
@@ -185,7 +185,7 @@ def open_trace(path: Path | str) -> Trace:
     never finished (still recording, or crashed) or files are missing.
     """
     path = Path(path)
-    folder = _open_folder(path)
+    folder = open_folder(path)
     try:
         meta = read_meta(folder)
         if not meta.finalised:
@@ -240,7 +240,8 @@ def _broken(folder: Folder, what: str) -> DamagedError:
     return DamagedError(f"{folder.path}: {what}", hint=f"tracekit recover {folder.path}")
 
 
-def _open_folder(path: Path) -> Folder:
+def open_folder(path: Path) -> Folder:
+    """Open a folder that should be a trace; UsageError, naming traces nearby, when it cannot be one."""
     try:
         folder = Folder(path)
     except FileNotFoundError:

@@ -216,29 +216,33 @@ class TraceWriter:
         late, rest = split_at(rows, self._last_ts)
         self.meta.late_rows += late.num_rows
         for role, part_rows in (("late", late), ("main", rest)):
-            if not part_rows.num_rows:
-                continue
-            part = self._parts.get(role)
-            if part and part.last_ts is not None and int(times(part_rows)[0]) < part.last_ts:
-                self._close_part(role)
-                part = None
-            if part is None:
-                part = self._open_part(role)
-            before = part.bytes
-            part.write(part_rows, self._lost)
-            self.bytes_written += part.bytes - before
+            for start in range(0, part_rows.num_rows, FRAME_ROWS):
+                frame = part_rows.slice(start, FRAME_ROWS)
+                part = self._part_for(role, int(times(frame)[0]))
+                before = part.bytes
+                part.write(frame, self._lost)
+                self.bytes_written += part.bytes - before
+                self._rotate(role)
+        for part in self._parts.values():
             self.rows_durable += part.sync()
         if rest.num_rows:
             self._last_ts = int(times(rest)[-1])
 
-    def _open_part(self, role: str) -> PartWriter:
+    def _part_for(self, role: str, first_ts: int) -> PartWriter:
+        part = self._parts.get(role)
+        if part is not None and (part.last_ts is None or part.last_ts <= first_ts):
+            return part
+        if part is not None:
+            self._close_part(role)
         part = self._parts[role] = PartWriter(self._folder, self._next_part)
         self._opened_ns[role] = time.monotonic_ns()
         self._next_part += 1
         return part
 
     def _close_part(self, role: str) -> None:
-        self._lines.append(self._log(self._parts[role].close()))
+        part = self._parts[role]
+        self.rows_durable += part.sync()
+        self._lines.append(self._log(part.close()))
         del self._parts[role]
 
     def _rotate(self, role: str) -> None:

@@ -1,0 +1,114 @@
+"""Gets every whole, verified frame out of one part, however the part ended."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from tracekit.trace.folder import EVENTS_DIR, Folder, part_name
+from tracekit.trace.framing import FrameReader
+from tracekit.trace.part import PartLine, PartWriter
+
+__all__ = ["Salvaged", "salvage_part"]
+
+
+@dataclass(frozen=True)
+class Salvaged:
+    """A part that is whole now: its manifest line, and what was wrong with it ("" = nothing).
+
+    `unreadable_bytes` of it hold no verified rows; `lost_so_far` is the loss count of its last frame.
+    """
+
+    line: PartLine
+    trouble: str
+    unreadable_bytes: int
+    lost_so_far: int | None
+    was_open: bool
+
+
+def salvage_part(folder: Folder, number: int, stated: PartLine | None) -> Salvaged | None:
+    """Make part `number` a closed part of verified frames; None when there is no file of it at all.
+
+    The damaged original stays as `.damaged` when any of its bytes are not explained. May be repeated
+    after a crash at any point: it then comes to the same end.
+    """
+    closed = f"{EVENTS_DIR}/{part_name(number)}"
+    sources = [name for name in (f"{closed}.part", closed, f"{closed}.damaged") if folder.exists(name)]
+    if not sources:
+        return None
+    source = sources[0]
+    path = folder.path / source
+    if source == closed and stated is not None and _matches(folder, source, stated):
+        return Salvaged(stated, "", 0, _scan(path).lost_so_far, was_open=False)
+    found = _scan(path)
+    if source == closed and found.whole:
+        return Salvaged(found.line(part_name(number)), "", 0, found.lost_so_far, was_open=False)
+    folder.remove(f"{closed}.tmp")
+    writer = PartWriter(folder, number, suffix=".tmp")
+    with pa.memory_map(str(path)) as file:
+        for frame in FrameReader(file.read_buffer()):
+            writer.write(frame.batch, frame.lost_so_far)
+    if source == closed:
+        folder.rename(closed, f"{closed}.damaged")
+    line = writer.close()
+    if source.endswith(".part"):
+        if found.unreadable_bytes:
+            folder.rename(source, f"{closed}.damaged")
+        else:
+            folder.remove(source)
+    trouble = found.trouble or ("" if source.endswith(".part") else "its end is missing")
+    return Salvaged(line, trouble, found.unreadable_bytes, found.lost_so_far, source.endswith(".part"))
+
+
+@dataclass
+class _Scan:
+    rows: int = 0
+    batches: int = 0
+    first_ts: int | None = None
+    last_ts: int | None = None
+    lost_so_far: int | None = 0
+    whole: bool = False
+    trouble: str = ""
+    unreadable_bytes: int = 0
+    size: int = 0
+    crc: int = 0
+
+    def line(self, name: str) -> PartLine:
+        times = (self.first_ts, self.last_ts)
+        return PartLine(name, self.rows, self.size, *times, self.batches, f"{self.crc:08x}")
+
+
+def _scan(path: object) -> _Scan:
+    scan = _Scan()
+    with pa.memory_map(str(path)) as file:
+        content = file.read_buffer()
+        scan.size = content.size
+        reader = FrameReader(content, columns=["ts_ns"])
+        for frame in reader:
+            ts = frame.batch.column(0)
+            scan.rows += len(ts)
+            scan.batches += 1
+            scan.first_ts = ts[0].as_py() if scan.first_ts is None else scan.first_ts
+            scan.last_ts = ts[-1].as_py()
+            scan.lost_so_far = frame.lost_so_far
+        scan.trouble = reader.trouble
+        scan.unreadable_bytes = 0 if reader.closed else content.size - reader.end
+        scan.crc = zlib.crc32(content)
+        if reader.closed:
+            scan.whole = _footer_agrees(content, scan.batches)
+    return scan
+
+
+def _footer_agrees(content: pa.Buffer, batches: int) -> bool:
+    try:
+        return bool(pa.ipc.open_file(content).num_record_batches == batches)
+    except (pa.ArrowException, OSError, ValueError, MemoryError):
+        return False
+
+
+def _matches(folder: Folder, name: str, stated: PartLine) -> bool:
+    with pa.memory_map(str(folder.path / name)) as file:
+        content = file.read_buffer()
+        return content.size == stated.bytes and zlib.crc32(content) == int(stated.crc32, 16)
