@@ -86,3 +86,55 @@ def guest(
         sys.stdout.flush()
         time.sleep(hold)
     next_command("tracekit record -- tracekit lab guest …")
+
+
+@app.command()
+def linux(
+    memory: Annotated[
+        int, typer.Option(parser=parse_size, metavar="SIZE", help="Guest memory.", show_default="1G")
+    ] = 1 << 30,
+    vcpus: Annotated[int, typer.Option(min=1, max=64, help="vCPUs.")] = 1,
+    free_page_reporting: Annotated[
+        Literal["on", "off"], typer.Option(help="The guest reports free pages, QEMU discards them.")
+    ] = "on",
+    alloc: Annotated[
+        int, typer.Option(parser=parse_size, metavar="SIZE", help="Fill and free this much guest memory.")
+    ] = 0,
+    balloon: Annotated[
+        int,
+        typer.Option(parser=parse_size, metavar="SIZE", help="Inflate until the guest has SIZE; deflate."),
+    ] = 0,
+    accel: Annotated[
+        Literal["auto", "tcg", "kvm"], typer.Option(help="auto: KVM where it can run Linux, else TCG.")
+    ] = "auto",
+    settle: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Wait after freeing, for reports to come.")
+    ] = 5.0,
+    json: Annotated[bool, typer.Option("--json", help="Print the steps as JSON.")] = False,
+) -> None:
+    """Boot a real Linux guest in QEMU with virtio-balloon and say what each step left resident."""
+    from tracekit.lab.linux_guest import LinuxPlan, run_plan
+
+    account = run_plan(
+        LinuxPlan(
+            memory_bytes=memory,
+            vcpus=vcpus,
+            accel=accel,
+            free_page_reporting=free_page_reporting == "on",
+            alloc_bytes=alloc,
+            balloon_bytes=balloon,
+            settle_s=settle,
+        )
+    )
+    if json:
+        print_json(account)
+    else:
+        from rich.table import Table
+
+        table = Table(title=f"Linux {account['kernel']} under {account['accel']}", box=None)
+        for column in ("step", "seconds", "QEMU resident MiB"):
+            table.add_column(column, justify="left" if column == "step" else "right")
+        for step in account["steps"]:
+            table.add_row(step["name"], f"{step['elapsed_ns'] / 1e9:.2f}", f"{step['rss_bytes'] / 2**20:.0f}")
+        stdout().print(table)
+    next_command("tracekit record -- tracekit lab linux …")

@@ -158,7 +158,7 @@ class _Handle:
 
     def _call(self, what: str, number: int, argument: Any = 0) -> int:
         try:
-            return fcntl.ioctl(self.fd, number, argument)
+            return int(fcntl.ioctl(self.fd, number, argument))
         except OSError as error:
             code = errno.errorcode.get(error.errno or 0, str(error.errno))
             raise FailedError(f"{what} failed: {error.strerror} ({code})", hint="tracekit doctor") from error

@@ -1,0 +1,185 @@
+"""A real Linux guest: Debian's cloud kernel, a busybox initramfs made here, virtio-balloon, a monitor."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from tracekit.errors import FailedError, UsageError
+from tracekit.lab.debian import Kernel, kernel, unpacked
+from tracekit.lab.initramfs import Initramfs
+from tracekit.lab.kernel_modules import load_order
+from tracekit.lab.qemu import Qemu, guest_init
+
+__all__ = ["Accel", "LinuxGuest", "LinuxPlan", "Step", "can_run_linux_under_kvm", "run_plan"]
+
+Accel = Literal["auto", "tcg", "kvm"]
+
+
+@dataclass(frozen=True)
+class LinuxPlan:
+    """What a Linux guest has and does; sizes in bytes, `settle_s` is the time given to page reporting.
+
+    After boot it writes and deletes a file of `alloc_bytes` in its memory, then its balloon is inflated until
+    `balloon_bytes` of guest memory are left (0: neither), then deflated.
+    """
+
+    memory_bytes: int = 1 << 30
+    vcpus: int = 1
+    accel: Accel = "auto"
+    free_page_reporting: bool = True
+    alloc_bytes: int = 0
+    balloon_bytes: int = 0
+    settle_s: float = 5.0
+    kernel_arguments: str = ""
+    kernel_package: str = "linux-image-cloud-amd64"
+
+    def __post_init__(self) -> None:
+        if self.memory_bytes < 128 << 20:
+            raise UsageError("a Linux guest needs 128 MiB to boot", hint="--memory 256M")
+        if self.alloc_bytes > self.memory_bytes - (96 << 20):
+            raise UsageError(
+                "the guest can't allocate that much of its memory",
+                hint="a smaller --alloc",
+            )
+        if self.balloon_bytes and not 64 << 20 <= self.balloon_bytes <= self.memory_bytes:
+            raise UsageError("the balloon must leave the guest 64 MiB", hint="--balloon 512M")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a guest's life on CLOCK_MONOTONIC, and QEMU's resident memory at its end."""
+
+    name: str
+    start_ns: int
+    elapsed_ns: int
+    rss_bytes: int
+
+
+def can_run_linux_under_kvm() -> bool:
+    """Return whether KVM here uses the hardware's virtualisation.
+
+    A KVM that shadows page tables in software (PVM) runs small user-mode guests natively, but would emulate
+    an unmodified Linux kernel instruction by instruction.
+    """
+    modules = Path("/sys/module")
+    return Path("/dev/kvm").exists() and any((modules / name).is_dir() for name in ("kvm_intel", "kvm_amd"))
+
+
+class LinuxGuest:
+    """A booted Linux guest; `qemu` runs commands in it and speaks to its monitor. Ends with the with block.
+
+    Raises `CapabilityError` where QEMU, busybox or the kernel package can't be had.
+    """
+
+    def __init__(self, plan: LinuxPlan) -> None:
+        self.plan = plan
+        self.accel = plan.accel
+        if plan.accel == "auto":
+            self.accel = "kvm" if can_run_linux_under_kvm() else "tcg"
+        self.kernel = kernel(plan.kernel_package)
+        with tempfile.NamedTemporaryFile(prefix="tracekit-initramfs-") as image:
+            image.write(_initramfs(self.kernel))
+            image.flush()
+            self.start_ns = time.monotonic_ns()
+            self.qemu = Qemu(self._arguments(image.name))
+        self.ready_ns = time.monotonic_ns()
+
+    def balloon(self, target_bytes: int, *, timeout_s: float = 120.0) -> None:
+        """Move the balloon until the guest has `target_bytes`, and wait until it has.
+
+        Raises `FailedError` where the guest does not get there in time.
+        """
+        self.qemu.qmp.execute("balloon", value=target_bytes)
+        deadline = time.monotonic() + timeout_s
+        while (actual := int(self.qemu.qmp.execute("query-balloon")["actual"])) != target_bytes:
+            if time.monotonic() > deadline:
+                raise FailedError(f"the balloon stopped at {actual} bytes on its way to {target_bytes}")
+            time.sleep(0.02)
+
+    def allocate(self, size_bytes: int) -> None:
+        """Fill `size_bytes` of guest memory (a file in a RAM file system)."""
+        self.qemu.run(f"dd if=/dev/zero of=/fill/file bs=1M count={size_bytes >> 20} 2>/dev/null")
+
+    def free(self) -> None:
+        """Free what `allocate` filled."""
+        self.qemu.run("rm /fill/file")
+
+    def close(self) -> None:
+        """Shut the guest down."""
+        self.qemu.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failed: object, *_: object) -> None:
+        self.qemu.__exit__(failed)
+
+    def _arguments(self, initramfs: str) -> list[str | Path]:
+        plan = self.plan
+        reporting = "on" if plan.free_page_reporting else "off"
+        return [
+            *("-M", "q35", "-accel", self.accel, "-cpu", "host" if self.accel == "kvm" else "max"),
+            *("-m", f"{plan.memory_bytes >> 20}M", "-smp", str(plan.vcpus)),
+            *("-kernel", self.kernel.image, "-initrd", initramfs),
+            *("-append", f"console=ttyS0 quiet panic=-1 {plan.kernel_arguments}"),
+            *("-device", f"virtio-balloon-pci,free-page-reporting={reporting}"),
+        ]
+
+
+def run_plan(plan: LinuxPlan) -> dict[str, Any]:
+    """Boot the guest, do what the plan says, shut it down; return a JSON-ready account of its steps."""
+    steps: list[Step] = []
+    with LinuxGuest(plan) as guest:
+        started = guest.start_ns
+
+        def step(name: str) -> None:
+            nonlocal started
+            now = time.monotonic_ns()
+            steps.append(Step(name, started, now - started, guest.qemu.rss_bytes()))
+            started = now
+
+        step("boot")
+        if plan.alloc_bytes:
+            guest.allocate(plan.alloc_bytes)
+            step("allocate")
+            guest.free()
+            step("free")
+            time.sleep(plan.settle_s)
+            step("settle")
+        if plan.balloon_bytes:
+            guest.balloon(plan.balloon_bytes)
+            step("inflate")
+            guest.balloon(plan.memory_bytes)
+            step("deflate")
+        pid, accel, release = guest.qemu.pid, guest.accel, guest.kernel.release
+    return {
+        "plan": asdict(plan),
+        "pid": pid,
+        "accel": accel,
+        "kernel": release,
+        "steps": [asdict(one) for one in steps],
+    }
+
+
+def _initramfs(kernel: Kernel) -> bytes:
+    busybox = unpacked("busybox-static") / "bin" / "busybox"
+    image = Initramfs()
+    image.add_file("bin/busybox", busybox.read_bytes(), executable=True)
+    image.add_link("bin/sh", "busybox")
+    image.add_device("dev/console", 5, 1)
+    modules = load_order(kernel.modules, ("virtio_pci", "virtio_balloon"))
+    for name, content in modules:
+        image.add_file(f"modules/{name}.ko", content)
+    setup = "\n".join(
+        [
+            "/bin/busybox --install -s /bin",
+            *(f"insmod /modules/{name}.ko" for name, _ in modules),
+            "mkdir /fill && mount -t tmpfs -o size=100% fill /fill",
+        ]
+    )
+    image.add_file("init", guest_init(setup), executable=True)
+    return image.to_bytes()

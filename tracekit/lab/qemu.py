@@ -1,0 +1,179 @@
+"""A QEMU process: started with a monitor and a command line into the guest, always ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from tracekit.errors import CapabilityError, FailedError
+from tracekit.lab.qmp import Qmp
+
+__all__ = ["READY", "Qemu", "guest_init"]
+
+READY = "tracekit: ready"
+_DONE = "tracekit: done "
+
+
+def guest_init(setup: str) -> bytes:
+    """Return an init script for busybox: `setup`, then commands from the second serial port, a line each.
+
+    After each command's output comes a line with its exit code; the first serial port stays the kernel's.
+    """
+    return f"""#!/bin/sh
+/bin/busybox mkdir -p /proc /sys /dev /tmp /run
+/bin/busybox mount -t devtmpfs dev /dev
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sys /sys
+{setup}
+exec </dev/ttyS1 >/dev/ttyS1 2>&1
+/bin/busybox stty raw -echo
+echo "{READY}"
+while IFS= read -r line; do
+  (eval "$line") </dev/null
+  echo "{_DONE}$?"
+done
+""".encode()
+
+
+class Qemu:
+    """qemu-system-x86_64 with these arguments, plus a monitor and a command line into the guest.
+
+    `run` needs a guest whose init is `guest_init`. QEMU dies with the thread that started it, whatever ends
+    that. Raises `CapabilityError` where QEMU is not installed, `FailedError` where it does not start.
+    """
+
+    def __init__(self, arguments: Sequence[str | Path], *, boot_timeout_s: float = 120.0) -> None:
+        program = shutil.which("qemu-system-x86_64")
+        if not program:
+            raise CapabilityError(
+                "qemu-system-x86_64 is not installed", hint="sudo apt-get install qemu-system-x86"
+            )
+        with contextlib.ExitStack() as cleanup:
+            folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="tracekit-qemu-")))
+            self.console_log = folder / "console.log"
+            socket = folder / "monitor"
+            # The parent-death signal spares nobody a stray QEMU when the caller is killed.
+            guard = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+            self._process = subprocess.Popen(
+                [
+                    *(*guard, program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+                    *("-serial", f"file:{self.console_log}", "-serial", "stdio"),
+                    *("-qmp", f"unix:{socket},server=on,wait=off"),
+                    *arguments,
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            cleanup.callback(self._end)
+            self._received = bytearray()
+            self.qmp = cleanup.enter_context(self._connect(socket))
+            self._read_until(READY, boot_timeout_s)
+            self._cleanup = cleanup.pop_all()
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        return self._process.pid
+
+    def rss_bytes(self) -> int:
+        """Return the resident memory of the QEMU process."""
+        resident_pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return resident_pages * os.sysconf("SC_PAGE_SIZE")
+
+    def run(self, command: str, *, timeout_s: float = 120.0, check: bool = True) -> str:
+        """Run one line of shell in the guest and return its output.
+
+        Raises `FailedError` where it fails (unless `check` is false), hangs, or the guest is gone.
+        """
+        if "\n" in command:
+            raise ValueError("a guest command is one line")
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(command.encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise FailedError(f"the guest is gone: {self._last_words()}") from error
+        output, code = self._read_until(_DONE, timeout_s)
+        if check and code != "0":
+            raise FailedError(f"in the guest, {command!r} failed with {code}: {output.strip()[-300:]}")
+        return output
+
+    def close(self) -> None:
+        """Power the guest off; if it does not go, end QEMU."""
+        with contextlib.suppress(OSError, AssertionError):
+            assert self._process.stdin
+            self._process.stdin.write(b"poweroff -f\n")
+            self._process.stdin.flush()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(3)
+        self._cleanup.close()
+
+    def kill(self) -> None:
+        """End QEMU at once, guest and all."""
+        self._cleanup.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failed: object, *_: object) -> None:
+        if failed:
+            self.kill()
+        else:
+            self.close()
+
+    def _connect(self, monitor: Path, timeout_s: float = 10.0) -> Qmp:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return Qmp(monitor)
+            except FailedError as error:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise FailedError(f"QEMU did not start: {self._last_words()}") from error
+                time.sleep(0.01)
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            with contextlib.suppress(OSError):
+                if pipe:
+                    pipe.close()
+
+    def _last_words(self) -> str:
+        """What QEMU said on stderr, or the end of the guest's console."""
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stderr
+        said = self._process.stderr.read().decode(errors="replace").strip()
+        if not said and self.console_log.exists():
+            said = self.console_log.read_text(errors="replace").strip()
+        return said[-500:] or f"exit code {self._process.returncode}"
+
+    def _read_until(self, marker: str, timeout_s: float) -> tuple[str, str]:
+        """Return (text before the line that begins with marker, rest of that line)."""
+        assert self._process.stdout
+        fd = self._process.stdout.fileno()
+        deadline = time.monotonic() + timeout_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(fd, selectors.EVENT_READ)
+            while True:
+                text = self._received.replace(b"\r", b"").decode(errors="replace")
+                start = 0 if text.startswith(marker) else text.find("\n" + marker) + 1
+                if (start or text.startswith(marker)) and "\n" in text[start:]:
+                    line, rest = text[start:].split("\n", 1)
+                    self._received = bytearray(rest.encode())
+                    return text[:start], line.removeprefix(marker)
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    raise FailedError(f"the guest said nothing for {timeout_s:.0f} s: {self._last_words()}")
+                if not (chunk := os.read(fd, 65536)):
+                    raise FailedError(f"the guest ended: {self._last_words()}")
+                self._received += chunk
