@@ -13,6 +13,7 @@ import typer
 
 from tracekit.cli import datasets, lab
 from tracekit.cli.output import stderr
+from tracekit.cli.record import record
 from tracekit.errors import TracekitError
 
 __all__ = ["app", "main"]
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 
 
+app.command()(record)
 app.add_typer(lab.app, name="lab")
 app.add_typer(datasets.app, name="datasets")
 

@@ -1,0 +1,116 @@
+// What every probe shares: the record, the ring it goes to, the traced threads, and the loss counters.
+//
+// source.py puts this file in front of the chosen probes (bcc rewrites only one main file, so nothing is
+// #included) and generates before it: the sizes (RING_PAGES, MAX_THREADS, MAX_PROCESSES), KIND_*, FLAG_*
+// and ACCESS_* from trace/schema.py, VALID_* and LOST_* from wire.py, and for each tracepoint C:E of this
+// kernel HAVE_C__E, HAS_C__E__FIELD and struct C__E with its fields where the `format` file puts them.
+
+// ON(C, E) defines the program for tracepoint C:E; source.py finds these lines and attaches them.
+#define ON(category, event) ON_(PROBE, category, event)
+#define ON_(probe, category, event) ON__(probe, category, event)
+#define ON__(probe, category, event) int on_##probe##_##category##__##event(struct category##__##event *args)
+
+// One record for all kinds: 80 bytes, with the ring's own header 88. wire.py reads exactly this.
+struct record {
+    u64 ts, gfn, hva, gva, latency, rip, arg;
+    u32 tid, pages, flags;
+    u16 vm;
+    s16 vcpu;
+    u8 kind, level, access, valid;
+    u32 extra;
+};
+_Static_assert(sizeof(struct record) == 80, "wire.py and the ring reader count on 80 bytes");
+
+BPF_RINGBUF_OUTPUT(ring, RING_PAGES);
+
+// A traced thread and what it is in the middle of. Its being in the table is the filter: one look-up
+// gives the VM, the vCPU and every start time. Only the thread itself writes to its entry.
+struct thread {
+    u64 mmu_start, mmu_requested, mmu_gfn, mmu_gva, mmu_rip, mmu_error;
+    u64 fault_start, fault_address, fault_ip, fault_error;
+    u64 call_start, call_a, call_b, call_c, call_d;
+    u32 call;
+    u32 tgid;
+    s32 vcpu_fd;
+    u16 vm;
+    s16 vcpu;
+    u8 armed;        // a child that has not yet become its command: silent until exec
+    u8 mmu_pending;  // a fault of the guest is being handled
+    u8 mmu_level;
+    u8 mmu_mapped;
+};
+BPF_HASH(threads, u32, struct thread, MAX_THREADS);
+
+// processes[vm] = who it is. An index is never used twice; next_vm is only where to look for a free one,
+// since inserting is what decides which of two CPUs has it.
+struct process {
+    u32 tgid, parent;
+};
+BPF_HASH(processes, u32, struct process, MAX_PROCESSES);
+BPF_ARRAY(next_vm, u32, 1);
+
+// Losses by CPU and reason. The reader raises `epoch` at each reading, so first_ts is that of the losses
+// since about then.
+struct loss {
+    u64 count, first_ts, last_ts, epoch;
+};
+BPF_PERCPU_ARRAY(losses, struct loss, LOST_REASONS);
+BPF_ARRAY(epoch, u64, 1);
+
+static __always_inline void lose_many(u32 reason, u64 count)
+{
+    u32 zero = 0;
+    struct loss *loss = losses.lookup(&reason);
+    u64 *now_epoch = epoch.lookup(&zero);
+    u64 now = bpf_ktime_get_ns();
+    if (!loss || !now_epoch)
+        return;
+    if (loss->epoch != *now_epoch || !loss->count) {
+        loss->epoch = *now_epoch;
+        loss->first_ts = now;
+    }
+    loss->last_ts = now;
+    loss->count += count;
+}
+
+static __always_inline void lose(u32 reason) { lose_many(reason, 1); }
+
+static __always_inline struct record *reserve(void)
+{
+    struct record *r = ring.ringbuf_reserve(sizeof(struct record));
+    if (!r)
+        lose(LOST_RING_FULL);
+    return r;
+}
+
+static __always_inline void submit(struct record *r)
+{
+    // Without a wake-up: the reader comes by the clock, and the traced thread pays for no interrupt.
+    ring.ringbuf_submit(r, 1 /* BPF_RB_NO_WAKEUP */);
+}
+
+static __always_inline struct thread *current_thread(void)
+{
+    u32 tid = bpf_get_current_pid_tgid();
+    struct thread *t = threads.lookup(&tid);
+    return t && !t->armed ? t : 0;
+}
+
+// The first gfn of the page of that level that holds gfn.
+static __always_inline u64 first_gfn(u64 gfn, u8 level)
+{
+    return level == 2 ? gfn & ~0x1ffULL : level == 3 ? gfn & ~0x3ffffULL : gfn;
+}
+
+// EMIT(thread, KIND_X, ts, .field = value, …) sends one record; fields not named are 0, which is null
+// unless its VALID_ bit is in `set`.
+#define EMIT(t, k, when, set, ...)                                                                       \
+    do {                                                                                                 \
+        struct record *_r = reserve();                                                                   \
+        if (_r) {                                                                                        \
+            *_r = (struct record){.ts = (when), .kind = (k), .tid = (u32)bpf_get_current_pid_tgid(),     \
+                                  .vm = (t)->vm, .vcpu = (t)->vcpu >= 0 ? (t)->vcpu : 0,                 \
+                                  .valid = (set) | ((t)->vcpu >= 0 ? VALID_VCPU : 0), __VA_ARGS__};      \
+            submit(_r);                                                                                  \
+        }                                                                                                \
+    } while (0)

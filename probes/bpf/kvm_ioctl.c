@@ -1,0 +1,83 @@
+// What a VMM tells KVM: memslots as they are made (so gpa <-> hva is exact), and which thread runs which
+// vCPU. Only calls that succeeded are recorded.
+
+#define KVM_CREATE_VCPU 0xae41
+#define KVM_RUN 0xae80
+#define KVM_SET_USER_MEMORY_REGION 0x4020ae46
+#define KVM_SET_USER_MEMORY_REGION2 0x40a0ae49
+
+struct memory_region {  // the first 32 bytes of both calls' argument
+    u32 slot, flags;
+    u64 gpa, size, hva;
+};
+
+// The vCPU's number by the file descriptor that KVM_CREATE_VCPU returned.
+struct vcpu_key {
+    u32 tgid, fd;
+};
+BPF_HASH(vcpus, struct vcpu_key, u32, 16384);
+
+ON(syscalls, sys_enter_ioctl)
+{
+    u32 cmd = args->cmd;
+    if ((cmd >> 8 & 0xff) != 0xae)
+        return 0;
+    struct thread *t = current_thread();
+    if (!t)
+        return 0;
+    if (cmd == KVM_RUN) {
+        s32 fd = args->fd;
+        if (fd != t->vcpu_fd) {
+            struct vcpu_key key = {.tgid = t->tgid, .fd = fd};
+            u32 *id = vcpus.lookup(&key);
+            t->vcpu_fd = fd;
+            if (id)
+                t->vcpu = *id;
+        }
+        return 0;
+    }
+    if (cmd == KVM_CREATE_VCPU) {
+        t->call_a = args->arg;
+    } else if (cmd == KVM_SET_USER_MEMORY_REGION || cmd == KVM_SET_USER_MEMORY_REGION2) {
+        struct memory_region region = {};
+        if (bpf_probe_read_user(&region, sizeof(region), (void *)args->arg)) {
+            lose(LOST_UNREADABLE_ARGUMENT);
+            return 0;
+        }
+        t->call_a = (u64)region.flags << 32 | region.slot;
+        t->call_b = region.gpa;
+        t->call_c = region.size;
+        t->call_d = region.hva;
+    } else {
+        return 0;
+    }
+    t->call = cmd;
+    t->call_start = bpf_ktime_get_ns();
+    return 0;
+}
+
+ON(syscalls, sys_exit_ioctl)
+{
+    struct thread *t = current_thread();
+    if (!t)
+        return 0;
+    u32 cmd = t->call;
+    if (cmd != KVM_CREATE_VCPU && cmd != KVM_SET_USER_MEMORY_REGION && cmd != KVM_SET_USER_MEMORY_REGION2)
+        return 0;
+    t->call = 0;
+    s64 ret = args->ret;
+    if (ret < 0)
+        return 0;
+    if (cmd == KVM_CREATE_VCPU) {
+        struct vcpu_key key = {.tgid = t->tgid, .fd = ret};
+        u32 id = t->call_a;
+        vcpus.update(&key, &id);
+        return 0;
+    }
+    u64 now = bpf_ktime_get_ns();
+    // The size goes in bytes in `arg` and the slot's flags in `extra`: wire.py makes rows of them.
+    EMIT(t, KIND_MEMSLOT, now, VALID_GFN | VALID_HVA | VALID_LATENCY | VALID_ARG, .gfn = t->call_b >> 12,
+         .hva = t->call_d, .latency = now - t->call_start, .arg = (u32)t->call_a, .rip = t->call_c,
+         .extra = t->call_a >> 32);
+    return 0;
+}

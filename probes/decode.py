@@ -1,0 +1,137 @@
+"""From the records of the ring to rows of the event table, whole columns at a time.
+
+What hardware and kernel encode (EPT exit qualifications, NPT and #PF error codes) becomes `access` and
+`flags` here, so that recorded bytes of any host can be decoded, and tested, on any other.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from tracekit.probes.wire import NULLABLE, RECORD, VALID
+from tracekit.trace.batch import events_batch
+from tracekit.trace.schema import (
+    ACCESS_EXECUTE,
+    ACCESS_READ,
+    ACCESS_WRITE,
+    FLAG_GUEST_WALK,
+    FLAG_KERNEL,
+    FLAG_PRESENT,
+    KIND_CODE,
+)
+
+__all__ = ["access_and_flags", "columns", "to_batch"]
+
+_GUEST_FAULT_KIND: Final = KIND_CODE["ept_violation"]
+_MAP_KIND: Final = KIND_CODE["map"]
+_HOST_FAULT_KIND: Final = KIND_CODE["host_fault"]
+
+# x86 #PF error code, which SVM's NPT fault code extends (AMD APM vol. 2, 15.25.6; Intel SDM vol. 3, 4.7)
+_PF_PRESENT: Final = 1 << 0
+_PF_WRITE: Final = 1 << 1
+_PF_USER: Final = 1 << 2
+_PF_FETCH: Final = 1 << 4
+_NPF_GUEST_WALK: Final = 1 << 33
+# VMX exit qualification of an EPT violation (Intel SDM vol. 3, table 28-7): bits 0-2 are the access, 3-5
+# what the entry allowed, 7 that the linear address is valid, 8 that it was the final access, not the walk.
+_EPT_ACCESS: Final = 0x7
+_EPT_ALLOWED: Final = 0x38
+_EPT_LINEAR: Final = 1 << 7
+_EPT_FINAL: Final = 1 << 8
+
+
+def access_and_flags(error: np.ndarray, mode: str) -> tuple[np.ndarray, np.ndarray]:
+    """Decode error codes (uint64[n]) as `mode` encodes them: ept, npt, shadow or host (a host's own #PF).
+
+    Returns (access: uint8[n] of ACCESS_* bits, flags: uint32[n] of FLAG_* bits).
+
+    >>> access, flags = access_and_flags(np.array([0x182, 0x1A9], np.uint64), "ept")
+    >>> access.tolist(), (flags & FLAG_PRESENT).tolist()
+    ([2, 1], [0, 4])
+    >>> access_and_flags(np.array([0x200000014], np.uint64), "npt")[1].tolist() == [FLAG_GUEST_WALK]
+    True
+    """
+    if mode == "ept":
+        access = (error & _EPT_ACCESS).astype(np.uint8)
+        walk = (error & (_EPT_LINEAR | _EPT_FINAL)) == _EPT_LINEAR
+        flags = np.where(error & _EPT_ALLOWED, FLAG_PRESENT, 0) | np.where(walk, FLAG_GUEST_WALK, 0)
+        return access, flags.astype(np.uint32)
+    access = np.where(
+        error & _PF_FETCH, ACCESS_EXECUTE, np.where(error & _PF_WRITE, ACCESS_WRITE, ACCESS_READ)
+    )
+    flags = np.where(error & _PF_PRESENT, FLAG_PRESENT, 0)
+    if mode == "npt":
+        # The user bit of a nested walk says nothing of the guest: every access of it is a user access.
+        flags |= np.where(error & _NPF_GUEST_WALK, FLAG_GUEST_WALK, 0)
+    else:
+        flags |= np.where(error & _PF_USER, 0, FLAG_KERNEL)
+    return access.astype(np.uint8), flags.astype(np.uint32)
+
+
+def columns(records: np.ndarray, mmu_mode: str) -> dict[str, np.ndarray]:
+    """Turn records (dtype RECORD, n) into contiguous columns of n; `valid` has their validity bits.
+
+    Faults get `access` and `flags` from their error code, and `gfn` and `pages` become those of the whole
+    page that was mapped; `arg` then has the exact gfn that was touched, where that is another one.
+    """
+    out = {
+        name: np.ascontiguousarray(records[name])
+        for name in RECORD.names or ()
+        if name not in ("length", "page")
+    }
+    kind = out["kind"]
+    for code, mode in ((_GUEST_FAULT_KIND, mmu_mode), (_HOST_FAULT_KIND, "host")):
+        rows = _rows(kind == code)
+        if rows is None:
+            continue
+        error = out["arg"][rows]
+        access, flags = access_and_flags(error, mode)
+        known = (out["valid"][rows] & VALID["arg"]) != 0
+        out["access"][rows] = np.where(known, access, 0)
+        out["flags"][rows] |= np.where(known, flags, 0)
+        out["arg"][rows] = 0
+        out["valid"][rows] &= ~np.uint8(VALID["arg"])
+    _whole_pages(out)
+    return out
+
+
+def to_batch(out: dict[str, np.ndarray]) -> pa.RecordBatch:
+    """Make rows of the event table from `columns`; `extra` has been used up by then and is left out."""
+    valid: dict[str, np.ndarray] = {}
+    given: dict[str, Any] = {
+        name: out[name] for name in ("ts_ns", "kind", "vm", "tid", "pages", "access", "flags")
+    }
+    some, every = np.bitwise_or.reduce(out["valid"]), np.bitwise_and.reduce(out["valid"])
+    for name in NULLABLE:
+        if not some & VALID[name]:
+            continue
+        given[name] = out[name]
+        if not every & VALID[name]:
+            valid[name] = (out["valid"] & VALID[name]) != 0
+    return events_batch(valid=valid, **given)
+
+
+def _whole_pages(out: dict[str, np.ndarray]) -> None:
+    large = np.flatnonzero(
+        (out["level"] > 1) & ((out["kind"] == _GUEST_FAULT_KIND) | (out["kind"] == _MAP_KIND))
+    )
+    if not len(large):
+        return
+    pages = np.uint64(1) << (np.uint64(9) * (out["level"][large].astype(np.uint64) - np.uint64(1)))
+    exact = out["gfn"][large]
+    out["gfn"][large] = exact & ~(pages - np.uint64(1))
+    out["pages"][large] = pages
+    faults = out["kind"][large] == _GUEST_FAULT_KIND
+    out["arg"][large[faults]] = exact[faults]
+    out["valid"][large[faults]] |= np.uint8(VALID["arg"])
+
+
+def _rows(mask: np.ndarray) -> slice | np.ndarray | None:
+    """Return an index of the rows: a slice when all are meant, which costs no copies; None for none."""
+    count = int(np.count_nonzero(mask))
+    if not count:
+        return None
+    return slice(None) if count == len(mask) else np.flatnonzero(mask)

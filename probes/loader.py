@@ -1,0 +1,171 @@
+"""Loads the BPF programs and attaches them to their tracepoints; says which ran and which were refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from tracekit.errors import CapabilityError, FailedError
+from tracekit.probes import source, tracefs
+from tracekit.probes.bcc_package import compile_program, load_bcc
+from tracekit.probes.catalogue import Probe
+from tracekit.probes.losses import LossReader
+from tracekit.probes.ring import RingReader
+
+__all__ = ["LoadedProbes", "ProgramStats", "require_permission"]
+
+_CAP_PERFMON: Final = 38
+_CAP_BPF: Final = 39
+_CAP_SYS_ADMIN: Final = 21
+
+
+@dataclass(frozen=True)
+class ProgramStats:
+    """What the kernel says of one BPF program: runs and time where statistics are on, misses always."""
+
+    function: str
+    runs: int
+    run_ns: int
+    missed: int
+
+
+def require_permission() -> None:
+    """Raise CapabilityError unless this process may load BPF programs and trace with them."""
+    status = Path("/proc/self/status").read_text()
+    effective = int(next(line for line in status.splitlines() if line.startswith("CapEff:")).split()[1], 16)
+    has = {number for number in range(64) if effective >> number & 1}
+    if _CAP_SYS_ADMIN not in has and not {_CAP_PERFMON, _CAP_BPF} <= has:
+        raise CapabilityError(
+            "no permission to load eBPF programs (root, or CAP_BPF with CAP_PERFMON)",
+            hint="run it as root: sudo $(command -v tracekit) record …",
+        )
+
+
+@dataclass
+class LoadedProbes:
+    """The probes in the kernel; closing it detaches and unloads them.
+
+    `active` names the probes that run; `refused` says of the others why they don't.
+    """
+
+    active: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    _bpf: Any = None
+    _ring: RingReader | None = None
+    _programs: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def load(
+        cls,
+        probes: Iterable[Probe],
+        *,
+        ring_bytes: int,
+        defines: Mapping[str, int],
+        required: Iterable[str] = (),
+    ) -> Self:
+        """Compile, load and attach the probes.
+
+        `ring_bytes` is a power of two. A probe whose tracepoints this kernel lacks is refused; one of
+        `required` (names) raises CapabilityError instead. Raises CapabilityError without permission or
+        bcc, FailedError when the kernel takes no program at all.
+        """
+        require_permission()
+        bcc = load_bcc()
+        loaded = cls()
+        chosen = []
+        for probe in probes:
+            if missing := source.missing_tracepoints(probe, tracefs.tracepoint):
+                loaded._refuse(probe.name, f"this kernel has no tracepoint {', '.join(missing)}", required)
+            else:
+                chosen.append(probe)
+        text = source.build(chosen, tracefs.tracepoint, ring_pages=ring_bytes // 4096, defines=dict(defines))
+        bpf = loaded._bpf = compile_program(text.text)
+        try:
+            for probe in chosen:
+                try:
+                    for program in text.programs:
+                        if program.probe == probe.name:
+                            loaded._load(program.function, bcc.BPF.TRACEPOINT)
+                            bpf.attach_tracepoint(tp=program.tracepoint, fn_name=program.function)
+                    if probe.name == "host_fault":
+                        loaded._attach_fault_ends(bcc)
+                except Exception as error:
+                    # bcc raises bare Exceptions for whatever the kernel refuses.
+                    loaded._refuse(probe.name, str(error), required)
+                else:
+                    loaded.active.append(probe.name)
+            loaded._ring = RingReader(bpf["ring"].map_fd, ring_bytes)
+        except BaseException:
+            loaded.close()
+            raise
+        return loaded
+
+    @property
+    def ring(self) -> RingReader:
+        """The reader of the records."""
+        if self._ring is None:
+            raise FailedError("the probes are not loaded")
+        return self._ring
+
+    @property
+    def bpf(self) -> Any:
+        """The maps of the programs, by the names they have in the C files."""
+        return self._bpf
+
+    def loss_reader(self) -> LossReader:
+        """Return a reader of the loss counters."""
+        return LossReader(self._bpf["losses"], self._bpf["epoch"])
+
+    def program_stats(self) -> list[ProgramStats]:
+        """Return what the kernel counted for each program (`missed`: another BPF program was running)."""
+        stats = []
+        for function, fd in self._programs.items():
+            text = Path(f"/proc/self/fdinfo/{fd}").read_text()
+            values = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+            number = {
+                name: int(values.get(name, "0")) for name in ("run_cnt", "run_time_ns", "recursion_misses")
+            }
+            stats.append(
+                ProgramStats(function, number["run_cnt"], number["run_time_ns"], number["recursion_misses"])
+            )
+        return stats
+
+    def close(self) -> None:
+        """Detach and unload everything."""
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
+        if self._bpf is not None:
+            self._bpf.cleanup()
+            self._bpf = None
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        """Detach and unload everything."""
+        self.close()
+
+    def _load(self, function: str, kind: int) -> None:
+        self._programs[function] = self._bpf.load_func(function, kind).fd
+
+    def _refuse(self, probe: str, reason: str, required: Iterable[str]) -> None:
+        if probe in required:
+            raise CapabilityError(f"the probe {probe} cannot run: {reason}", hint="tracekit doctor")
+        self.refused[probe] = reason
+
+    def _attach_fault_ends(self, bcc: Any) -> None:
+        """Hook the kernel's page-fault counts: software events, on each CPU, at every single event."""
+        kinds = {
+            "on_host_fault_minor": bcc.PerfSWConfig.PAGE_FAULTS_MIN,
+            "on_host_fault_major": bcc.PerfSWConfig.PAGE_FAULTS_MAJ,
+        }
+        for function, config in kinds.items():
+            self._load(function, bcc.BPF.PERF_EVENT)
+            self._bpf.attach_perf_event(
+                ev_type=bcc.PerfType.SOFTWARE, ev_config=config, fn_name=function, sample_period=1
+            )

@@ -1,0 +1,83 @@
+"""The BPF ring buffer as numpy sees it: mapped pages, no call per record.
+
+The kernel maps the data area twice in a row, so that records that wrap round the end are contiguous. Each
+record has an 8-byte header whose busy bit is set until its writer has submitted it.
+"""
+
+from __future__ import annotations
+
+import mmap
+from types import TracebackType
+from typing import Final, Self
+
+import numpy as np
+
+from tracekit.errors import FailedError
+from tracekit.probes.wire import RECORD, RECORD_BYTES
+
+__all__ = ["RingReader"]
+
+_BUSY: Final = np.uint32(1 << 31)
+_DISCARDED: Final = np.uint32(1 << 30)
+
+
+class RingReader:
+    """Reads the records of a BPF ring buffer map; a context manager.
+
+    `fd` is the map's, `size_bytes` its size. The reader is the ring's only consumer.
+    """
+
+    def __init__(self, fd: int, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self._stride = RECORD.itemsize
+        # The kernel's layout: a page with the consumer's position, which we write; a page with the
+        # producers' position; the data, twice. The last two are read-only for us.
+        self._consumer_map = mmap.mmap(fd, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._producer_map = mmap.mmap(
+            fd, mmap.PAGESIZE + 2 * size_bytes, mmap.MAP_SHARED, mmap.PROT_READ, offset=mmap.PAGESIZE
+        )
+        self._consumer = np.frombuffer(self._consumer_map, np.uint64, 1)
+        self._producer = np.frombuffer(self._producer_map, np.uint64, 1)
+        self._data = np.frombuffer(self._producer_map, np.uint8, 2 * size_bytes, offset=mmap.PAGESIZE)
+
+    @property
+    def pending_bytes(self) -> int:
+        """How much of the ring is taken."""
+        return int(self._producer[0]) - int(self._consumer[0])
+
+    def read(self) -> np.ndarray:
+        """Return a copy of all submitted records in order (dtype RECORD, any length) and free their room.
+
+        Stops before the first record that is still being written.
+        """
+        position = int(self._consumer[0])
+        count = (int(self._producer[0]) - position) // self._stride
+        if not count:
+            return np.empty(0, RECORD)
+        start = position % self.size_bytes
+        records = self._data[start : start + count * self._stride].view(RECORD)
+        busy = np.flatnonzero(records["length"] & _BUSY)
+        if len(busy):
+            records = records[: busy[0]]
+        taken = records.copy()
+        self._consumer[0] = position + len(taken) * self._stride
+        length = taken["length"]
+        if (length != RECORD_BYTES).any():
+            if ((length & ~_DISCARDED) != RECORD_BYTES).any():
+                raise FailedError("the ring holds records of another size than this tracekit's")
+            taken = taken[(length & _DISCARDED) == 0]
+        return taken
+
+    def close(self) -> None:
+        """Unmap the ring."""
+        del self._consumer, self._producer, self._data
+        self._consumer_map.close()
+        self._producer_map.close()
+
+    def __enter__(self) -> Self:
+        """Return the reader."""
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        """Unmap the ring."""
+        self.close()

@@ -1,0 +1,88 @@
+"""The kernel's tracepoints: where tracefs is mounted, and the arguments of each on this kernel."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from tracekit.errors import CapabilityError
+
+__all__ = ["Field", "Tracepoint", "parse_format", "tracefs_root", "tracepoint"]
+
+# bcc (libbcc) looks in these two, in this order, and opens a tracepoint by the number found there.
+_PLACES: Final = (Path("/sys/kernel/debug/tracing"), Path("/sys/kernel/tracing"))
+_FIELD: Final = re.compile(
+    r"^\s*field:(?P<type>.*?)\s*\b(?P<name>\w+)(?P<array>\[[^\]]*\])?;"
+    r"\s*offset:(?P<offset>\d+);\s*size:(?P<size>\d+);\s*signed:(?P<signed>[01]);"
+)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One argument of a tracepoint: where it lies in the record that a BPF program gets, in bytes."""
+
+    name: str
+    offset: int
+    size: int
+    signed: bool
+
+
+@dataclass(frozen=True)
+class Tracepoint:
+    """A tracepoint of one kernel with its arguments in order of their offsets."""
+
+    category: str
+    event: str
+    fields: tuple[Field, ...]
+
+
+def parse_format(category: str, text: str) -> Tracepoint:
+    """Read a tracepoint's `format` file; the common fields (which BPF programs may not read) are left out.
+
+    >>> parse_format("kvm", '''name: kvm_page_fault
+    ... \\tfield:unsigned short common_type;\\toffset:0;\\tsize:2;\\tsigned:0;
+    ... \\tfield:unsigned long fault_address;\\toffset:8;\\tsize:8;\\tsigned:0;
+    ... ''')
+    Tracepoint(category='kvm', event='kvm_page_fault',
+        fields=(Field(name='fault_address', offset=8, size=8, signed=False),))
+    """
+    event = ""
+    fields = []
+    for line in text.splitlines():
+        if line.startswith("name:"):
+            event = line.partition(":")[2].strip()
+        match = _FIELD.match(line)
+        if match and not match["name"].startswith("common_"):
+            fields.append(
+                Field(match["name"], int(match["offset"]), int(match["size"]), match["signed"] == "1")
+            )
+    return Tracepoint(category, event, tuple(sorted(fields, key=lambda field: field.offset)))
+
+
+def tracefs_root() -> Path:
+    """Return where tracefs can be read.
+
+    Raises CapabilityError where it is not mounted or not readable, with the command that mends it.
+    """
+    for place in _PLACES:
+        try:
+            if (place / "events").is_dir():
+                return place
+        except PermissionError:
+            raise CapabilityError(
+                f"no permission to read {place}", hint="run it as root: sudo tracekit record …"
+            ) from None
+    raise CapabilityError("tracefs is not mounted", hint="sudo mount -t tracefs tracefs /sys/kernel/tracing")
+
+
+@cache
+def tracepoint(category: str, event: str) -> Tracepoint | None:
+    """Return a tracepoint of the running kernel, or None where it has no such tracepoint."""
+    path = tracefs_root() / "events" / category / event / "format"
+    try:
+        return parse_format(category, path.read_text())
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,69 @@
+"""The traced processes as `meta.vms` lists them: pid, command line without secrets, number of vCPUs."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from tracekit.probes.target import processes_seen
+from tracekit.trace.meta import Vm
+from tracekit.trace.schema import PAGE_BYTES
+
+__all__ = ["VmList", "redact"]
+
+_SECRET: Final = re.compile(r"(?i)((?:pass(?:word|wd|phrase)?|secret|token|key|credential)s?)([=:])[^,;\s]+")
+_SECRET_OPTION: Final = re.compile(r"(?i)^--?[\w-]*(?:pass(?:word|wd|phrase)?|secret|token|api-?key)$")
+_SECRET_DATA: Final = re.compile(r"(?i)\b(data)=[^,;\s]+")
+_HIDDEN: Final = "***"
+
+
+def redact(argv: Sequence[str]) -> list[str]:
+    """Return a command line without the values of what looks like a secret.
+
+    >>> redact(["qemu", "-object", "secret,id=s0,data=hunter2", "--token", "abc", "-m", "1G"])
+    ['qemu', '-object', 'secret,id=s0,data=***', '--token', '***', '-m', '1G']
+    """
+    out: list[str] = []
+    for index, word in enumerate(argv):
+        if index and _SECRET_OPTION.match(argv[index - 1]):
+            out.append(_HIDDEN)
+            continue
+        hidden = _SECRET.sub(rf"\1\2{_HIDDEN}", word)
+        if "secret" in word.lower():
+            hidden = _SECRET_DATA.sub(rf"\1={_HIDDEN}", hidden)
+        out.append(hidden)
+    return out
+
+
+class VmList:
+    """Keeps `meta.vms` up to date with the processes that the BPF programs found."""
+
+    def __init__(self, bpf: Any, vms: list[Vm], command: Sequence[str]) -> None:
+        self._bpf, self._vms, self._command = bpf, vms, command
+
+    @property
+    def pids(self) -> list[int]:
+        """The pid of each VM, by its index."""
+        return [vm["pid"] for vm in self._vms]
+
+    def refresh(self) -> None:
+        """Add new processes; read the command line of those that live, as an exec may have changed it."""
+        for process in processes_seen(self._bpf)[len(self._vms) :]:
+            entry: dict[str, Any] = {"pid": process.pid, "argv": [], "vcpus": 0, "page_bytes": PAGE_BYTES}
+            if process.parent:
+                entry["parent_pid"] = process.parent
+            elif self._command:
+                entry["argv"] = redact(self._command)
+            self._vms.append(entry)  # type: ignore[arg-type]
+        vcpus = Counter(key.tgid for key in self._bpf["vcpus"])
+        for vm in self._vms:
+            vm["vcpus"] = max(vm["vcpus"], vcpus[vm["pid"]])
+            with contextlib.suppress(OSError):
+                raw = Path(f"/proc/{vm['pid']}/cmdline").read_bytes()
+                argv = [word.decode(errors="replace") for word in raw.split(b"\0")[:-1]]
+                if argv and argv[:2] != ["/bin/sh", "-c"]:
+                    vm["argv"] = redact(argv)
