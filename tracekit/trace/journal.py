@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import pyarrow as pa
 
@@ -77,37 +78,41 @@ class Side:
     torn: bool = False
 
 
-def fold_journal(folder: Folder, extra_losses: list[dict[str, Any]]) -> Side:
-    """Write the three side tables from the journal (if there is one) plus losses found since; see `Side`."""
+def fold_journal(folder: Folder, more_losses: Callable[[Side], list[dict[str, Any]]] | None = None) -> Side:
+    """Write the three side tables from the journal (if there is one); see `Side`.
+
+    `more_losses`, called when the journal has been read, returns losses that it does not tell of.
+    """
     side = Side()
     memslots: list[dict[str, Any]] = []
-    writers = {name: _TableWriter(folder, name) for name in SIDE_TABLES}
-    for table, row in _lines(folder, side):
-        if table == "sample":
-            writers["samples.arrow"].add(row)
-            side.newest_ns = max(side.newest_ns, row["ts_ns"])
-        elif table == "memslot":
-            _add_memslot(memslots, row)
-        elif table == "mark":
-            side.marks.append(Mark(name=row["name"], ts_ns=row["ts_ns"]))
-        elif table == "end":
-            side.end = row["reason"]
-        elif table == "loss":
+    with ExitStack() as stack:
+        writers = {name: stack.enter_context(_TableWriter(folder, name)) for name in SIDE_TABLES}
+        for table, row in _lines(folder, side):
+            if table == "sample":
+                writers["samples.arrow"].add(row)
+                side.newest_ns = max(side.newest_ns, row["ts_ns"])
+            elif table == "memslot":
+                _add_memslot(memslots, row)
+            elif table == "mark":
+                side.marks.append(Mark(name=row["name"], ts_ns=row["ts_ns"]))
+            elif table == "end":
+                side.end = row["reason"]
+            elif table == "loss":
+                _add_loss(side, writers["losses.arrow"], row)
+        for row in more_losses(side) if more_losses else []:
             _add_loss(side, writers["losses.arrow"], row)
-    for row in extra_losses:
-        _add_loss(side, writers["losses.arrow"], row)
-    for row in memslots:
-        writers["memslots.arrow"].add(row)
-    side.tables = {name: writer.close() for name, writer in writers.items()}
+        for row in memslots:
+            writers["memslots.arrow"].add(row)
+        side.tables = {name: writer.finish() for name, writer in writers.items()}
     return side
 
 
 def write_table(folder: Folder, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Write a whole side table; returns its {rows, bytes, crc32} for meta."""
-    writer = _TableWriter(folder, name)
-    for row in rows:
-        writer.add(row)
-    return writer.close()
+    with _TableWriter(folder, name) as writer:
+        for row in rows:
+            writer.add(row)
+        return writer.finish()
 
 
 def read_table(folder: Folder, name: str, stated: dict[str, Any] | None) -> pa.Table:
@@ -168,13 +173,19 @@ class _TableWriter:
     def __init__(self, folder: Folder, name: str) -> None:
         self._folder, self._name, self._schema = folder, name, SIDE_TABLES[name]
         folder.remove(f"{name}.tmp")
-        self._fd = folder.new_file(f"{name}.tmp")
-        self._file = os.fdopen(self._fd, "wb")
-        self._arrow = pa.ipc.new_file(
-            self._file, self._schema, options=pa.ipc.IpcWriteOptions(compression="zstd")
-        )
+        self._file = os.fdopen(folder.new_file(f"{name}.tmp"), "wb")
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        self._arrow = pa.ipc.new_file(self._file, self._schema, options=options)
         self._rows: list[dict[str, Any]] = []
         self._count = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # A full buffer of a full disk must not raise a second time.
+        with suppress(OSError):
+            self._file.close()
 
     def add(self, row: dict[str, Any]) -> None:
         self._rows.append(row)
@@ -186,13 +197,12 @@ class _TableWriter:
         self._count += len(self._rows)
         self._rows.clear()
 
-    def close(self) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         if self._rows:
             self._write()
         self._arrow.close()
         self._file.flush()
-        os.fsync(self._fd)
-        self._file.close()
+        os.fsync(self._file.fileno())
         content = self._folder.read(f"{self._name}.tmp")
         self._folder.rename(f"{self._name}.tmp", self._name)
         return {"rows": self._count, "bytes": len(content), "crc32": f"{zlib.crc32(content):08x}"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -147,30 +148,27 @@ class _Recovery:
                 self._loss(t0, self.newest + CRASH_NS, None, f"torn part {number:05d}: {part.trouble}")
 
     def _side_tables(self, meta: Meta, parts: list[Salvaged]) -> Side:
-        if meta.finalised and not self.folder.exists(JOURNAL):
+        if meta.finalised:
             return self._checked_tables(meta)
-        # Two passes: what the ledger must still be told depends on what the journal holds.
-        side = fold_journal(self.folder, [])
-        self.newest = max(self.newest, side.newest_ns)
-        if not meta.finalised and not side.end:
-            self._loss(self.newest, self.newest + CRASH_NS, None, "crash: the recording was never finished")
-        elif side.torn:
-            self._loss(self.oldest, self.newest, None, "damaged journal: loss reports may be missing")
-        counts = [part.lost_so_far for part in parts if part.line.rows]
-        if side.lost is not None and None in counts:
-            self._loss(self.oldest, self.newest, None, "loss report lost in the crash")
-        elif (
-            side.lost is not None
-            and (told := max((c for c in counts if c is not None), default=0)) > side.lost
-        ):
-            self._loss(self.oldest, self.newest, told - side.lost, "loss report lost in the crash")
-        if side.torn:
-            self.report.notes.append(
-                "journal.ndjson had damaged lines: some samples or memslots may be missing"
-            )
-        side = fold_journal(self.folder, self.losses)
+        side = fold_journal(self.folder, partial(self._crash_losses, parts))
         meta.marks += [mark for mark in side.marks if mark not in meta.marks]
         return side
+
+    def _crash_losses(self, parts: list[Salvaged], side: Side) -> list[dict[str, Any]]:
+        """Ledger what neither parts nor journal tell: the end, and loss reports that went down with it."""
+        self.newest = max(self.newest, side.newest_ns)
+        told = [part.lost_so_far for part in parts if part.line.rows]
+        if not side.end:
+            self._loss(self.newest, self.newest + CRASH_NS, None, "crash: the recording was never finished")
+        if side.torn:
+            self.report.notes.append("journal.ndjson has damaged lines: samples or memslots may be missing")
+            self._loss(self.oldest, self.newest, None, "damaged journal: loss reports may be missing")
+        elif side.lost is not None:
+            known = [count for count in told if count is not None]
+            short = None if None in told else max(known, default=0) - side.lost
+            if short is None or short > 0:
+                self._loss(self.oldest, self.newest, short, "loss report lost in the crash")
+        return self.losses
 
     def _checked_tables(self, meta: Meta) -> Side:
         side = Side(tables=dict(meta.tables))

@@ -47,12 +47,15 @@ def salvage_part(folder: Folder, number: int, stated: PartLine | None) -> Salvag
         return Salvaged(found.line(part_name(number)), "", 0, found.lost_so_far, was_open=False)
     folder.remove(f"{closed}.tmp")
     writer = PartWriter(folder, number, suffix=".tmp")
-    with pa.memory_map(str(path)) as file:
-        for frame in FrameReader(file.read_buffer()):
-            writer.write(frame.batch, frame.lost_so_far)
-    if source == closed:
-        folder.rename(closed, f"{closed}.damaged")
-    line = writer.close()
+    try:
+        with pa.memory_map(str(path)) as file:
+            for frame in FrameReader(file.read_buffer()):
+                writer.write(frame.batch, frame.lost_so_far)
+        if source == closed:
+            folder.rename(closed, f"{closed}.damaged")
+        line = writer.close()
+    finally:
+        writer.abandon()
     if source.endswith(".part"):
         if found.unreadable_bytes:
             folder.rename(source, f"{closed}.damaged")

@@ -146,7 +146,7 @@ class TraceWriter:
                 self._close_part(role)
             if not self._lines:
                 self._lines.append(self._log(PartWriter(self._folder, 0).close()))
-            side = fold_journal(self._folder, [])
+            side = fold_journal(self._folder)
             self._finalise(side.tables)
             self._journal.close()
             self._folder.remove(JOURNAL)
