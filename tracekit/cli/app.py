@@ -12,8 +12,11 @@ from typing import Annotated
 import typer
 
 from tracekit.cli import datasets, lab
+from tracekit.cli.info import info
 from tracekit.cli.output import stderr
 from tracekit.cli.record import record
+from tracekit.cli.recover import recover
+from tracekit.cli.report import report
 from tracekit.errors import TracekitError
 
 __all__ = ["app", "main"]
@@ -28,6 +31,9 @@ app = typer.Typer(
 
 
 app.command()(record)
+app.command()(info)
+app.command()(recover)
+app.command()(report)
 app.add_typer(lab.app, name="lab")
 app.add_typer(datasets.app, name="datasets")
 

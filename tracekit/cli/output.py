@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["next_command", "print_json", "stderr", "stdout"]
+__all__ = ["inert", "next_command", "print_json", "quoted", "stderr", "stdout"]
 
 
 def stdout() -> Console:
@@ -24,6 +26,24 @@ def stderr() -> Console:
     from rich.console import Console
 
     return Console(file=sys.stderr)
+
+
+def inert(text: str) -> str:
+    """Return text from outside (a path, a command line) so that a terminal only shows it.
+
+    >>> inert("a\\x1b[2Jb\\n")
+    'a\\\\x1b[2Jb\\\\n'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def quoted(path: Path) -> str:
+    """Return a path as one types it in a shell, for the next command to type.
+
+    >>> quoted(Path("my x.trace"))
+    "'my x.trace'"
+    """
+    return shlex.quote(inert(str(path)))
 
 
 def print_json(value: Any) -> None:

@@ -1,0 +1,181 @@
+"""`tracekit info` and `tracekit recover`: true numbers, inert text, the right exit codes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tracekit.trace import Meta, TraceWriter, events_batch, open_trace
+from tracekit.trace.summary import LATENCY_RESOLUTION, summarise
+
+
+def run(*arguments, **environment):
+    env = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", **environment}
+    command = [sys.executable, "-m", "tracekit", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+
+
+@pytest.fixture
+def trace(tmp_path):
+    path = tmp_path / "x.trace"
+    meta = Meta(
+        source="recorded",
+        host={
+            "kernel": "6.18",
+            "mmu_mode": "npt",
+            "kvm_module": "kvm_amd",
+            "cpus": 2,
+            "memory_bytes": 24 << 30,
+        },
+        vms=[{"pid": 42, "vcpus": 2, "argv": ["qemu", "[bold]x[/bold]", "\x1b[2J\x1b]0;title\x07", "a\nb"]}],
+        clock={"name": "CLOCK_MONOTONIC", "realtime_offset_ns": 1_700_000_000_000_000_000},
+        probes={"active": ["kvm_exit"], "refused": {"age": "no \x1b[31mtracepoint[/]"}},
+        command=["tracekit", "record", "[red]"],
+    )
+    random = np.random.default_rng(4)
+    with TraceWriter(path, meta) as writer:
+        n = 10_007
+        latency = random.lognormal(8, 2, n).astype(np.uint64)
+        latency[:3] = (0, 2**63, 1)
+        valid = random.random(n) < 0.9
+        valid[:3] = True
+        vcpu = random.integers(0, 2, n)
+        writer.append(
+            events_batch(
+                ts_ns=np.arange(n) * 1000,
+                kind="ept_violation",
+                vcpu=vcpu,
+                latency_ns=latency,
+                gfn=np.arange(n),
+                valid={"latency_ns": valid},
+            )
+        )
+        writer.append(events_batch(ts_ns=np.arange(211) * 1000, kind="madvise", vm=1))
+        writer.add_memslot(vm=0, slot=3, gpa=0, size_bytes=1 << 30, hva=0x7000, from_ns=0, known_by="btf")
+        for second, value in enumerate((5.0, 9.0, 7.0)):
+            writer.add_sample(second * 10**9, 0, "rss_bytes", value)
+    return path, latency, valid, vcpu
+
+
+def test_the_numbers_are_those_of_a_slow_count(trace):
+    path, latency, valid, vcpu = trace
+    ran = run("info", path, "--json")
+    assert ran.returncode == 0
+    told = json.loads(ran.stdout)
+    assert (told["events"], told["lost"], told["span_ns"], told["source"]) == (
+        10_218,
+        0,
+        10_006_000,
+        "recorded",
+    )
+    faults, advice = told["kinds"]
+    timed = np.sort(latency[valid])
+    assert (faults["kind"], faults["events"], faults["with_latency"]) == (
+        "ept_violation",
+        10_007,
+        valid.sum(),
+    )
+    assert faults["latency_max_ns"] == 2**63
+    assert faults["latency_sum_ns"] == sum(timed.tolist())
+    for share, name in ((0.5, "latency_p50_ns"), (0.99, "latency_p99_ns")):
+        exact = int(timed[int(np.ceil(share * len(timed))) - 1])
+        assert abs(faults[name] - exact) <= exact * LATENCY_RESOLUTION + 1
+    assert faults["per_second"] == pytest.approx(10_007 / 10.006e-3)
+    assert (advice["events"], advice["latency_p50_ns"]) == (211, None)
+    assert told["vcpus"] == [
+        {"vm": 0, "vcpu": 0, "events": int((vcpu == 0).sum())},
+        {"vm": 0, "vcpu": 1, "events": int((vcpu == 1).sum())},
+        {"vm": 1, "vcpu": None, "events": 211},
+    ]
+    assert told["samples"] == [
+        {"vm": 0, "metric": "rss_bytes", "count": 3, "min": 5.0, "max": 9.0, "last": 7.0}
+    ]
+    assert told["memslots"][0]["known_by"] == "btf"
+    size = sum(part.stat().st_size for part in (path / "events").iterdir())
+    assert (told["bytes"], told["bytes_per_event"]) == (size, pytest.approx(size / 10_218))
+    assert told["started"] == "2023-11-14T22:13:20+00:00"
+
+
+def test_the_page_fits_80_columns_names_the_next_command_and_is_inert(trace):
+    path = trace[0]
+    ran = run("info", path)
+    assert ran.returncode == 0
+    assert max(map(len, ran.stdout.splitlines())) <= 80
+    assert f"next: tracekit replay {path} --scenario zeroing" in ran.stderr.replace("\n", " ").replace(
+        "  ", " "
+    )
+    shown = " ".join(ran.stdout.split())
+    for words in (
+        "npt (kvm_amd)",
+        "0 lost",
+        "qemu [bold]x[/bold] \\x1b[2J\\x1b]0;title\\x07 a\\nb",
+        "24 GiB",
+        "kvm_exit",
+    ):
+        assert words in shown, words
+    assert "\x1b" not in ran.stdout
+    assert "\x07" not in ran.stdout
+
+
+def test_synthetic_and_losses_cannot_be_overlooked(tmp_path):
+    path = tmp_path / "x.trace"
+    with TraceWriter(path, Meta(source="synthetic", start_ns=0)) as writer:
+        writer.append(events_batch(ts_ns=[1, 2], kind="map"))
+        writer.add_loss(3, 0, 2, 2, "ring [red]full")
+    ran = run("info", path)
+    assert ran.stdout.startswith("SYNTHETIC")
+    assert "LOST: 2 events (50.00% of all)" in ran.stdout
+    assert "ring [red]full" in ran.stdout
+    with TraceWriter(path, Meta(), force=True) as writer:
+        writer.add_loss(None, 0, 2, None, "stopped")
+    ran = run("info", path)
+    assert "LOST: an unknown number" in ran.stdout
+    assert json.loads(run("info", path, "--json").stdout)["lost"] is None
+
+
+def test_no_trace_not_a_trace_a_newer_one_an_unfinished_one(trace, tmp_path):
+    path = trace[0]
+    ran = run("info", tmp_path / "y.trace")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "no trace at" in ran.stderr
+    assert "x.trace" in "".join(ran.stderr.split())  # what is nearby
+    (tmp_path / "text").write_text("mine")
+    assert run("info", tmp_path / "text").returncode == 2
+    meta = json.loads((path / "meta.json").read_text())
+    (path / "meta.json").write_text(json.dumps({**meta, "schema_version": 99}))
+    ran = run("info", path)
+    assert ran.returncode == 2
+    assert "newer tracekit" in " ".join(ran.stderr.split())
+    (path / "meta.json").write_text(json.dumps({**meta, "finalised": False}))
+    ran = run("info", path)
+    assert ran.returncode == 4
+    assert "tracekit recover" in " ".join(ran.stderr.split())
+
+
+def test_recover_tells_what_is_missing_by_text_json_and_exit_code(tmp_path):
+    writer = TraceWriter(tmp_path / "x.trace", Meta())
+    writer.append(events_batch(ts_ns=[1, 2, 3], kind="map"))
+    writer.flush(everything=True)
+    shutil.copytree(tmp_path / "x.trace", tmp_path / "y.trace")
+    writer.close()
+    ran = run("recover", tmp_path / "y.trace")
+    assert ran.returncode == 4
+    assert "3 events are whole, 3 of them out of unfinished" in " ".join(ran.stdout.split())
+    assert "an unknown number of events from 3 to 1000000003 ns: crash" in " ".join(ran.stderr.split())
+    told = json.loads(run("recover", tmp_path / "y.trace", "--json").stdout)
+    assert (told["rows"], told["lost"], told["whole"], told["changed"]) == (3, None, False, False)
+    ran = run("recover", tmp_path / "x.trace")
+    assert ran.returncode == 0
+    assert "nothing had to be done" in ran.stdout
+
+
+def test_counting_does_not_depend_on_how_the_events_are_batched(trace, monkeypatch):
+    opened = open_trace(trace[0])
+    whole = summarise(opened)
+    batches = opened.batches
+    monkeypatch.setattr(opened, "batches", lambda columns: batches(columns, batch_rows=97))
+    assert summarise(opened) == whole
