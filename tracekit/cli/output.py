@@ -56,4 +56,4 @@ def next_command(text: str) -> None:
 
     >>> next_command("tracekit info x.trace")
     """
-    stderr().print(f"next: {text}", markup=False, highlight=False)
+    stderr().print(f"next: {text}", markup=False, highlight=False, soft_wrap=True)
