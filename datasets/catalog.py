@@ -54,8 +54,14 @@ class Card:
 
     def to_toml(self) -> str:
         """Return the text of the card file; strings, numbers and lists of strings in JSON form are TOML."""
-        values = dataclasses.asdict(self)
-        return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
+        lines = []
+        for key, value in dataclasses.asdict(self).items():
+            if isinstance(value, list):
+                items = "".join(f"    {json.dumps(item, ensure_ascii=False)},\n" for item in value)
+                lines.append(f"{key} = [\n{items}]\n")
+            else:
+                lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}\n")
+        return "".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, with the path."""

@@ -64,4 +64,18 @@ def make(name: str, path: Path | None, values: list[str], *, force: bool = False
         path = path or Path(f"{generator.NAME}.trace")
         meta = make_trace(generator, path, force=force)
         return {"name": name, "path": str(path), "source": meta.source, "events": meta.rows}
-    raise UsageError(f"no dataset is called {name!r}", hint="tracekit datasets list")
+    if values:
+        raise UsageError(f"{name} is recorded and has no parameters", hint=f"tracekit datasets make {name}")
+    from tracekit.datasets.recipes import RECIPES, record
+    from tracekit.trace import open_trace
+
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, [*RECIPES, *(PREFIX + known for known in GENERATORS)], 1)
+        raise UsageError(
+            f"no dataset is called {name!r}",
+            hint=f"tracekit datasets make {near[0]}" if near else "tracekit datasets list",
+        )
+    path = path or Path(f"{name}.trace")
+    record(RECIPES[name], path, force=force)
+    trace = open_trace(path)
+    return {"name": name, "path": str(path), "source": trace.meta.source, "events": trace.rows}
