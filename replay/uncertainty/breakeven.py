@@ -1,0 +1,122 @@
+"""Where a mechanism starts to pay: the parameter values at which its saving crosses zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.replay.uncertainty.parameters import Parameter, evaluate_rows
+
+__all__ = ["BreakEven", "Crossing", "break_even"]
+
+_TOLERANCE: Final = 1e-6
+"""Share of the range (on its scale) to which a crossing is located."""
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """A parameter value at which paying begins (`pays_above`) or ends."""
+
+    at: float
+    pays_above: bool
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """Where in [low, high] of `parameter` the saving is above zero; no crossing is an answer too.
+
+    `lowest`, `highest`: the smallest and largest saving on the grid, whose points are `grid`. Two crossings
+    closer together than a grid step can stay unseen.
+    """
+
+    parameter: str
+    low: float
+    high: float
+    grid: int
+    crossings: tuple[Crossing, ...]
+    lowest: float
+    highest: float
+
+    def sentence(self) -> str:
+        """Say in words where it pays."""
+        where = f"between {self.low:g} and {self.high:g}"
+        if not self.crossings:
+            what = (
+                "pays" if self.highest > 0 else "never pays" if self.lowest < 0 else "neither saves nor costs"
+            )
+            return f"{what} for any {self.parameter} {where}"
+        if len(self.crossings) == 1:
+            (one,) = self.crossings
+            return f"pays if {self.parameter} {'>' if one.pays_above else '<'} {one.at:.3g} ({where})"
+        ends = [self.low] if not self.crossings[0].pays_above else []
+        ends += [one.at for one in self.crossings]
+        ends += [self.high] if self.crossings[-1].pays_above else []
+        spans = [f"{a:.3g} … {b:.3g}" for a, b in zip(ends[::2], ends[1::2], strict=True)]
+        return f"pays if {self.parameter} is in {' or '.join(spans)} ({where})"
+
+
+def break_even(
+    saving: Callable[[NDArray[np.float64]], NDArray[np.float64]], parameter: Parameter, *, grid: int = 33
+) -> BreakEven:
+    """Find all parameter values at which `saving` begins or ceases to be above zero.
+
+    `saving` takes an array of parameter values and returns one saving each: first the whole grid in one
+    call, then all crossings together, a call per step (scipy.optimize.elementwise.find_root, Chandrupatla's
+    method), until each is known to a millionth of the range. A saving that jumps over zero has its crossing
+    at the jump, and one that leaves a plateau of zero at its end. Raises FailedError for a saving that
+    isn't finite.
+
+    >>> break_even(lambda lead: lead - 3.1, Parameter("lead_ms", 1, 100, "log")).sentence()
+    'pays if lead_ms > 3.1 (between 1 and 100)'
+    >>> break_even(lambda lead: lead + 1, Parameter("lead_ms", 1, 100)).sentence()
+    'pays for any lead_ms between 1 and 100'
+    """
+
+    def at_shares(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+        flat = parameter.at(np.ravel(shares))
+        return evaluate_rows(lambda rows: saving(rows[:, 0]), flat[:, None]).reshape(np.shape(shares))
+
+    shares = np.linspace(0.0, 1.0, grid)
+    values = at_shares(shares)
+    pays = values > 0
+    # One grid point that only touches zero from above doesn't stop it from paying.
+    pays[1:-1] |= (values[1:-1] == 0) & pays[:-2] & pays[2:]
+    edges = np.flatnonzero(pays[1:] != pays[:-1])
+    found = _locate(at_shares, shares[edges], shares[edges + 1])
+    crossings = [
+        Crossing(at, pays_above=bool(pays[edge + 1]))
+        for at, edge in zip(parameter.at(found).tolist(), edges, strict=True)
+    ]
+    return BreakEven(
+        parameter=parameter.name,
+        low=parameter.low,
+        high=parameter.high,
+        grid=grid,
+        crossings=tuple(crossings),
+        lowest=float(values.min()),
+        highest=float(values.max()),
+    )
+
+
+def _locate(
+    at_shares: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return one crossing per bracket of shares, all refined together."""
+    if not len(low):
+        return np.empty(0)
+    from scipy.optimize import elementwise
+
+    def signed(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+        values = at_shares(shares)
+        return np.where(values == 0, -np.finfo(np.float64).tiny, values)  # zero doesn't pay
+
+    result = elementwise.find_root(
+        signed, (low, high), tolerances={"xatol": _TOLERANCE, "xrtol": 0.0, "fatol": 0.0, "frtol": 0.0}
+    )
+    return np.asarray(result.x, np.float64)
