@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -139,6 +140,9 @@ class LoadedProbes:
             self._ring.close()
             self._ring = None
         if self._bpf is not None:
+            # The kernel waits for a grace period at each (50-80 ms here): let the waits overlap.
+            with ThreadPoolExecutor(max_workers=64) as pool:
+                list(pool.map(self._bpf.detach_tracepoint, list(self._bpf.tracepoint_fds)))
             self._bpf.cleanup()
             self._bpf = None
 

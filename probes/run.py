@@ -38,6 +38,7 @@ def record(plan: RecordPlan) -> RecordReport:
     if plan.out.exists() and not plan.force:
         raise UsageError(f"{plan.out} exists", hint="add -f to replace it, or choose another name with -o")
     require_permission()
+    target.require_processes(plan.pids)
     with ExitStack() as stack:
         child = None
         if plan.command:
@@ -67,12 +68,13 @@ def record(plan: RecordPlan) -> RecordReport:
         if child:
             child.release()
         recorder.report.stopped_by = _run(recorder, plan, [child.pid] if child else list(plan.pids), stop)
+        running = child is not None and child.poll() is None
         report = recorder.finish()
         probes.close()
         if child:
-            running = child.poll() is None
             code = child.end()
-            report.exit_code = 0 if running and report.stopped_by == "time" else code
+            # What ends because we end it did not fail.
+            report.exit_code = 0 if running else code
         return report
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,37 @@ from typing import Any, Final
 
 from tracekit.errors import FailedError, UsageError
 
-__all__ = ["Child", "Process", "attach", "processes_seen", "start_child", "vcpu_descriptors"]
+__all__ = [
+    "Child",
+    "Process",
+    "attach",
+    "is_waiting",
+    "processes_seen",
+    "require_processes",
+    "start_child",
+    "vcpu_descriptors",
+]
 
-# The shell waits until the recorder watches it, then becomes the command; when the recorder is gone it ends.
-_WAIT_THEN_BECOME: Final = 'read -r go <&3 || exit 125; exec 3<&-; exec "$@"'
+# Waits until the recorder watches it, then becomes the command; when the recorder is gone it ends.
+_WAIT_THEN_BECOME: Final = """
+import os, sys
+gate = int(sys.argv[1])
+os.set_inheritable(gate, False)
+if not os.read(gate, 1):
+    sys.exit(125)
+try:
+    os.execvp(sys.argv[2], sys.argv[2:])
+except OSError as error:
+    sys.exit(f"tracekit: cannot run {sys.argv[2]}: {error.strerror}")
+"""
 _VCPU_THREAD: Final = re.compile(r"^CPU (\d+)/KVM$")
 _VCPU_FD: Final = re.compile(r"^anon_inode:kvm-vcpu:(\d+)$")
 _SECONDS_TO_END: Final = 5.0
+
+
+def is_waiting(argv: Sequence[str]) -> bool:
+    """Return whether a command line is that of a child that has not yet become the command."""
+    return _WAIT_THEN_BECOME in argv
 
 
 @dataclass(frozen=True)
@@ -75,11 +100,10 @@ def start_child(command: Sequence[str], *, user: int | None = None, group: int |
     if shutil.which(command[0]) is None:
         raise UsageError(f"no program {command[0]!r} to run", hint="tracekit record -- PROGRAM ARGUMENTS…")
     read_end, gate = os.pipe()
-    os.set_inheritable(gate, False)
     extra: dict[str, Any] = {} if user is None else {"user": user, "group": group, "extra_groups": []}
     try:
         process = subprocess.Popen(
-            ["/bin/sh", "-c", f"exec 3<&{read_end}; {_WAIT_THEN_BECOME}", "sh", *command],
+            [sys.executable, "-I", "-S", "-c", _WAIT_THEN_BECOME, str(read_end), *command],
             pass_fds=(read_end,),
             **extra,
         )
@@ -89,6 +113,12 @@ def start_child(command: Sequence[str], *, user: int | None = None, group: int |
     finally:
         os.close(read_end)
     return Child(process, gate)
+
+
+def require_processes(pids: Sequence[int]) -> None:
+    """Raise UsageError when one of the processes is not there."""
+    for pid in pids:
+        _threads(pid)
 
 
 def attach(bpf: Any, pids: Sequence[int], *, armed: bool) -> None:

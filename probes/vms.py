@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tracekit.probes.target import processes_seen
+from tracekit.probes.target import is_waiting, processes_seen
 from tracekit.trace.meta import Vm
 from tracekit.trace.schema import PAGE_BYTES
 
@@ -65,5 +65,5 @@ class VmList:
             with contextlib.suppress(OSError):
                 raw = Path(f"/proc/{vm['pid']}/cmdline").read_bytes()
                 argv = [word.decode(errors="replace") for word in raw.split(b"\0")[:-1]]
-                if argv and argv[:2] != ["/bin/sh", "-c"]:
+                if argv and not is_waiting(argv):
                     vm["argv"] = redact(argv)

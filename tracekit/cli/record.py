@@ -31,7 +31,10 @@ def record(
     buffer: Annotated[
         int,
         typer.Option(
-            parser=parse_size, metavar="SIZE", help="The ring between kernel and recorder (power of two)."
+            parser=parse_size,
+            metavar="SIZE",
+            show_default="32M",
+            help="Ring between kernel and recorder (a power of 2).",
         ),
     ] = 32 << 20,
     json: Annotated[bool, typer.Option("--json", help="Print how it went as JSON.")] = False,

@@ -1,0 +1,255 @@
+"""tracekit record on real guests: counts that must be exact, against the guest's own and the kernel's."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from tracekit.lab.small_guest import GuestPlan
+from tracekit.trace import Trace, open_trace
+from tracekit.trace.schema import ACCESS_WRITE, FLAG_MAJOR
+
+pytestmark = pytest.mark.live("kvm", "bpf", "root")
+
+TRACEKIT = (sys.executable, "-m", "tracekit")
+GUEST = (*TRACEKIT, "lab", "guest", "--json")
+
+
+def run_record(*arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*TRACEKIT, "record", *arguments], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == expect, done.stderr
+    return done
+
+
+def record_guest(folder: Path, *options: str) -> tuple[Trace, dict[str, Any], dict[str, Any]]:
+    """Record a small guest; returns its trace, its own account, and the recorder's."""
+    path = folder / "guest.trace"
+    report = folder / "guest.json"
+    command = ["sh", "-c", f'exec "$@" > {report}', "sh", *GUEST, *options]
+    done = run_record("-o", str(path), "--json", "--", *command)
+    return open_trace(path), json.loads(report.read_text()), json.loads(done.stdout)
+
+
+def faults(trace: Trace) -> pl.DataFrame:
+    return trace.events.filter(pl.col("kind") == "ept_violation").collect()
+
+
+def touched(trace: Trace, first_gfn: int) -> pl.DataFrame:
+    """The first touches of the guest's range; its page tables and code lie below `first_gfn`."""
+    return faults(trace).filter(pl.col("gfn") >= first_gfn)
+
+
+@pytest.mark.parametrize(("vcpus", "order"), [(1, "seq"), (2, "random")])
+def test_every_first_touch_of_a_prime_number_of_pages_is_recorded(
+    tmp_path: Path, vcpus: int, order: str
+) -> None:
+    pages = 65_537
+    options = ("--pages", str(pages), "--vcpus", str(vcpus), "--order", order)
+    trace, guest, report = record_guest(tmp_path, *options)
+    rows = touched(trace, guest["first_gfn"])
+    assert sorted(rows["gfn"]) == list(range(guest["first_gfn"], guest["first_gfn"] + pages))
+    assert rows["latency_ns"].null_count() == 0
+    assert rows["latency_ns"].min() > 0
+    assert rows["level"].unique().to_list() == [1]
+    assert rows["pages"].unique().to_list() == [1]
+    assert trace.lost == report["lost"] == 0
+    assert trace.meta.finalised
+    # What is below the range is the guest's own page tables and code, and nothing else.
+    assert set(faults(trace).filter(pl.col("gfn") < guest["first_gfn"])["gfn"]) <= set(guest["low_gfns"])
+    # Independent counts: the kernel's resident pages of the range, and KVM's mapped leaf entries.
+    assert guest["resident_pages"] == pages
+    assert guest["kvm_counters"]["pages_4k"] == faults(trace)["gfn"].n_unique()
+    plan = GuestPlan(pages=pages, vcpus=vcpus, order=order)  # type: ignore[arg-type]
+    for vcpu in guest["vcpus"]:
+        # Each vCPU touched its own share in its own thread and in the planned order.
+        mine = rows.filter(pl.col("vcpu") == vcpu["vcpu"])
+        assert mine["tid"].unique().to_list() == [vcpu["tid"]]
+        assert mine["gfn"].to_list() == plan.gfns(vcpu["vcpu"]).tolist()
+        # All of it happened while the VMM was inside KVM_RUN, by the VMM's own clock readings.
+        phase = vcpu["phases"]["touch"]
+        assert (mine["ts_ns"] - mine["latency_ns"]).min() >= phase["start_ns"]
+        assert mine["ts_ns"].max() <= phase["start_ns"] + phase["elapsed_ns"]
+        assert mine["latency_ns"].sum() < phase["elapsed_ns"]
+    # The memslots are those the VMM made, seen as it made them; the VM is the VMM's process.
+    assert trace.memslots.select("slot", "gpa", "size_bytes", "hva").to_dicts() == guest["memslots"]
+    assert trace.memslots["known_by"].unique().to_list() == ["ioctl"]
+    (vm,) = trace.meta.vms
+    assert (vm["pid"], vm["vcpus"]) == (guest["pid"], vcpus)
+    assert "guest" in vm["argv"]
+    assert trace.meta.host["mmu_mode"] in ("ept", "npt", "shadow")
+    assert trace.events.select("vm").unique().collect()["vm"].to_list() == [0]
+
+
+def test_huge_pages_are_one_fault_each(tmp_path: Path) -> None:
+    pages = 101
+    trace, guest, _ = record_guest(tmp_path, "--pages", str(pages), "--page-size", "2m")
+    rows = touched(trace, guest["first_gfn"])
+    assert sorted(rows["gfn"]) == [guest["first_gfn"] + 512 * i for i in range(pages)]
+    assert rows["level"].unique().to_list() == [2]
+    assert rows["pages"].unique().to_list() == [512]
+    assert rows["latency_ns"].null_count() == 0
+    assert guest["kvm_counters"]["pages_2m"] == pages
+    assert trace.lost == 0
+
+
+FAULTS, CALLS = 10_007, 257  # primes
+SCRIPT = f"""
+import mmap, resource, json, ctypes, sys, os
+def mapping(size):
+    m = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    m.madvise(mmap.MADV_NOHUGEPAGE)
+    return m, ctypes.addressof(ctypes.c_char.from_buffer(m))
+touched, touched_at = mapping({FAULTS} * 4096)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for i in range({FAULTS}): touched[i * 4096] = 1
+minor = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+advised, advised_at = mapping(1 << 22)
+for i in range({CALLS}): advised.madvise(mmap.MADV_DONTNEED, 4096 * i, 8192)
+try: advised.madvise(12345)
+except OSError: pass
+with open(sys.argv[1], "w") as out: json.dump([touched_at, minor, advised_at], out)
+"""
+
+
+def test_a_vmm_process_is_recorded_fault_by_fault_and_call_by_call(tmp_path: Path) -> None:
+    path, account = tmp_path / "script.trace", tmp_path / "script.json"
+    script = (sys.executable, "-c", SCRIPT, str(account))
+    done = run_record("-o", str(path), "--", "sh", "-c", '"$@"; exit 7', "sh", *script, expect=7)
+    assert "0 lost" in done.stderr
+    assert f"next: tracekit info {path}" in done.stderr
+    trace = open_trace(path)
+    touched_at, minor, advised_at = json.loads(account.read_text())
+
+    # The shell and its child are traced, each as its own process.
+    shell, python = trace.meta.vms
+    assert python["parent_pid"] == shell["pid"]
+    assert set(trace.events.select("vm").unique().collect()["vm"]) == {0, 1}
+
+    rows = trace.events.filter(pl.col("kind") == "host_fault", pl.col("vm") == 1).collect()
+    mine = rows.filter(pl.col("hva").is_between(touched_at, touched_at + FAULTS * 4096, closed="left"))
+    assert mine.height == mine["hva"].n_unique() == FAULTS
+    assert FAULTS <= minor <= FAULTS + 50  # a few of the kernel's count are the interpreter's own
+    assert mine["latency_ns"].null_count() == 0
+    assert mine["access"].unique().to_list() == [ACCESS_WRITE]
+    assert (mine["flags"] & FLAG_MAJOR).sum() == 0
+
+    advice = trace.events.filter(pl.col("kind") == "madvise", pl.col("arg") == mmap.MADV_DONTNEED).collect()
+    mine = advice.filter(pl.col("hva").is_between(advised_at, advised_at + (1 << 22), closed="left"))
+    assert mine["hva"].to_list() == [advised_at + 4096 * i for i in range(CALLS)]
+    assert mine["pages"].unique().to_list() == [2]
+    # The call that failed did nothing, so it is no event.
+    assert trace.events.filter(pl.col("arg") == 12345).collect().height == 0
+
+
+def test_attaching_to_a_running_vm_finds_its_vcpus(tmp_path: Path) -> None:
+    path = tmp_path / "attached.trace"
+    guest = subprocess.Popen(
+        [*GUEST, "--pages", "4099", "--vcpus", "2", "--wait"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    recorder = None
+    try:
+        assert guest.stderr is not None
+        assert "ready" in guest.stderr.readline()
+        recorder = subprocess.Popen([*TRACEKIT, "record", "-p", str(guest.pid), "-o", str(path)], text=True)
+        deadline = time.monotonic() + 30
+        while not (path / "meta.json").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.5)
+        account, _ = guest.communicate("\n", timeout=30)
+        assert recorder.wait(timeout=30) == 0
+    finally:
+        for process in (guest, recorder):
+            if process is not None and process.poll() is None:
+                process.kill()
+                process.wait()
+    rows = touched(open_trace(path), json.loads(account)["first_gfn"])
+    assert rows["gfn"].n_unique() == 4099
+    assert rows.group_by("vcpu").len().sort("vcpu").rows() == [(0, 2050), (1, 2049)]
+
+
+def test_a_signal_finalises_and_the_command_does_not_outlive_it(tmp_path: Path) -> None:
+    path, pid_file = tmp_path / "stopped.trace", tmp_path / "pid"
+    recorder = subprocess.Popen(
+        [*TRACEKIT, "record", "-o", str(path), "--", "sh", "-c", f"echo $$ > {pid_file}; exec sleep 60"]
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while not pid_file.exists() or not pid_file.read_text().strip():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        recorder.send_signal(signal.SIGTERM)
+        assert recorder.wait(timeout=30) == 0
+    finally:
+        if recorder.poll() is None:
+            recorder.kill()
+            recorder.wait()
+    trace = open_trace(path)
+    assert trace.meta.finalised
+    assert trace.meta.command[:2] == ["sh", "-c"]
+    assert not Path(f"/proc/{pid_file.read_text().strip()}").exists()
+
+
+def test_the_duration_ends_the_command_and_is_no_failure(tmp_path: Path) -> None:
+    path = tmp_path / "timed.trace"
+    report = json.loads(run_record("-d", "0.7", "-o", str(path), "--json", "--", "sleep", "60").stdout)
+    assert report["stopped_by"] == "time"
+    assert 0.7 <= report["seconds"] < 5
+
+
+def test_a_killed_command_gives_the_shells_exit_code(tmp_path: Path) -> None:
+    run_record("-o", str(tmp_path / "killed.trace"), "--", "sh", "-c", "kill -KILL $$", expect=137)
+
+
+def test_a_user_without_capabilities_is_told_what_to_do_and_nothing_is_started(tmp_path: Path) -> None:
+    path, started = tmp_path / "no.trace", tmp_path / "started"
+    powerless = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+    command = [*TRACEKIT, "record", "-o", str(path), "--", "touch", str(started)]
+    done = subprocess.run([*powerless, *command], check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 5
+    assert "sudo" in done.stderr
+    assert not path.exists()
+    assert not started.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--", "no-such-program"), "no-such-program"),
+        (("-p", "4194304"), "4194304"),
+        ((), "COMMAND"),
+        (("-d", "0", "--", "true"), "duration"),
+        (("--buffer", "3000000", "--", "true"), "power of two"),
+    ],
+)
+def test_bad_input_is_a_usage_error_and_leaves_no_trace(
+    tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    done = run_record("-o", str(tmp_path / "no.trace"), *arguments, expect=2)
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_trace_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    path = tmp_path / "kept.trace"
+    path.mkdir()
+    (path / "meta.json").write_text("precious")
+    done = run_record("-o", str(path), "--", "true", expect=2)
+    assert "-f" in done.stderr
+    assert (path / "meta.json").read_text() == "precious"

@@ -1,0 +1,209 @@
+"""What the recorder learns of host, processes and losses, from made-up sysfs trees and tables."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tracekit.errors import CapabilityError, UsageError
+from tracekit.probes import bcc_package, host, samples, target
+from tracekit.probes.losses import LossReader
+from tracekit.probes.memslots import MemslotTable
+from tracekit.probes.plan import RecordPlan, RecordReport
+from tracekit.probes.vms import redact
+from tracekit.probes.wire import LOST, RECORD, VALID
+from tracekit.trace.schema import KIND_CODE
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"kvm_intel/parameters/ept": "Y"}, ("ept", "kvm_intel")),
+        ({"kvm_intel/parameters/ept": "N"}, ("shadow", "kvm_intel")),
+        ({"kvm_amd/parameters/npt": "1"}, ("npt", "kvm_amd")),
+        ({"kvm_amd/parameters/npt": "0"}, ("shadow", "kvm_amd")),
+        ({"kvm/parameters/x": "", "kvm_pvm/parameters/x": ""}, ("shadow", "kvm_pvm")),
+        ({"ext4/parameters/x": ""}, ("none", "")),
+    ],
+)
+def test_mmu_mode_is_what_the_module_says(
+    tmp_path: Path, files: dict[str, str], expected: tuple[str, str]
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert host.mmu_mode(tmp_path) == expected
+
+
+def test_the_clock_offset_is_right_to_a_millisecond() -> None:
+    clock = host.clock()
+    error = time.time_ns() - time.monotonic_ns() - clock["realtime_offset_ns"]
+    assert abs(error) < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("argv", "hidden"),
+    [
+        (["vmm", "--api-token=abc123"], ["vmm", "--api-token=***"]),
+        (["vmm", "--password", "hunter2", "x"], ["vmm", "--password", "***", "x"]),
+        (["qemu", "-object", "secret,id=a,data=xyz,format=raw"], None),
+        (["qemu", "-spice", "port=1,password=p w"], None),
+        (["qemu", "-m", "1G", "-drive", "file=a.img"], ["qemu", "-m", "1G", "-drive", "file=a.img"]),
+    ],
+)
+def test_secrets_in_a_command_line_are_hidden(argv: list[str], hidden: list[str] | None) -> None:
+    out = redact(argv)
+    if hidden is not None:
+        assert out == hidden
+    for secret in ("abc123", "hunter2", "xyz", "=p"):
+        assert secret not in " ".join(out)
+
+
+class Table(dict[int, Any]):
+    Leaf = staticmethod(int)
+
+
+def loss(count: int, first: int, last: int, epoch: int) -> SimpleNamespace:
+    return SimpleNamespace(count=count, first_ts=first, last_ts=last, epoch=epoch)
+
+
+def test_losses_add_up_and_keep_their_time_bounds() -> None:
+    none = loss(0, 0, 0, 0)
+    table = Table({reason: [none, none] for reason in range(len(LOST))})
+    epoch = Table({0: 0})
+    reader = LossReader(table, epoch)
+    assert reader.read() == []
+    assert epoch[0] == 1
+    ring, thread = LOST.index("ring_full"), LOST.index("untraced_thread")
+    table[ring] = [none, loss(5, 100, 140, 1)]
+    table[thread] = [loss(1, 7, 7, 1), none]
+    first = reader.read()
+    assert [(f.cpu, f.t0_ns, f.t1_ns, f.lost, f.reason) for f in first] == [
+        (1, 100, 140, 5, "ring_full"),
+        (0, 7, 7, None, "untraced_thread"),
+    ]
+    later = time.monotonic_ns() + 1_000_000_000
+    table[ring] = [none, loss(17, later - 5, later, 2)]
+    (second,) = reader.read()
+    assert (second.lost, second.t0_ns, second.t1_ns) == (12, later - 5, later)
+    # A loss noted while the reader read belongs to the epoch before: its time is bounded, not known.
+    table[ring] = [none, loss(18, 1, later, 2)]
+    (third,) = reader.read()
+    assert third.lost == 1
+    assert 1 < third.t0_ns <= third.t1_ns == later
+    assert reader.read() == []
+
+
+class Notes:
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def add_memslot(self, **row: Any) -> None:
+        self.rows.append(row)
+
+
+def table_columns(**columns: Any) -> dict[str, np.ndarray]:
+    rows = len(next(iter(columns.values())))
+    names = [name for name in RECORD.names or () if name not in ("length", "page")]
+    return {n: np.array(columns.get(n, [0] * rows), RECORD[n]) for n in names}
+
+
+def test_memslots_give_later_rows_their_gfn_until_they_are_deleted() -> None:
+    notes = Notes()
+    table = MemslotTable(notes)  # type: ignore[arg-type]
+    kinds = [KIND_CODE[k] for k in ("memslot", "host_fault", "host_fault", "memslot", "host_fault", "unmap")]
+    columns = table_columns(
+        kind=kinds,
+        ts_ns=[10, 11, 12, 20, 21, 9],
+        gfn=[0x100, 0, 0, 0x100, 0, 0],
+        hva=[0x700000, 0x701234, 0x900000, 0, 0x701234, 0x700000],
+        rip=[0x10000, 1, 1, 0, 1, 1],
+        arg=[3, 0, 0, 3, 0, 0],
+        extra=[2, 0, 0, 0, 0, 0],
+        valid=[VALID["gfn"] | VALID["hva"]] + [VALID["hva"]] * 2 + [VALID["gfn"]] + [VALID["hva"]] * 2,
+    )
+    table.take_from(columns)
+    table.fill_gfns(columns)
+    has_gfn = (columns["valid"] & VALID["gfn"]) != 0
+    assert has_gfn.tolist() == [True, True, False, True, False, False]
+    assert columns["gfn"][1] == 0x101
+    assert columns["pages"][[0, 3]].tolist() == [16, 0]
+    assert columns["rip"][[0, 3]].tolist() == [0, 0]
+    assert notes.rows[0] == {
+        **{"vm": 0, "slot": 3, "gpa": 0x100000, "size_bytes": 0x10000, "hva": 0x700000, "flags": 2},
+        **{"from_ns": 10, "known_by": "ioctl"},
+    }
+
+
+def test_a_plan_must_make_sense(tmp_path: Path) -> None:
+    out = tmp_path / "x.trace"
+    for wrong in (
+        {"command": ("true",), "pids": (1,)},
+        {},
+        {"command": ("true",), "ring_bytes": 3 << 20},
+        {"command": ("true",), "seconds": 0.0},
+    ):
+        with pytest.raises(UsageError):
+            RecordPlan(out=out, **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("lost", "words"), [(0, "0 lost"), (1234, "1,234 lost"), (None, "unknown number lost")]
+)
+def test_the_report_says_what_was_lost(lost: int | None, words: str) -> None:
+    report = RecordReport(Path("x.trace"), rows=5, lost=lost, losses={"ring_full": lost} if lost != 0 else {})
+    text = "\n".join(report.lines())
+    assert words in text
+    assert ("ring_full" in text) is (lost != 0)
+    assert report.to_json()["lost"] == lost
+
+
+def test_samples_of_this_process_are_what_proc_says() -> None:
+    import os
+
+    metrics = dict(samples.sample_process(os.getpid()))
+    assert metrics["rss_bytes"] > 10_000_000
+    assert metrics["minor_faults"] > 0
+    assert metrics["pss_bytes"] <= metrics["rss_bytes"] * 1.2
+    assert dict(samples.sample_process(2**22 + 1)) == {}
+    assert dict(samples.sample_host())["host_available_bytes"] > 0
+
+
+def test_without_bcc_the_error_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bcc_package, "_FOLDERS", ("/nowhere/bcc",))
+    bcc_package.load_bcc.cache_clear()
+    before = list(sys.path)
+    try:
+        with pytest.raises(CapabilityError) as error:
+            bcc_package.load_bcc()
+    finally:
+        bcc_package.load_bcc.cache_clear()
+    assert "apt-get install python3-bpfcc" in error.value.hint
+    assert sys.path == before
+
+
+def test_a_process_that_is_not_there_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="4194305"):
+        target.require_processes([2**22 + 1])
+
+
+def test_a_held_back_command_ends_with_its_recorder(tmp_path: Path) -> None:
+    proof = tmp_path / "started"
+    child = target.start_child(["touch", str(proof)])
+    assert child.poll() is None
+    assert target.is_waiting(Path(f"/proc/{child.pid}/cmdline").read_text().split("\0"))
+    assert child.end() != 0
+    assert not proof.exists()
+    child = target.start_child(["touch", str(proof)])
+    child.release()
+    deadline = time.monotonic() + 10
+    while child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert child.poll() == 0
+    assert proof.exists()
