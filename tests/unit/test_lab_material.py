@@ -10,6 +10,7 @@ import pytest
 
 from tracekit.errors import CapabilityError, UsageError
 from tracekit.lab import debian
+from tracekit.lab.cache import cache_folder, new_folder
 from tracekit.lab.initramfs import Initramfs
 from tracekit.lab.kernel_modules import load_order
 from tracekit.lab.linux_guest import LinuxPlan
@@ -59,22 +60,22 @@ def test_a_package_that_cannot_be_had_says_what_to_type(tmp_path: Path, monkeypa
     with pytest.raises(CapabilityError) as caught:
         debian.unpacked("no-such-package")
     assert "apt-get update" in caught.value.hint
-    assert not list(debian.cache_folder("packages").iterdir())
+    assert not list(cache_folder("packages").iterdir())
 
 
 def test_a_cached_package_serves_where_apt_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    (debian.cache_folder("packages") / "some_1.2").mkdir()
+    (cache_folder("packages") / "some_1.2").mkdir()
     assert debian.unpacked("some").name == "some_1.2"
 
 
 def test_a_failure_leaves_no_half_filled_folder(tmp_path: Path):
-    with pytest.raises(IsADirectoryError), debian.new_folder(tmp_path / "x") as scratch:
+    with pytest.raises(IsADirectoryError), new_folder(tmp_path / "x") as scratch:
         scratch.write_text("a folder can't be written like a file")
     assert not list(tmp_path.iterdir())
     for content in ("first", "second"):
-        with debian.new_folder(tmp_path / "x") as scratch:
+        with new_folder(tmp_path / "x") as scratch:
             (scratch / "file").write_text(content)
     assert (tmp_path / "x" / "file").read_text() == "first"
     assert len(list(tmp_path.iterdir())) == 1

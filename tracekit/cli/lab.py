@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from tracekit.cli import lab_host
 from tracekit.cli.output import next_command, print_json, stderr, stdout
 from tracekit.cli.sizes import parse_size
 
 __all__ = ["app"]
 
 app = typer.Typer(help="Real guests on this host.", no_args_is_help=True)
+app.add_typer(lab_host.app, name="host")
 
 _PAGE_BYTES = {"4k": 4096, "2m": 2 << 20}
 
@@ -110,6 +113,10 @@ def linux(
     settle: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="Wait after freeing, for reports to come.")
     ] = 5.0,
+    kit: Annotated[
+        Path | None,
+        typer.Option(envvar="TRACEKIT_GUEST_KIT", help="Folder with vmlinuz and initramfs."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the steps as JSON.")] = False,
 ) -> None:
     """Boot a real Linux guest in QEMU with virtio-balloon and say what each step left resident."""
@@ -124,6 +131,7 @@ def linux(
             alloc_bytes=alloc,
             balloon_bytes=balloon,
             settle_s=settle,
+            kit=kit,
         )
     )
     if json:

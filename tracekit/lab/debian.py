@@ -1,28 +1,28 @@
-"""Debian packages as material for guests: downloaded and unpacked into a cache folder, never installed."""
+"""Debian packages as material for guests: downloaded and unpacked, never installed."""
 
 from __future__ import annotations
 
 import contextlib
-import os
+import hashlib
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from tracekit.errors import CapabilityError
+from tracekit.lab.cache import cache_folder, new_folder
 
-__all__ = ["Kernel", "cache_folder", "kernel", "new_folder", "run_tool", "unpacked"]
+__all__ = ["Kernel", "download", "kernel", "kernel_package", "resolve", "run_tool", "unpacked"]
 
-
-def cache_folder(name: str) -> Path:
-    """Return (and make) a folder of the user's cache: $XDG_CACHE_HOME/tracekit/lab/NAME or ~/.cache/…"""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "tracekit" / "lab" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+# Without this apt drops to a user who can't read root's cache folder; as that user it changes nothing.
+_APT: Final = ("apt-get", "-qq", "-y", "-o", "APT::Sandbox::User=root")
+_EMPTY_SYSTEM: Final = (
+    *("-o", "Dir::State::status=/dev/null", "-o", "APT::Install-Recommends=0", "-o", "Debug::NoLocking=1"),
+)
 
 
 def run_tool(command: Sequence[str | Path], *, package: str, cwd: Path | None = None) -> str:
@@ -45,25 +45,6 @@ def run_tool(command: Sequence[str | Path], *, package: str, cwd: Path | None = 
     return done.stdout
 
 
-@contextlib.contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """Fill a new folder that becomes `target` only when the block succeeds, so the cache never holds a half.
-
-    If another process was quicker, its folder stays.
-    """
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield scratch
-        scratch.chmod(0o755)
-        try:
-            scratch.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
 def unpacked(package: str) -> Path:
     """Return a folder with a Debian package's files, the newest version this machine's apt knows.
 
@@ -71,21 +52,19 @@ def unpacked(package: str) -> Path:
     Raises `CapabilityError` where there is neither.
     """
     folder = cache_folder("packages")
-    cached = sorted(folder.glob(f"{package}_*"), key=lambda path: path.stat().st_mtime)
-    try:
-        version = _candidate(package)
-    except CapabilityError:
+    cached = sorted(folder.glob(f"{package}_*"), key=lambda path: path.stat().st_ctime)
+    version = _field(package, "Version")
+    if not version:
         if cached:
             return cached[-1]
-        raise
+        raise CapabilityError(
+            f"apt knows no package {package}",
+            hint="sudo apt-get update (Debian 12's mirror and security mirror have it)",
+        )
     target = folder / f"{package}_{version.replace(':', '%3a')}"
     if not target.exists():
         with new_folder(target) as scratch, tempfile.TemporaryDirectory(dir=folder) as downloads:
-            run_tool(
-                ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", f"{package}={version}"],
-                package="apt",
-                cwd=Path(downloads),
-            )
+            run_tool([*_APT, "download", f"{package}={version}"], package="apt", cwd=Path(downloads))
             (archive,) = Path(downloads).glob("*.deb")
             run_tool(["dpkg-deb", "-x", archive, scratch], package="dpkg")
         for stale in cached:
@@ -102,45 +81,56 @@ class Kernel:
     modules: Path
 
 
-def kernel(package: str = "linux-image-cloud-amd64") -> Kernel:
-    """Return the kernel of a linux-image package; meta-packages are followed to the kernel they name."""
+def kernel_package(package: str) -> str:
+    """Return the package whose kernel a linux-image meta-package stands for (others: themselves)."""
     names = re.findall(r"linux-image-[\w.+-]+", _field(package, "Depends"))
-    root = unpacked(next((name for name in names if re.search(r"-\d", name)), package))
+    return next((name for name in names if re.search(r"-\d", name)), package)
+
+
+def kernel(package: str = "linux-image-cloud-amd64") -> Kernel:
+    """Return the kernel of a linux-image package or meta-package."""
+    root = unpacked(kernel_package(package))
     (modules,) = (root / "lib" / "modules").iterdir()
     return Kernel(modules.name, root / "boot" / f"vmlinuz-{modules.name}", modules)
 
 
-def _candidate(package: str) -> str:
-    version = _field(package, "Version")
-    if not version:
-        raise CapabilityError(
-            f"apt knows no package {package}",
-            hint="sudo apt-get update (Debian 12's mirror and security mirror have it)",
-        )
-    return version
+def resolve(packages: Sequence[str]) -> list[str]:
+    """Return the archives (name_version_arch.deb) of these packages and all that they need.
+
+    Raises `CapabilityError` where apt can't resolve them.
+    """
+    # apt leaves out what it finds in its archive folder, so give it one that isn't there.
+    nowhere = ("-o", "Dir::Cache::archives=/nonexistent")
+    listing = _ask([*_APT, *_EMPTY_SYSTEM, *nowhere, "--print-uris", "install", *packages])
+    return re.findall(r"^'[^']*' (\S+) \d+", listing, re.MULTILINE)
+
+
+def download(packages: Sequence[str], folder: Path) -> list[Path]:
+    """Download the archives of `resolve` into a folder and return them."""
+    (folder / "partial").mkdir()
+    into = ("-o", f"Dir::Cache::archives={folder}")
+    run_tool([*_APT, *_EMPTY_SYSTEM, *into, "--download-only", "install", *packages], package="apt")
+    return sorted(folder.glob("*.deb"))
 
 
 def _field(package: str, name: str) -> str:
     """Return a field of the package's newest record in apt's lists, "" where apt knows no such package."""
-    found = re.search(rf"^{name}: (.*)$", _record(package), re.MULTILINE)
-    return found[1] if found else ""
+    with contextlib.suppress(CapabilityError):
+        record = _ask(["apt-cache", "show", "--no-all-versions", package])
+        if found := re.search(rf"^{name}: (.*)$", record, re.MULTILINE):
+            return found[1]
+    return ""
 
 
-def _record(package: str) -> str:
-    """Return apt's newest record of a package, "" for none; asking apt takes a second, so answers are kept.
-
-    An answer is good until apt's lists change.
-    """
-    answer = cache_folder("records") / package
+def _ask(command: Sequence[str]) -> str:
+    """Return what an apt command prints; a second, so kept until its lists change."""
+    answer = cache_folder("answers") / hashlib.sha256("\0".join(command).encode()).hexdigest()[:24]
     lists = Path("/var/lib/apt/lists")
     with contextlib.suppress(OSError):
         if answer.stat().st_mtime > lists.stat().st_mtime:
             return answer.read_text()
-    try:
-        record = run_tool(["apt-cache", "show", "--no-all-versions", package], package="apt")
-    except CapabilityError:
-        return ""
+    printed = run_tool(command, package="apt")
     with tempfile.NamedTemporaryFile("w", dir=answer.parent, delete=False) as scratch:
-        scratch.write(record)
+        scratch.write(printed)
     Path(scratch.name).rename(answer)
-    return record
+    return printed

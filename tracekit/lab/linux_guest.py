@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from tracekit.lab.initramfs import Initramfs
 from tracekit.lab.kernel_modules import load_order
 from tracekit.lab.qemu import Qemu, guest_init
 
-__all__ = ["Accel", "LinuxGuest", "LinuxPlan", "Step", "can_run_linux_under_kvm", "run_plan"]
+__all__ = ["Accel", "LinuxGuest", "LinuxPlan", "Step", "can_run_linux_under_kvm", "make_kit", "run_plan"]
 
 Accel = Literal["auto", "tcg", "kvm"]
 
@@ -24,7 +25,8 @@ class LinuxPlan:
     """What a Linux guest has and does; sizes in bytes, `settle_s` is the time given to page reporting.
 
     After boot it writes and deletes a file of `alloc_bytes` in its memory, then its balloon is inflated until
-    `balloon_bytes` of guest memory are left (0: neither), then deflated.
+    `balloon_bytes` of guest memory are left (0: neither), then deflated. `kit` is a folder of `make_kit` to
+    boot from; without one, the guest is made of `kernel_package` and busybox.
     """
 
     memory_bytes: int = 1 << 30
@@ -36,6 +38,7 @@ class LinuxPlan:
     settle_s: float = 5.0
     kernel_arguments: str = ""
     kernel_package: str = "linux-image-cloud-amd64"
+    kit: Path | None = None
 
     def __post_init__(self) -> None:
         if self.memory_bytes < 128 << 20:
@@ -80,12 +83,10 @@ class LinuxGuest:
         self.accel = plan.accel
         if plan.accel == "auto":
             self.accel = "kvm" if can_run_linux_under_kvm() else "tcg"
-        self.kernel = kernel(plan.kernel_package)
-        with tempfile.NamedTemporaryFile(prefix="tracekit-initramfs-") as image:
-            image.write(_initramfs(self.kernel))
-            image.flush()
+        with tempfile.TemporaryDirectory(prefix="tracekit-kit-") as folder:
+            kit = plan.kit or make_kit(Path(folder), plan.kernel_package)
             self.start_ns = time.monotonic_ns()
-            self.qemu = Qemu(self._arguments(image.name))
+            self.qemu = Qemu(self._arguments(kit))
         self.ready_ns = time.monotonic_ns()
 
     def balloon(self, target_bytes: int, *, timeout_s: float = 120.0) -> None:
@@ -118,13 +119,13 @@ class LinuxGuest:
     def __exit__(self, failed: object, *_: object) -> None:
         self.qemu.__exit__(failed)
 
-    def _arguments(self, initramfs: str) -> list[str | Path]:
+    def _arguments(self, kit: Path) -> list[str | Path]:
         plan = self.plan
         reporting = "on" if plan.free_page_reporting else "off"
         return [
             *("-M", "q35", "-accel", self.accel, "-cpu", "host" if self.accel == "kvm" else "max"),
             *("-m", f"{plan.memory_bytes >> 20}M", "-smp", str(plan.vcpus)),
-            *("-kernel", self.kernel.image, "-initrd", initramfs),
+            *("-kernel", kit / "vmlinuz", "-initrd", kit / "initramfs"),
             *("-append", f"console=ttyS0 quiet panic=-1 {plan.kernel_arguments}"),
             *("-device", f"virtio-balloon-pci,free-page-reporting={reporting}"),
         ]
@@ -155,14 +156,22 @@ def run_plan(plan: LinuxPlan) -> dict[str, Any]:
             step("inflate")
             guest.balloon(plan.memory_bytes)
             step("deflate")
-        pid, accel, release = guest.qemu.pid, guest.accel, guest.kernel.release
+        pid, accel, release = guest.qemu.pid, guest.accel, guest.qemu.run("uname -r").strip()
     return {
-        "plan": asdict(plan),
+        "plan": {**asdict(plan), "kit": str(plan.kit or "")},
         "pid": pid,
         "accel": accel,
         "kernel": release,
         "steps": [asdict(one) for one in steps],
     }
+
+
+def make_kit(folder: Path, kernel_package: str = "linux-image-cloud-amd64") -> Path:
+    """Put all that a Linux guest boots from (vmlinuz, initramfs) in a folder and return it."""
+    guest_kernel = kernel(kernel_package)
+    shutil.copy(guest_kernel.image, folder / "vmlinuz")
+    (folder / "initramfs").write_bytes(_initramfs(guest_kernel))
+    return folder
 
 
 def _initramfs(kernel: Kernel) -> bytes:

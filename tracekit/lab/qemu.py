@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import selectors
@@ -9,23 +10,35 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from tracekit.errors import CapabilityError, FailedError
 from tracekit.lab.qmp import Qmp
 
-__all__ = ["READY", "Qemu", "guest_init"]
+__all__ = ["Outcome", "Qemu", "Tee", "guest_init"]
 
-READY = "tracekit: ready"
+_READY = "tracekit: ready"
 _DONE = "tracekit: done "
+
+Tee = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A guest command's exit code and output (stdout and stderr in one)."""
+
+    code: int
+    output: str
 
 
 def guest_init(setup: str) -> bytes:
-    """Return an init script for busybox: `setup`, then commands from the second serial port, a line each.
+    """Return an init script for busybox: `setup`, then commands from the second serial port.
 
-    After each command's output comes a line with its exit code; the first serial port stays the kernel's.
+    A command is a line of base64; after its output comes a line with its exit code. The first serial port
+    stays the kernel's.
     """
     return f"""#!/bin/sh
 /bin/busybox mkdir -p /proc /sys /dev /tmp /run
@@ -35,10 +48,10 @@ def guest_init(setup: str) -> bytes:
 {setup}
 exec </dev/ttyS1 >/dev/ttyS1 2>&1
 /bin/busybox stty raw -echo
-echo "{READY}"
+echo "{_READY}"
 while IFS= read -r line; do
-  (eval "$line") </dev/null
-  echo "{_DONE}$?"
+  (eval "$(echo "$line" | base64 -d)") </dev/null
+  printf '\n{_DONE}%s\n' $?
 done
 """.encode()
 
@@ -76,7 +89,7 @@ class Qemu:
             cleanup.callback(self._end)
             self._received = bytearray()
             self.qmp = cleanup.enter_context(self._connect(socket))
-            self._read_until(READY, boot_timeout_s)
+            self._read_until(_READY, boot_timeout_s)
             self._cleanup = cleanup.pop_all()
 
     @property
@@ -89,32 +102,29 @@ class Qemu:
         resident_pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         return resident_pages * os.sysconf("SC_PAGE_SIZE")
 
-    def run(self, command: str, *, timeout_s: float = 120.0, check: bool = True) -> str:
-        """Run one line of shell in the guest and return its output.
+    def execute(self, command: str, *, timeout_s: float = 120.0, tee: Tee | None = None) -> Outcome:
+        """Run a shell command in the guest; `tee` gets its output line by line as it comes.
 
-        Raises `FailedError` where it fails (unless `check` is false), hangs, or the guest is gone.
+        Raises `FailedError` where the guest is gone, or says nothing for `timeout_s` (it is then ended).
         """
-        if "\n" in command:
-            raise ValueError("a guest command is one line")
-        assert self._process.stdin
-        try:
-            self._process.stdin.write(command.encode() + b"\n")
-            self._process.stdin.flush()
-        except OSError as error:
-            raise FailedError(f"the guest is gone: {self._last_words()}") from error
-        output, code = self._read_until(_DONE, timeout_s)
-        if check and code != "0":
-            raise FailedError(f"in the guest, {command!r} failed with {code}: {output.strip()[-300:]}")
-        return output
+        self._send(command)
+        output, code = self._read_until(_DONE, timeout_s, tee)
+        return Outcome(int(code), output)
+
+    def run(self, command: str, *, timeout_s: float = 120.0) -> str:
+        """Run a shell command in the guest and return its output; `FailedError` where it fails."""
+        outcome = self.execute(command, timeout_s=timeout_s)
+        if outcome.code:
+            raise FailedError(
+                f"in the guest, {command!r} failed with {outcome.code}: {outcome.output.strip()[-300:]}"
+            )
+        return outcome.output
 
     def close(self) -> None:
         """Power the guest off; if it does not go, end QEMU."""
-        with contextlib.suppress(OSError, AssertionError):
-            assert self._process.stdin
-            self._process.stdin.write(b"poweroff -f\n")
-            self._process.stdin.flush()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(3)
+        with contextlib.suppress(FailedError, subprocess.TimeoutExpired):
+            self._send("/bin/busybox poweroff -f")
+            self._process.wait(5)
         self._cleanup.close()
 
     def kill(self) -> None:
@@ -158,22 +168,41 @@ class Qemu:
             said = self.console_log.read_text(errors="replace").strip()
         return said[-500:] or f"exit code {self._process.returncode}"
 
-    def _read_until(self, marker: str, timeout_s: float) -> tuple[str, str]:
-        """Return (text before the line that begins with marker, rest of that line)."""
+    def _send(self, command: str) -> None:
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(base64.b64encode(command.encode()) + b"\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise FailedError(f"the guest is gone: {self._last_words()}") from error
+
+    def _read_until(self, marker: str, timeout_s: float, tee: Tee | None = None) -> tuple[str, str]:
+        """Return (text before the line that begins with marker, rest of that line).
+
+        The newline before the marker is the marker's own, so the last line of text is told late.
+        """
+        lines: list[str] = []
+        while True:
+            line = self._read_line(timeout_s)
+            if line.startswith(marker):
+                if tee and lines:
+                    tee(lines[-1])
+                return "\n".join(lines), line.removeprefix(marker)
+            if tee and lines:
+                tee(lines[-1] + "\n")
+            lines.append(line)
+
+    def _read_line(self, timeout_s: float) -> str:
         assert self._process.stdout
         fd = self._process.stdout.fileno()
-        deadline = time.monotonic() + timeout_s
-        with selectors.DefaultSelector() as selector:
-            selector.register(fd, selectors.EVENT_READ)
-            while True:
-                text = self._received.replace(b"\r", b"").decode(errors="replace")
-                start = 0 if text.startswith(marker) else text.find("\n" + marker) + 1
-                if (start or text.startswith(marker)) and "\n" in text[start:]:
-                    line, rest = text[start:].split("\n", 1)
-                    self._received = bytearray(rest.encode())
-                    return text[:start], line.removeprefix(marker)
-                if not selector.select(max(0.0, deadline - time.monotonic())):
+        while (end := self._received.find(b"\n")) < 0:
+            with selectors.DefaultSelector() as selector:
+                selector.register(fd, selectors.EVENT_READ)
+                if not selector.select(timeout_s):
                     raise FailedError(f"the guest said nothing for {timeout_s:.0f} s: {self._last_words()}")
-                if not (chunk := os.read(fd, 65536)):
-                    raise FailedError(f"the guest ended: {self._last_words()}")
-                self._received += chunk
+            if not (chunk := os.read(fd, 65536)):
+                raise FailedError(f"the guest ended: {self._last_words()}")
+            self._received += chunk
+        line = self._received[:end].decode(errors="replace")
+        del self._received[: end + 1]
+        return line
