@@ -1,0 +1,1 @@
+"""The charts, one module each: rows in, an Altair chart out, ready for a notebook as it stands."""

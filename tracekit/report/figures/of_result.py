@@ -1,0 +1,215 @@
+"""Figures that a replay gives: what scenarios save, which mechanism saves it, what the saving hangs on."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from tracekit.report.charts import missratio, resident, savings, tornado, waterfall, zeroing
+from tracekit.report.charts.axes import least, most
+from tracekit.report.figure import Figure
+from tracekit.report.figures.of_trace import rss
+from tracekit.report.ledger import TOTAL, entries, scenarios, title
+from tracekit.report.study import Study
+from tracekit.report.text import plain
+from tracekit.report.units import human, human_interval
+
+__all__ = [
+    "draw_miss_ratio",
+    "draw_resident",
+    "draw_savings",
+    "draw_tornado",
+    "draw_waterfall",
+    "draw_zeroing",
+]
+
+_MOST_SCENARIOS = 6
+
+
+def draw_resident(study: Study) -> Figure | None:
+    """Return resident memory over time, modelled and sampled; None where neither is there."""
+    outline = study.outline
+    parts = []
+    start_ns = outline.extent.start_ns if outline and outline.extent else None
+    if study.curves is not None and study.curves.height:
+        start = int(least(study.curves, "ts_ns")) if start_ns is None else start_ns
+        keep = [resident.BASELINE, *study.curves["scenario"].unique(maintain_order=True).to_list()]
+        parts.append(
+            study.curves.filter(pl.col("scenario").is_in(keep[: _MOST_SCENARIOS + 1])).select(
+                pl.col("scenario").alias("series"),
+                ((pl.col("ts_ns").cast(pl.Int64) - start) / 1e9).alias("time_s"),
+                pl.col("resident_bytes").cast(pl.Float64),
+            )
+        )
+    if outline is not None and outline.extent is not None:
+        parts.append(
+            rss(outline, outline.extent).with_columns(pl.lit("RSS of the VMM, sampled").alias("series"))
+        )
+    parts = [part.select("series", "time_s", "resident_bytes") for part in parts if part.height]
+    if not parts:
+        return None
+    curves = pl.concat(parts)
+    peaks = curves.group_by("series", maintain_order=True).agg(pl.col("resident_bytes").max())
+    said = ", ".join(f"{plain(name)} {human(peak, 'bytes')}" for name, peak in peaks.iter_rows())
+    return Figure(
+        name="resident",
+        title="Resident memory over time",
+        says=f"Peaks: {said}.",
+        alt_text=f"Line chart of resident memory over time for {peaks.height} series. Peaks: {said}.",
+        chart=resident.chart(curves),
+        table=peaks.rename({"resident_bytes": "peak_bytes"}),
+        known_by="Model curves come from the replay; sampled RSS also counts the VMM's own memory.",
+        units={"peak_bytes": "bytes"},
+    )
+
+
+def draw_savings(study: Study) -> Figure | None:
+    """Return what each scenario saves of each headline metric; None without a replay."""
+    if study.rows is None:
+        return None
+    names = scenarios(study.rows)
+    rows = []
+    for scenario in names:
+        for entry in entries(study.rows, scenario):
+            if not entry.baseline or entry.saved is None:
+                continue
+            value, interval = human_interval(entry.saved, entry.low, entry.high, entry.unit)
+            share, low, high = (
+                None if end is None else end / entry.baseline for end in (entry.saved, entry.low, entry.high)
+            )
+            rows.append(
+                {
+                    "metric": title(entry.metric),
+                    "scenario": plain(scenario, longest=60),
+                    "share": share,
+                    "share_low": low,
+                    "share_high": high,
+                    "label": entry.label,
+                    "shown": f"{value} {interval}",
+                }
+            )
+    if not rows:
+        return None
+    table = pl.from_dicts(rows, infer_schema_length=None)
+    moving = (
+        table.group_by("metric")
+        .agg((pl.col("share").abs() > 0).any().alias("moves"))
+        .filter("moves")["metric"]
+    )
+    table = table.filter(pl.col("metric").is_in(moving.to_list()))
+    if not table.height:
+        return None
+    best = table.filter(pl.col("metric") == table["metric"][0]).sort(
+        "share", descending=True, nulls_last=True
+    )
+    first = best.row(0, named=True)
+    share = f"{100 * first['share']:.0f} % of the baseline"
+    says = f"{first['scenario']} saves the most {first['metric']}: {share}."
+    return Figure(
+        name="savings",
+        title="What each scenario saves",
+        says=says,
+        alt_text=f"Bar chart of savings as a share of the baseline, a panel for each of {moving.len()} "
+        f"metrics, a bar for each of {len(names)} scenarios, with intervals. {says}",
+        chart=savings.chart(table),
+        table=table,
+        known_by="Bars are the saving, thin rules the interval [low, high]; the marker's shape is the label.",
+    )
+
+
+def draw_waterfall(study: Study) -> Figure | None:
+    """Return the combination with most mechanisms, on its leading metric that mechanisms share out."""
+    if study.rows is None:
+        return None
+    parts = study.rows.filter(~pl.col("mechanism").is_in(list(TOTAL)))
+    combined = (
+        parts.group_by("scenario", "metric", maintain_order=True)
+        .agg(pl.len().alias("mechanisms"), pl.col("saved").abs().sum().alias("moved"))
+        .filter((pl.col("mechanisms") > 1) & (pl.col("moved") > 0))
+    )
+    if not combined.height:
+        return None
+    scenario = combined.sort("mechanisms", descending=True, maintain_order=True)["scenario"][0]
+    shared = set(combined.filter(pl.col("scenario") == scenario)["metric"])
+    whole = next((e for e in entries(study.rows, scenario, every=True) if e.metric in shared), None)
+    if whole is None or whole.baseline is None:
+        return None
+    chosen = parts.filter((pl.col("scenario") == scenario) & (pl.col("metric") == whole.metric))
+    bars = waterfall.steps(
+        whole.baseline, [(m, s or 0.0) for m, s in chosen.select("mechanism", "saved").iter_rows()]
+    )
+    words = ", then ".join(plain(m) for m in chosen["mechanism"])
+    says = f"In this order: {words}. A later mechanism can only save what the earlier ones left."
+    return Figure(
+        name="waterfall",
+        title=f"Which mechanism saves what: {title(whole.metric)} in {plain(scenario, longest=80)}",
+        says=says,
+        alt_text=f"Waterfall from the baseline of {human(whole.baseline, whole.unit)} {title(whole.metric)} "
+        f"to the counterfactual. {says}",
+        chart=waterfall.chart(bars, whole.unit, title(whole.metric)),
+        table=bars,
+    )
+
+
+def draw_tornado(study: Study) -> Figure | None:
+    """Return how far each parameter alone moves the saving; None where the result has no such rows."""
+    swings = study.swings
+    if swings is None or not swings.height:
+        return None
+    metric, unit = (str(swings[name][0]) if name in swings.columns else "" for name in ("metric", "unit"))
+    order = swings.with_columns((pl.col("saved_at_high") - pl.col("saved_at_low")).abs().alias("swing"))
+    top = order.sort("swing", descending=True).row(0, named=True)
+    says = (
+        f"{plain(top['parameter'])} matters most: alone it moves the saving by {human(top['swing'], unit)}."
+    )
+    return Figure(
+        name="tornado",
+        title="Which parameter matters most",
+        says=says,
+        alt_text=f"Tornado chart of {swings.height} parameters, one at a time. {says}",
+        chart=tornado.chart(swings, unit, title(metric)),
+        table=order,
+        known_by="One parameter at a time, the others as the scenario has them.",
+        units=dict.fromkeys(("saved", "saved_at_low", "saved_at_high", "swing"), unit),
+    )
+
+
+def draw_miss_ratio(study: Study) -> Figure | None:
+    """Return the miss-ratio curve; None where the result has none."""
+    curve = study.miss_ratio
+    if curve is None or not curve.height:
+        return None
+    under = curve.filter(pl.col("miss_ratio") <= 0.01).sort("resident_bytes")
+    says = (
+        f"With {human(under['resident_bytes'][0], 'bytes')}, one touch in a hundred would fault."
+        if under.height
+        else f"Even {human(most(curve, 'resident_bytes'), 'bytes')} leave more than one touch in a hundred."
+    )
+    return Figure(
+        name="miss-ratio",
+        title="How much memory is enough",
+        says=says,
+        alt_text=f"Line chart of the share of touches that would fault against the memory limit. {says}",
+        chart=missratio.chart(curve),
+        table=curve,
+        known_by="Under LRU. Left of the recorded memory the curve is a lower bound: hits leave no trace.",
+        units={"resident_bytes": "bytes"},
+    )
+
+
+def draw_zeroing(study: Study) -> Figure | None:
+    """Return what zeroing costs by size; None where no cost profile says so."""
+    costs = study.zeroing
+    if costs is None or not costs.height:
+        return None
+    largest = costs.sort("size_bytes").row(-1, named=True)
+    size, time = human(largest["size_bytes"], "bytes"), human(largest["zero_ns"], "ns")
+    says = f"Zeroing {size} takes the {largest['side']} {time}."
+    return Figure(
+        name="zeroing",
+        title="What zeroing costs on this host",
+        says=says,
+        alt_text=f"Line chart of the time to zero memory against its size, by side. {says}",
+        chart=zeroing.chart(costs),
+        table=costs,
+        units={"size_bytes": "bytes", "zero_ns": "ns", "low_ns": "ns", "high_ns": "ns"},
+    )

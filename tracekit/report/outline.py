@@ -1,0 +1,251 @@
+"""Boils a trace down to what the charts draw: three streamed passes, no Python per event.
+
+Whatever a trace's size, what leaves here has at most a few tens of thousands of rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import polars as pl
+
+from tracekit.trace.schema import FLAG_MAJOR, FLAG_PRESENT, KIND_CODE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tracekit.trace import Trace
+
+__all__ = ["BINS_PER_DECADE", "GFN_BINS", "RETURNS", "TIME_BINS", "Extent", "Outline"]
+
+TIME_BINS: Final = 160
+GFN_BINS: Final = 64
+BINS_PER_DECADE: Final = 50
+"""Latency bins: each is 10^(1/50) wide, so a quantile read off them is right to 4.7 %."""
+
+RETURNS: Final = ("balloon_inflate", "free_page_report", "swap_out")
+"""Kinds that always take a page's memory away; madvise and fallocate do with some arguments only."""
+
+# MADV_DONTNEED, _FREE, _REMOVE, _COLD, _PAGEOUT and _DONTNEED_LOCKED (asm-generic/mman-common.h)
+_DROPPING_ADVICE: Final = (4, 8, 9, 20, 21, 24)
+_PUNCH_HOLE: Final = 0x02  # FALLOC_FL_PUNCH_HOLE (linux/falloc.h)
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+# Guests are told apart from garbage here: above 64 TiB of guest-physical span a page bitmap would not fit.
+_MOST_PAGES: Final = 1 << 34
+_LAST_GFN: Final = 1 << 52  # more than any x86 guest can have; what lies beyond is drawn there
+_TOUCH_KINDS: Final = ("ept_violation", "host_fault", "guest_fault")
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The box that all charts share: time and guest-physical bounds, both inclusive."""
+
+    start_ns: int
+    stop_ns: int
+    first_gfn: int
+    last_gfn: int
+
+    @property
+    def time_step_ns(self) -> int:
+        """Width of a time bin in ns."""
+        return (self.stop_ns - self.start_ns) // TIME_BINS + 1
+
+    @property
+    def gfn_step(self) -> int:
+        """Height of a gfn bin in pages."""
+        return (self.last_gfn - self.first_gfn) // GFN_BINS + 1
+
+    def time_bin(self) -> pl.Expr:
+        """The event's time bin, 0 .. TIME_BINS - 1."""
+        return ((pl.col("ts_ns") - self.start_ns) // self.time_step_ns).cast(pl.Int32).alias("time_bin")
+
+
+class Outline:
+    """What the charts need to know of one trace; each part is computed once, when first asked for."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+
+    @cached_property
+    def classes(self) -> pl.DataFrame:
+        """Events by kind, level, major, present and latency bin.
+
+        Columns: kind, level, major, present, latency_bin (floor(log10(ns) * BINS_PER_DECADE), null
+        where no latency is known), events, pages, latency_ns (sum), first_ns, last_ns, first_gfn, last_gfn.
+        """
+        latency = pl.col("latency_ns")
+        return (
+            self.trace.events.group_by(
+                "kind",
+                "level",
+                ((pl.col("flags") & FLAG_MAJOR) != 0).alias("major"),
+                ((pl.col("flags") & FLAG_PRESENT) != 0).alias("present"),
+                (latency.clip(1).log(10) * BINS_PER_DECADE).floor().cast(pl.Int16).alias("latency_bin"),
+            )
+            .agg(
+                pl.len().cast(pl.Int64).alias("events"),
+                pl.col("pages").cast(pl.Int64).sum().alias("pages"),
+                latency.sum().alias("latency_ns"),
+                pl.col("ts_ns").min().alias("first_ns"),
+                pl.col("ts_ns").max().alias("last_ns"),
+                _gfn().min().alias("first_gfn"),
+                (_gfn() + pl.col("pages").clip(1) - 1).max().alias("last_gfn"),
+            )
+            .with_columns(pl.col("kind").cast(pl.String))
+            .sort("kind", "level", "major", "present", "latency_bin")
+            .collect(engine="streaming")
+        )
+
+    @cached_property
+    def extent(self) -> Extent | None:
+        """The box of all events; None for an empty trace."""
+        box = self.classes.select(
+            pl.col("first_ns").min(),
+            pl.col("last_ns").max(),
+            pl.col("first_gfn").min(),
+            pl.col("last_gfn").max(),
+        ).row(0)
+        if box[0] is None:
+            return None
+        return Extent(box[0], box[1], box[2] or 0, box[3] or 0)
+
+    @cached_property
+    def timeline(self) -> pl.DataFrame:
+        """Events over time: kind, level, major, returned, time_bin, events, pages, latency_ns (sum).
+
+        `returned` marks events that take memory away (RETURNS).
+        """
+        if self.extent is None:
+            return pl.DataFrame()
+        return (
+            self.trace.events.group_by(
+                "kind",
+                "level",
+                ((pl.col("flags") & FLAG_MAJOR) != 0).alias("major"),
+                _returned().alias("returned"),
+                self.extent.time_bin(),
+            )
+            .agg(
+                pl.len().cast(pl.Int64).alias("events"),
+                pl.col("pages").cast(pl.Int64).sum().alias("pages"),
+                pl.col("latency_ns").sum().alias("latency_ns"),
+            )
+            .with_columns(pl.col("kind").cast(pl.String))
+            .sort("kind", "level", "major", "returned", "time_bin")
+            .collect(engine="streaming")
+        )
+
+    @property
+    def touch_kind(self) -> str | None:
+        """The kind whose rows are the guest's touches: the MMU fault where recorded, else the host fault."""
+        kinds = set(self.classes["kind"].to_list())
+        return next((kind for kind in _TOUCH_KINDS if kind in kinds), None)
+
+    @cached_property
+    def heat(self) -> pl.DataFrame:
+        """Pages by what happened, gfn bin and time bin: what, gfn_bin, time_bin, pages.
+
+        `what` is "first touch" (the page's first fault in the trace), "refault" (a later one) or "discard";
+        where the gfn span is too wide for a bitmap, first touches and refaults stay one: "fault".
+        """
+        extent, kind = self.extent, self.touch_kind
+        if extent is None:
+            return pl.DataFrame()
+        parts = []
+        if kind is not None:
+            if extent.last_gfn - extent.first_gfn < _MOST_PAGES:
+                parts += _first_touches(self._touches(kind), extent)
+            else:
+                faults = (pl.col("kind") == kind) & ((pl.col("flags") & FLAG_PRESENT) == 0)
+                parts.append(_spread(self.trace.events.filter(faults), extent, "fault"))
+        parts.append(_spread(self.trace.events.filter(_returned()), extent, "discard"))
+        return pl.concat(parts).sort("what", "gfn_bin", "time_bin")
+
+    def _touches(self, kind: str) -> Iterator[tuple[Ints, Ints, Ints]]:
+        """Yield ts_ns, gfn and pages of the faults that found no entry, in time order, a batch at a time."""
+        code = KIND_CODE[kind]
+        for batch in self.trace.batches(["ts_ns", "kind", "gfn", "pages", "flags"]):
+            gfn = batch.column("gfn")
+            kinds = batch.column("kind").indices.to_numpy(zero_copy_only=False)
+            absent = (batch.column("flags").to_numpy() & FLAG_PRESENT) == 0
+            keep = np.flatnonzero((kinds == code) & absent & gfn.is_valid().to_numpy(zero_copy_only=False))
+            yield (
+                batch.column("ts_ns").to_numpy()[keep].astype(np.int64),
+                gfn.fill_null(0).to_numpy(zero_copy_only=False)[keep].astype(np.int64),
+                batch.column("pages").to_numpy()[keep].astype(np.int64),
+            )
+
+
+def _gfn() -> pl.Expr:
+    return pl.col("gfn").clip(upper_bound=_LAST_GFN).cast(pl.Int64)
+
+
+def _returned() -> pl.Expr:
+    """Whether an event takes memory away from the guest."""
+    kind, arg = pl.col("kind"), pl.col("arg").fill_null(0)
+    advised = kind.is_in(["madvise", "process_madvise"]) & arg.is_in(list(_DROPPING_ADVICE))
+    punched = (kind == "fallocate") & ((arg & _PUNCH_HOLE) != 0)
+    return kind.is_in(list(RETURNS)) | advised | punched
+
+
+def _first_touches(touches: Iterator[tuple[Ints, Ints, Ints]], extent: Extent) -> list[pl.DataFrame]:
+    """Split faults into each page's first and the later ones, with one byte of state per guest page."""
+    seen = np.zeros(extent.last_gfn - extent.first_gfn + 1, np.bool_)
+    cells = GFN_BINS * TIME_BINS
+    every, first = np.zeros(cells), np.zeros(cells)
+    for ts_ns, gfn, pages in touches:
+        page = gfn - extent.first_gfn
+        cell = page // extent.gfn_step * TIME_BINS + (ts_ns - extent.start_ns) // extent.time_step_ns
+        every += np.bincount(cell, pages, cells)
+        fresh = np.flatnonzero(~seen[page])
+        _, earliest = np.unique(page[fresh], return_index=True)
+        fresh = fresh[earliest]
+        seen[page[fresh]] = True
+        first += np.bincount(cell[fresh], pages[fresh], cells)
+    return [_cells(first, "first touch"), _cells(every - first, "refault")]
+
+
+def _cells(pages: np.ndarray[Any, np.dtype[np.float64]], what: str) -> pl.DataFrame:
+    cell = np.flatnonzero(pages)
+    return pl.DataFrame(
+        {"gfn_bin": cell // TIME_BINS, "time_bin": cell % TIME_BINS, "pages": pages[cell]},
+        schema={"gfn_bin": pl.Int32, "time_bin": pl.Int32, "pages": pl.Int64},
+    ).select(pl.lit(what).alias("what"), pl.all())
+
+
+def _spread(events: pl.LazyFrame, extent: Extent, what: str) -> pl.DataFrame:
+    """Sum pages per cell, a range that crosses gfn bins shared out among them."""
+    step = extent.gfn_step
+    start = _gfn() - extent.first_gfn
+    ranges = (
+        events.filter(pl.col("gfn").is_not_null())
+        .select(
+            extent.time_bin(), start.alias("start"), (start + pl.col("pages").cast(pl.Int64)).alias("end")
+        )
+        .with_columns(
+            pl.col("start").clip(0), pl.col("end").clip(upper_bound=extent.last_gfn - extent.first_gfn + 1)
+        )
+        .filter(pl.col("end") > pl.col("start"))
+    )
+    low, high = pl.col("start") // step, (pl.col("end") - 1) // step
+    whole = ranges.filter(low == high).select("start", "end", "time_bin", low.alias("gfn_bin"))
+    across = (
+        ranges.filter(low != high)
+        .select("start", "end", "time_bin", pl.int_ranges(low, high + 1).alias("gfn_bin"))
+        .explode("gfn_bin")
+    )
+    covered = pl.min_horizontal("end", (pl.col("gfn_bin") + 1) * step) - pl.max_horizontal(
+        "start", pl.col("gfn_bin") * step
+    )
+    return (
+        pl.concat([whole, across])
+        .group_by(pl.col("gfn_bin").cast(pl.Int32), "time_bin")
+        .agg(covered.sum().alias("pages"))
+        .select(pl.lit(what).alias("what"), "gfn_bin", "time_bin", "pages")
+        .collect(engine="streaming")
+    )
