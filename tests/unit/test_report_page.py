@@ -202,7 +202,7 @@ def test_headline_ledger_and_losses_are_said(page: str) -> None:
     assert "7.00 s guest stall saved, of 8.00 s (88 %) 5.00 s to 8.00 s" in text
     assert text.index("both") < text.index("hot_hint,lead_ms=5") < text.index("The ledger")
     assert "ring full" in text
-    assert "replay seed 7" in text
+    assert "replay: seed 7" in text
     assert "Synthetic" not in text
 
 

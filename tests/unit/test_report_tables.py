@@ -41,7 +41,7 @@ def test_table_says_what_was_saved_of_what_how_sure_and_why() -> None:
         "bounded",
     ]
     assert "= guest stall: saves 2.00 s [1.00, 3.00] of 8.00 s (25 %), bounded" in text
-    assert re.search(r"resident, peak +1\.00 GiB +1\.12 GiB +-128 MiB \[-256, 0\] +assumed", text)
+    assert re.search(r"peak resident +1\.00 GiB +1\.12 GiB +-128 MiB \[-256, 0\] +assumed", text)
     assert re.search(r"prefaults wasted +0 +unknown +unknown +assumed", text)
     for label in ("measured: follows", "bounded: an interval", "assumed: rests"):
         assert label in text

@@ -42,12 +42,12 @@ _TITLES: Final[dict[str, str]] = {
     "stall": "guest stall",
     "critical_path": "critical path",
     "faults": "faults",
-    "host_cpu_path": "host CPU, on path",
-    "host_cpu_background": "host CPU, beside",
+    "host_cpu_path": "host CPU on path",
+    "host_cpu_background": "host CPU beside",
     "guest_cpu": "guest CPU",
     "zeroed_twice": "bytes zeroed twice",
-    "resident_mean": "resident, mean",
-    "resident_peak": "resident, peak",
+    "resident_mean": "mean resident",
+    "resident_peak": "peak resident",
     "refaults": "refaults",
     "hypercalls": "hypercalls",
     "prefaults_wasted": "prefaults wasted",
@@ -81,6 +81,27 @@ class Entry:
     def exact(self) -> bool:
         """Whether the interval is the saving itself."""
         return self.saved is not None and self.low == self.saved == self.high
+
+    @property
+    def telling(self) -> bool:
+        """Whether there is anything to tell: not all zero."""
+        return any(v is None or v != 0 for v in (self.baseline, self.saved, self.low, self.high))
+
+    @property
+    def spread(self) -> str:
+        """What stands for an interval of no width: exact, or not questioned because it was assumed."""
+        return "no spread" if self.label == "assumed" else "exact"
+
+    @property
+    def rank(self) -> tuple[float, int, float]:
+        """Sort key that puts the surest saving first: what is saved at the least, then the better label."""
+        return -round(self.sure_share, 2), list(LABELS).index(self.label), -(self.saved or 0.0)
+
+    @property
+    def sure_share(self) -> float:
+        """The share of the baseline that is saved at the least."""
+        least = self.saved if self.low is None else self.low
+        return (least or 0.0) / (self.baseline or 1.0)
 
     @property
     def certain(self) -> bool:
@@ -164,7 +185,7 @@ def scenarios(rows: pl.DataFrame) -> list[str]:
 
 
 def entries(rows: pl.DataFrame, scenario: str, *, every: bool = False) -> list[Entry]:
-    """Return a scenario's totals, headline metrics first; with `every`, all its other metrics behind them.
+    """Return a scenario's totals: the headline metrics that tell something; with `every`, all others behind.
 
     A scenario's total is the row whose mechanism is "all"; where there is none, the single mechanism's row.
     """
@@ -173,7 +194,7 @@ def entries(rows: pl.DataFrame, scenario: str, *, every: bool = False) -> list[E
     for entry in found:
         by_metric.setdefault(entry.metric, []).append(entry)
     totals = dict(_totals(by_metric))
-    ordered = [totals.pop(metric) for metric in HEADLINE if metric in totals]
+    ordered = [totals.pop(m) for m in HEADLINE if m in totals and totals[m].telling]
     return [*ordered, *totals.values()] if every else ordered
 
 

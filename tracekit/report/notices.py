@@ -6,17 +6,16 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-import polars as pl
-
-from tracekit.report.ledger import scenarios, title
+from tracekit.report.ledger import entries, scenarios, title
 from tracekit.report.study import Study
 from tracekit.report.text import plain
 from tracekit.report.units import human
 
-__all__ = ["assumptions", "losses", "notices", "provenance", "subject"]
+__all__ = ["assumptions", "costs", "losses", "notices", "provenance", "subject"]
 
 _MOST_LOSSES: Final = 20
-_BOOKKEEPING: Final = ("tables", "finalised", "recovered")
+_SAID_ELSEWHERE: Final = ("notes", "forced", "scenarios", "profile")
+_BOOKKEEPING: Final = ("tables", "finalised", "recovered", "schema_version")
 
 
 def subject(study: Study) -> list[str]:
@@ -87,13 +86,12 @@ def _notice(grade: str, what: str, then: str) -> dict[str, str]:
 
 def assumptions(study: Study) -> list[str]:
     """Return, in sentences, what the figures rest on."""
-    lines = []
+    lines = [f"{plain(note)}." for note in study.provenance.get("notes") or [] if isinstance(note, str)]
     if study.rows is not None:
         for scenario in scenarios(study.rows):
-            assumed = study.rows.filter((pl.col("scenario") == scenario) & (pl.col("label") == "assumed"))
-            if assumed.height:
-                names = ", ".join(title(metric) for metric in assumed["metric"].unique(maintain_order=True))
-                lines.append(f"{plain(scenario)}: assumed, from the scenario's parameters: {plain(names)}.")
+            names = [title(e.metric) for e in entries(study.rows, scenario) if e.label == "assumed"]
+            if names:
+                lines.append(f"{plain(scenario)}, from its parameters: {plain(', '.join(names))}.")
         lines.append("Intervals hold what is consistent with the trace; they are not sampling error alone.")
     if study.trace is not None:
         lines.append(
@@ -112,20 +110,43 @@ def assumptions(study: Study) -> list[str]:
 
 def provenance(study: Study) -> list[tuple[str, str]]:
     """Return how the figures were made, as words: the result's own record, then the trace's."""
-    facts: dict[str, Any] = {f"replay {key}": value for key, value in study.provenance.items()}
+    about = {key: value for key, value in study.provenance.items() if key not in _SAID_ELSEWHERE}
+    facts = list(_lines(about, "replay: "))
+    for scenario in _dicts(study.provenance.get("scenarios")):
+        facts.append((f"scenario {plain(scenario.get('name'))}", _parameters(scenario.get("params"))))
+    if isinstance(profile := study.provenance.get("profile"), dict):
+        facts += _lines({key: value for key, value in profile.items() if key != "costs_ns"}, "cost profile: ")
     if study.trace is not None:
         record = json.loads(study.trace.meta.to_json())
-        facts |= {"trace": str(study.trace.path)} | {k: v for k, v in record.items() if k not in _BOOKKEEPING}
-    return list(_lines(facts))
+        facts.append(("trace", plain(study.trace.path)))
+        facts += _lines({key: value for key, value in record.items() if key not in _BOOKKEEPING}, "")
+    return facts
 
 
-def _lines(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _dicts(value: object) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _parameters(params: object) -> str:
+    """Write a scenario's mechanisms with all their parameters, defaults included."""
+    if not isinstance(params, dict):
+        return ""
+    said = []
+    for mechanism, values in params.items():
+        pairs = values.items() if isinstance(values, dict) else ()
+        said.append(", ".join([str(mechanism), *(f"{name}={_scalar(name, value)}" for name, value in pairs)]))
+    return plain(" + ".join(said), longest=1200)
+
+
+def _lines(facts: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
     """Flatten nested facts into lines a person can read; empty ones are left out."""
     for key, value in facts.items():
         name = plain(f"{prefix}{key}".replace("_", " "))
         if value in (None, "", [], {}):
             continue
-        if isinstance(value, dict):
+        if isinstance(value, dict) and all(_is_scalar(item) for item in value.values()):
+            yield name, plain(", ".join(f"{k} {_scalar(k, v)}" for k, v in value.items()), longest=1200)
+        elif isinstance(value, dict):
             yield from _lines(value, f"{prefix}{key} ")
         elif isinstance(value, list) and all(isinstance(item, dict) for item in value):
             for number, item in enumerate(value):
@@ -133,7 +154,37 @@ def _lines(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]
         elif isinstance(value, list):
             yield name, plain(" ".join(str(item) for item in value), longest=1200)
         else:
-            yield name, plain(value, longest=1200)
+            yield name, plain(_scalar(key, value), longest=1200)
+
+
+def _is_scalar(value: object) -> bool:
+    return value is None or isinstance(value, str | int | float)
+
+
+def _scalar(name: object, value: Any) -> str:
+    """Write one value; names that end in their unit (memory_bytes, span_ns) tell how."""
+    unit = str(name).rpartition("_")[2]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "none" if value is None else str(value)
+    if unit == "bytes" or str(name) == "span_ns":
+        return human(value, unit)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def costs(study: Study) -> list[dict[str, str]]:
+    """Return the cost profile of the replay, in words."""
+    profile = study.provenance.get("profile")
+    table = profile.get("costs_ns") if isinstance(profile, dict) else None
+    rows = table.items() if isinstance(table, dict) else ()
+    return [
+        {"name": plain(str(name).replace("_", " "))}
+        | {
+            column: human(float(ns), "ns")
+            for column, ns in zip(("typical", "low", "high"), ends, strict=True)
+        }
+        for name, ends in rows
+        if isinstance(ends, list) and len(ends) == 3 and all(isinstance(end, int | float) for end in ends)
+    ]
 
 
 def losses(study: Study) -> list[dict[str, str]]:

@@ -49,6 +49,17 @@ class Extent:
     stop_ns: int
     first_gfn: int
     last_gfn: int
+    vms: int = 1
+
+    @property
+    def span_s(self) -> float:
+        """Length in seconds."""
+        return (self.stop_ns - self.start_ns) / 1e9
+
+    @property
+    def pages(self) -> int:
+        """Pages from the first gfn to the last, both counted."""
+        return self.last_gfn - self.first_gfn + 1
 
     @property
     def time_step_ns(self) -> int:
@@ -58,7 +69,7 @@ class Extent:
     @property
     def gfn_step(self) -> int:
         """Height of a gfn bin in pages."""
-        return (self.last_gfn - self.first_gfn) // GFN_BINS + 1
+        return (self.pages - 1) // GFN_BINS + 1
 
     def time_bin(self) -> pl.Expr:
         """The event's time bin, 0 .. TIME_BINS - 1."""
@@ -76,7 +87,8 @@ class Outline:
         """Events by kind, level, major, present and latency bin.
 
         Columns: kind, level, major, present, latency_bin (floor(log10(ns) * BINS_PER_DECADE), null
-        where no latency is known), events, pages, latency_ns (sum), first_ns, last_ns, first_gfn, last_gfn.
+        where no latency is known), events, pages, latency_ns (sum), last_vm, first_ns, last_ns, first_gfn,
+        last_gfn.
         """
         latency = pl.col("latency_ns")
         return (
@@ -91,6 +103,7 @@ class Outline:
                 pl.len().cast(pl.Int64).alias("events"),
                 pl.col("pages").cast(pl.Int64).sum().alias("pages"),
                 latency.sum().alias("latency_ns"),
+                pl.col("vm").max().alias("last_vm"),
                 pl.col("ts_ns").min().alias("first_ns"),
                 pl.col("ts_ns").max().alias("last_ns"),
                 _gfn().min().alias("first_gfn"),
@@ -109,10 +122,11 @@ class Outline:
             pl.col("last_ns").max(),
             pl.col("first_gfn").min(),
             pl.col("last_gfn").max(),
+            pl.col("last_vm").max(),
         ).row(0)
         if box[0] is None:
             return None
-        return Extent(box[0], box[1], box[2] or 0, box[3] or 0)
+        return Extent(box[0], box[1], box[2] or 0, box[3] or 0, box[4] + 1)
 
     @cached_property
     def timeline(self) -> pl.DataFrame:
@@ -158,7 +172,7 @@ class Outline:
             return pl.DataFrame()
         parts = []
         if kind is not None:
-            if extent.last_gfn - extent.first_gfn < _MOST_PAGES:
+            if extent.vms * extent.pages < _MOST_PAGES:
                 parts += _first_touches(self._touches(kind), extent)
             else:
                 faults = (pl.col("kind") == kind) & ((pl.col("flags") & FLAG_PRESENT) == 0)
@@ -166,16 +180,17 @@ class Outline:
         parts.append(_spread(self.trace.events.filter(_returned()), extent, "discard"))
         return pl.concat(parts).sort("what", "gfn_bin", "time_bin")
 
-    def _touches(self, kind: str) -> Iterator[tuple[Ints, Ints, Ints]]:
-        """Yield ts_ns, gfn and pages of the faults that found no entry, in time order, a batch at a time."""
+    def _touches(self, kind: str) -> Iterator[tuple[Ints, Ints, Ints, Ints]]:
+        """Yield ts_ns, vm, gfn and pages of the faults that found no entry, in time order, by batch."""
         code = KIND_CODE[kind]
-        for batch in self.trace.batches(["ts_ns", "kind", "gfn", "pages", "flags"]):
+        for batch in self.trace.batches(["ts_ns", "kind", "vm", "gfn", "pages", "flags"]):
             gfn = batch.column("gfn")
             kinds = batch.column("kind").indices.to_numpy(zero_copy_only=False)
             absent = (batch.column("flags").to_numpy() & FLAG_PRESENT) == 0
             keep = np.flatnonzero((kinds == code) & absent & gfn.is_valid().to_numpy(zero_copy_only=False))
             yield (
                 batch.column("ts_ns").to_numpy()[keep].astype(np.int64),
+                batch.column("vm").to_numpy()[keep].astype(np.int64),
                 gfn.fill_null(0).to_numpy(zero_copy_only=False)[keep].astype(np.int64),
                 batch.column("pages").to_numpy()[keep].astype(np.int64),
             )
@@ -193,15 +208,16 @@ def _returned() -> pl.Expr:
     return kind.is_in(list(RETURNS)) | advised | punched
 
 
-def _first_touches(touches: Iterator[tuple[Ints, Ints, Ints]], extent: Extent) -> list[pl.DataFrame]:
+def _first_touches(touches: Iterator[tuple[Ints, Ints, Ints, Ints]], extent: Extent) -> list[pl.DataFrame]:
     """Split faults into each page's first and the later ones, with one byte of state per guest page."""
-    seen = np.zeros(extent.last_gfn - extent.first_gfn + 1, np.bool_)
+    seen = np.zeros(extent.vms * extent.pages, np.bool_)
     cells = GFN_BINS * TIME_BINS
     every, first = np.zeros(cells), np.zeros(cells)
-    for ts_ns, gfn, pages in touches:
+    for ts_ns, vm, gfn, pages in touches:
         page = gfn - extent.first_gfn
         cell = page // extent.gfn_step * TIME_BINS + (ts_ns - extent.start_ns) // extent.time_step_ns
         every += np.bincount(cell, pages, cells)
+        page += vm * extent.pages
         fresh = np.flatnonzero(~seen[page])
         _, earliest = np.unique(page[fresh], return_index=True)
         fresh = fresh[earliest]

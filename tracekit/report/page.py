@@ -14,8 +14,8 @@ import polars as pl
 
 from tracekit.report.figure import Figure, theme
 from tracekit.report.figures import draw
-from tracekit.report.ledger import HEADLINE, LABELS, Entry, entries, headline, scenarios, title
-from tracekit.report.notices import assumptions, losses, notices, provenance, subject
+from tracekit.report.ledger import LABELS, Entry, entries, headline, scenarios, title
+from tracekit.report.notices import assumptions, costs, losses, notices, provenance, subject
 from tracekit.report.study import Study
 from tracekit.report.text import plain
 from tracekit.report.units import human, human_interval
@@ -23,7 +23,14 @@ from tracekit.report.units import human, human_interval
 __all__ = ["render"]
 
 _TABLE_ROWS: Final = 60
-_OTHERS: Final = 3
+_BESIDE: Final = (
+    "critical_path",
+    "faults",
+    "host_cpu_background",
+    "guest_cpu",
+    "resident_mean",
+    "hypercalls",
+)
 
 
 def render(study: Study, figures: list[Figure] | None = None) -> str:
@@ -49,6 +56,7 @@ def render(study: Study, figures: list[Figure] | None = None) -> str:
         missing=_missing(study, figures),
         assumptions=assumptions(study),
         provenance=provenance(study),
+        costs=costs(study),
         losses=losses(study),
         version=version("tracekit"),
         style=_asset("page.css"),
@@ -129,29 +137,44 @@ def _uses(rows: pl.DataFrame | None, label: str) -> bool:
 
 
 def _cards(rows: pl.DataFrame | None) -> list[dict[str, Any]]:
-    """Return the headline of each scenario, the largest saving first."""
+    """Return the headline of each scenario, the one that surely saves most first."""
     if rows is None:
         return []
     found = [(scenario, headline(rows, scenario)) for scenario in scenarios(rows)]
     leading = [(scenario, entry) for scenario, entry in found if entry is not None]
-    leading.sort(key=lambda pair: -(pair[1].saved or 0) / (pair[1].baseline or 1))
+    leading.sort(key=lambda pair: pair[1].rank)
     return [_card(rows, scenario, entry) for scenario, entry in leading]
 
 
 def _card(rows: pl.DataFrame, scenario: str, entry: Entry) -> dict[str, Any]:
     amount, low, high = entry.amount
-    of = title(entry.metric)
+    of, interval = title(entry.metric), ""
     if amount is not None:
         of += f" {'saved' if entry.verb == 'saves' else 'more'}, of {human(entry.baseline, entry.unit)}"
         of += f" ({entry.share.lstrip('-')})" if entry.share else ""
-    others = [other for other in entries(rows, scenario) if other.metric != entry.metric and other.saved]
+        interval = entry.spread if entry.exact else f"{human(low, entry.unit)} to {human(high, entry.unit)}"
+    others = [other for other in entries(rows, scenario) if other.metric in _BESIDE and other.saved]
     return {
         "scenario": plain(scenario, longest=80),
+        # What the trace leaves open down to nothing is an upper bound, and must not be read as a promise.
+        "up_to": "up to" if amount and not entry.certain else "",
         "value": human(amount, entry.unit),
         "of": of,
-        "interval": "exact" if entry.exact else f"{human(low, entry.unit)} to {human(high, entry.unit)}",
+        "interval": interval,
         "label": entry.label,
-        "others": [plain(other.sentence()) for other in others[:_OTHERS]],
+        "others": [_beside(other) for other in others if other.metric != entry.metric],
+    }
+
+
+def _beside(entry: Entry) -> dict[str, str]:
+    """Return a figure of the small print: less is a saving, more a cost."""
+    amount, *_ = entry.amount
+    share = f" ({entry.share.lstrip('-')})" if entry.share else ""
+    sign = "-" if entry.verb == "saves" else "+"
+    return {
+        "metric": title(entry.metric),
+        "change": f"{sign}{human(amount, entry.unit)}{share}",
+        "label": entry.label,
     }
 
 
@@ -162,7 +185,7 @@ def _ledger(rows: pl.DataFrame | None) -> list[dict[str, Any]]:
     blocks = []
     for scenario in scenarios(rows):
         every = entries(rows, scenario, every=True)
-        leading = [entry for entry in every if entry.metric in HEADLINE] or every
+        leading = entries(rows, scenario) or every
         blocks.append(
             {
                 "scenario": plain(scenario, longest=120),
@@ -180,7 +203,7 @@ def _ledger_row(entry: Entry) -> dict[str, str]:
         "baseline": human(entry.baseline, entry.unit),
         "counterfactual": human(entry.counterfactual, entry.unit),
         "saved": saved,
-        "interval": "exact" if entry.exact else interval,
+        "interval": entry.spread if entry.exact else interval,
         "label": entry.label,
         "turn": "cost" if entry.saved is not None and entry.saved < 0 else "",
     }

@@ -90,6 +90,7 @@ def open_study(path: Path, scenarios: Sequence[str] | None = None, *, replay: bo
 
         result = run(study.trace, list(scenarios or DEFAULT_SCENARIOS))
         study.rows = checked(result.rows)
+        study.provenance = dict(result.about)
     return study
 
 

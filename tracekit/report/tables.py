@@ -67,7 +67,7 @@ def _block(shown: list[Entry]) -> list[RenderableType]:
 
 def _saving(entry: Entry) -> tuple[str, str]:
     if entry.exact and entry.saved is not None:
-        return human(entry.saved, entry.unit), "exact"
+        return human(entry.saved, entry.unit), entry.spread
     return human_interval(entry.saved, entry.low, entry.high, entry.unit)
 
 

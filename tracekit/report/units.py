@@ -38,6 +38,7 @@ _LADDERS: Final[dict[str, tuple[Scale, ...]]] = {
     "count": (Scale(1, ""), Scale(1e6, "M"), Scale(1e9, "G")),
 }
 _COUNT_FROM: Final = 10_000_000  # counts are shown whole below: people check them against other counters
+_SAME_SCALE: Final = 1000  # an end that is so much larger than the value gets a unit of its own
 _MOST_SHOWN: Final = 100_000  # of any other unit; above it a number would no longer fit its column
 
 
@@ -110,6 +111,9 @@ def human_interval(value: float | None, low: float | None, high: float | None, u
         return UNKNOWN, ""
     anchor = value if value and math.isfinite(value) else _first_finite(high, low)
     scale = scale_for(anchor, unit)
+    furthest = max((abs(e) for e in (low, high) if e is not None and math.isfinite(e)), default=0.0)
+    if furthest > _SAME_SCALE * abs(anchor):
+        return human(value, unit), f"[{human(low, unit)}, {human(high, unit)}]"
     decimals = _decimals(anchor / scale.divisor)
     ends = ("?" if e is None or not math.isfinite(e) else _digits(e, scale, decimals) for e in (low, high))
     shown = f"{_digits(value, scale, decimals)}{_unit(scale)}" if math.isfinite(value) else UNBOUNDED

@@ -9,18 +9,18 @@ import polars as pl
 
 from tracekit.report.units import Scale, scale_for
 
-__all__ = ["HEIGHT", "WIDTH", "byte_scale", "least", "most", "seconds", "series"]
+__all__ = ["HEIGHT", "TIME", "WIDTH", "byte_scale", "least", "most", "seconds", "series"]
 
-WIDTH: Final = 760
+WIDTH: Final = 800
 HEIGHT: Final = 240
+TIME: Final = "time since the start of the trace (s)"
 _DASHES: Final = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 2], [10, 4], [3, 1])
 
 
-def seconds(name: str = "time_s", title: str = "time since the start of the trace (s)") -> alt.X:
-    """Return the x axis of everything that is drawn over time."""
-    return alt.X(
-        f"{name}:Q", title=title, axis=alt.Axis(tickCount=8), scale=alt.Scale(nice=False, zero=False)
-    )
+def seconds(span_s: float | None = None) -> alt.X:
+    """Return the x axis of everything that is drawn over time, from 0 to `span_s` (default: as the data)."""
+    scale = alt.Scale(nice=False, zero=False) if span_s is None else alt.Scale(domain=[0, span_s], nice=False)
+    return alt.X("time_s:Q", title=TIME, axis=alt.Axis(tickCount=8), scale=scale)
 
 
 def byte_scale(largest: float) -> Scale:

@@ -16,10 +16,10 @@ SERIES: Final = ("resident", "balloon target", "balloon", "free page reports", "
 """Series in drawing order; what was resident is drawn in ink."""
 
 
-def chart(curves: pl.DataFrame) -> alt.Chart:
+def chart(curves: pl.DataFrame, span_s: float | None = None) -> alt.Chart:
     """Draw the balloon's size, its target, and what reports and other discards returned so far.
 
-    `curves` has the columns series (one of SERIES), time_s and bytes.
+    `curves` has the columns series (one of SERIES), time_s and bytes; `span_s` ends the time axis.
 
     >>> curves = pl.DataFrame({"series": ["balloon", "balloon"], "time_s": [0.0, 1.0], "bytes": [0, 1 << 30]})
     >>> chart(curves).to_dict()["encoding"]["color"]["scale"]["domain"]
@@ -32,7 +32,7 @@ def chart(curves: pl.DataFrame) -> alt.Chart:
         alt.Chart(inline(shown))
         .mark_line(interpolate="step-after", strokeWidth=2)
         .encode(
-            x=seconds(),
+            x=seconds(span_s),
             y=alt.Y("size:Q", title=f"memory ({scale.suffix})", axis=alt.Axis(tickCount=5)),
             tooltip=[
                 "series:N",

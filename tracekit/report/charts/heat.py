@@ -7,7 +7,7 @@ from typing import Final
 import altair as alt
 import polars as pl
 
-from tracekit.report.charts.axes import WIDTH, byte_scale, least, most
+from tracekit.report.charts.axes import TIME, WIDTH, byte_scale, least, most
 from tracekit.report.figure import inline
 
 __all__ = ["chart"]
@@ -16,11 +16,11 @@ _ORDER: Final = ("first touch", "refault", "discard", "fault")
 _HEIGHT: Final = 150
 
 
-def chart(heat: pl.DataFrame) -> alt.VConcatChart:
+def chart(heat: pl.DataFrame, span_s: float | None = None) -> alt.VConcatChart:
     """Draw one panel per thing that happened; darker means more pages, on a logarithmic scale.
 
     `heat` has the columns what, time_s and time_end_s (the cell's bounds), gpa_bytes and gpa_end_bytes,
-    pages (4 KiB pages in the cell).
+    pages (4 KiB pages in the cell); `span_s` ends the time axis.
 
     >>> cell = {"what": ["first touch"], "time_s": [0.0], "time_end_s": [0.1], "gpa_bytes": [0],
     ...         "gpa_end_bytes": [1 << 20], "pages": [12]}
@@ -29,7 +29,7 @@ def chart(heat: pl.DataFrame) -> alt.VConcatChart:
     """
     present = [what for what in _ORDER if what in set(heat["what"])]
     fullest = max(2.0, most(heat, "pages"))
-    time = alt.Scale(domain=[least(heat, "time_s"), most(heat, "time_end_s")], nice=False)
+    time = alt.Scale(domain=[0, span_s or most(heat, "time_end_s")], nice=False)
     unit = byte_scale(most(heat, "gpa_end_bytes"))
     shown = heat.select(
         "what",
@@ -48,7 +48,7 @@ def chart(heat: pl.DataFrame) -> alt.VConcatChart:
             tickCount=8,
             labels=last,
             ticks=last,
-            title="time since the start of the trace (s)" if last else None,
+            title=TIME if last else None,
         )
         panels.append(
             base.transform_filter(alt.datum.what == what)

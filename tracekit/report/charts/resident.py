@@ -15,11 +15,12 @@ __all__ = ["BASELINE", "chart"]
 BASELINE: Final = "baseline"
 
 
-def chart(curves: pl.DataFrame) -> alt.Chart:
+def chart(curves: pl.DataFrame, span_s: float | None = None) -> alt.Chart:
     """Draw resident memory over time.
 
     `curves` has the columns series (str; "baseline" is drawn in ink), time_s (float, since the start)
-    and resident_bytes. Each series is a step line: memory stays until the next point.
+    and resident_bytes. Each series is a step line: memory stays until the next point;
+    `span_s` ends the time axis.
 
     >>> curves = pl.DataFrame({"series": ["baseline"] * 2, "time_s": [0.0, 1.0], "resident_bytes": [0, 4096]})
     >>> chart(curves).to_dict()["mark"]["type"]
@@ -33,7 +34,7 @@ def chart(curves: pl.DataFrame) -> alt.Chart:
         alt.Chart(inline(shown))
         .mark_line(interpolate="step-after", strokeWidth=2)
         .encode(
-            x=seconds(),
+            x=seconds(span_s),
             y=alt.Y("resident:Q", title=f"resident memory ({scale.suffix})", axis=alt.Axis(tickCount=5)),
             tooltip=[
                 alt.Tooltip("series:N"),

@@ -12,10 +12,11 @@ from tracekit.report.units import human, scale_for
 __all__ = ["chart"]
 
 
-def chart(stall: pl.DataFrame) -> alt.VConcatChart:
+def chart(stall: pl.DataFrame, span_s: float | None = None) -> alt.VConcatChart:
     """Draw how long vCPUs waited, by cause and over time.
 
-    `stall` has the columns cause, time_s and time_end_s (the bin), events and latency_ns (sum in the bin).
+    `stall` has the columns cause, time_s and time_end_s (the bin), events and latency_ns (sum in the bin);
+    `span_s` ends the time axis.
 
     >>> row = {"cause": "fault", "time_s": 0.0, "time_end_s": 0.1, "events": 2, "latency_ns": 4000}
     >>> len(chart(pl.from_dicts([row])).to_dict()["vconcat"])
@@ -51,7 +52,7 @@ def chart(stall: pl.DataFrame) -> alt.VConcatChart:
         alt.Chart(inline(bins))
         .mark_bar(stroke=None, binSpacing=0)
         .encode(
-            x=seconds().bin("binned"),
+            x=seconds(span_s).bin("binned"),
             x2="time_end_s:Q",
             y=alt.Y(
                 "stall:Q", stack="zero", title=f"stall per bin ({scale.suffix})", axis=alt.Axis(tickCount=4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import polars as pl
 
 from tracekit.report.charts import missratio, resident, savings, tornado, waterfall, zeroing
@@ -22,16 +24,17 @@ __all__ = [
     "draw_zeroing",
 ]
 
-_MOST_SCENARIOS = 6
+_MOST_SCENARIOS: Final = 6
+_DECIDING: Final = ("stall", "critical_path", "faults", "guest_cpu", "zeroed_twice", "resident_mean")
 
 
 def draw_resident(study: Study) -> Figure | None:
     """Return resident memory over time, modelled and sampled; None where neither is there."""
     outline = study.outline
     parts = []
-    start_ns = outline.extent.start_ns if outline and outline.extent else None
+    extent = outline.extent if outline else None
     if study.curves is not None and study.curves.height:
-        start = int(least(study.curves, "ts_ns")) if start_ns is None else start_ns
+        start = int(least(study.curves, "ts_ns")) if extent is None else extent.start_ns
         keep = [resident.BASELINE, *study.curves["scenario"].unique(maintain_order=True).to_list()]
         parts.append(
             study.curves.filter(pl.col("scenario").is_in(keep[: _MOST_SCENARIOS + 1])).select(
@@ -40,10 +43,8 @@ def draw_resident(study: Study) -> Figure | None:
                 pl.col("resident_bytes").cast(pl.Float64),
             )
         )
-    if outline is not None and outline.extent is not None:
-        parts.append(
-            rss(outline, outline.extent).with_columns(pl.lit("RSS of the VMM, sampled").alias("series"))
-        )
+    if outline is not None and extent is not None:
+        parts.append(rss(outline, extent).with_columns(pl.lit("RSS of the VMM, sampled").alias("series")))
     parts = [part.select("series", "time_s", "resident_bytes") for part in parts if part.height]
     if not parts:
         return None
@@ -55,7 +56,9 @@ def draw_resident(study: Study) -> Figure | None:
         title="Resident memory over time",
         says=f"Peaks: {said}.",
         alt_text=f"Line chart of resident memory over time for {peaks.height} series. Peaks: {said}.",
-        chart=resident.chart(curves),
+        chart=resident.chart(
+            curves, None if outline is None or outline.extent is None else outline.extent.span_s
+        ),
         table=peaks.rename({"resident_bytes": "peak_bytes"}),
         known_by="Model curves come from the replay; sampled RSS also counts the VMM's own memory.",
         units={"peak_bytes": "bytes"},
@@ -70,7 +73,7 @@ def draw_savings(study: Study) -> Figure | None:
     rows = []
     for scenario in names:
         for entry in entries(study.rows, scenario):
-            if not entry.baseline or entry.saved is None:
+            if entry.metric not in _DECIDING or not entry.baseline or entry.saved is None:
                 continue
             value, interval = human_interval(entry.saved, entry.low, entry.high, entry.unit)
             share, low, high = (
@@ -102,8 +105,8 @@ def draw_savings(study: Study) -> Figure | None:
         "share", descending=True, nulls_last=True
     )
     first = best.row(0, named=True)
-    share = f"{100 * first['share']:.0f} % of the baseline"
-    says = f"{first['scenario']} saves the most {first['metric']}: {share}."
+    of_baseline = f"{100 * first['share']:.0f} % of the baseline"
+    says = f"{first['scenario']} saves the most {first['metric']}: {of_baseline}."
     return Figure(
         name="savings",
         title="What each scenario saves",
@@ -112,7 +115,7 @@ def draw_savings(study: Study) -> Figure | None:
         f"metrics, a bar for each of {len(names)} scenarios, with intervals. {says}",
         chart=savings.chart(table),
         table=table,
-        known_by="Bars are the saving, thin rules the interval [low, high]; the marker's shape is the label.",
+        known_by="Left of 0 is a cost. Thin rules are the interval; the marker's shape is the label.",
     )
 
 

@@ -8,7 +8,7 @@ import polars as pl
 
 from tracekit.report.charts import balloon, heat, latency, stall
 from tracekit.report.figure import Figure
-from tracekit.report.outline import BINS_PER_DECADE, TIME_BINS, Extent, Outline
+from tracekit.report.outline import BINS_PER_DECADE, Extent, Outline
 from tracekit.report.study import Study
 from tracekit.report.units import human, human_share
 from tracekit.trace.schema import PAGE_BYTES
@@ -75,7 +75,7 @@ def draw_heat(study: Study) -> Figure | None:
         title="Where and when memory was touched, touched again and given back",
         says=f"In all: {said}.",
         alt_text=f"Heatmap of guest-physical address against time, a panel for each event. In all: {said}.",
-        chart=heat.chart(table),
+        chart=heat.chart(table, extent.span_s),
         table=sums.with_columns((pl.col("pages") * PAGE_BYTES).alias("bytes")),
         known_by="First touches and refaults are faults that found no mapping; other touches leave no trace.",
         units={"bytes": "bytes"},
@@ -129,20 +129,12 @@ def draw_stall(study: Study) -> Figure | None:
     outline = study.outline
     if outline is None or outline.extent is None:
         return None
-    # Only the VM's own faults: a swap-in happens inside one, and a fault of a VMM thread stalls no vCPU.
-    own = outline.timeline.filter(pl.col("kind") == outline.touch_kind)
+    # As the replay counts it. A swap-in is no cause of its own: it happens inside one of these faults.
+    own = outline.timeline.filter(pl.col("kind").is_in(["ept_violation", "host_fault"]))
     waits = _causes(own).filter(pl.col("latency_ns") > 0)
     if not waits.height:
         return None
     step_s = outline.extent.time_step_ns / 1e9
-    waits = waits.select("cause", "time_bin", "events", "latency_ns")
-    ends = waits.head(1).select("cause", pl.lit(0).alias("events"), pl.lit(0).alias("latency_ns"))
-    for time_bin in (0, TIME_BINS - 1):  # the axis shall be that of the other charts over time
-        waits.extend(
-            ends.select("cause", pl.lit(time_bin).alias("time_bin"), "events", "latency_ns").cast(
-                waits.schema
-            )
-        )
     table = waits.group_by(
         "cause",
         (pl.col("time_bin") * step_s).round(6).alias("time_s"),
@@ -157,12 +149,12 @@ def draw_stall(study: Study) -> Figure | None:
     says = f"{top['cause']} makes {human_share(top['latency_ns'], whole)} of {human(whole, 'ns')} stall."
     return Figure(
         name="stall",
-        title="What vCPUs waited for",
+        title="What the VM waited for",
         says=says,
         alt_text=f"Bar chart of stall by cause and area chart of stall over time. {says}",
-        chart=stall.chart(table),
+        chart=stall.chart(table, outline.extent.span_s),
         table=total.rename({"latency_ns": "stall_ns"}),
-        known_by="Service times summed over vCPUs; the critical path is shorter where they wait together.",
+        known_by="Service times summed over threads; the critical path is shorter where they wait together.",
         units={"stall_ns": "ns"},
     )
 
@@ -209,7 +201,7 @@ def draw_balloon(study: Study) -> Figure | None:
         title="How memory came back to the host",
         says=f"{said}.",
         alt_text=f"Line chart of memory returned to the host over time. {said}.",
-        chart=balloon.chart(curves),
+        chart=balloon.chart(curves, extent.span_s),
         table=totals,
         known_by="The balloon is inflated minus deflated; a page reported or discarded twice counts twice.",
         units={"bytes": "bytes"},
@@ -224,10 +216,9 @@ def _running(moves: pl.DataFrame, extent: Extent) -> pl.DataFrame:
         .sort("time_s")
         .with_columns(pl.col("bytes").cum_sum())
     )
-    span_s = (extent.stop_ns - extent.start_ns) / 1e9
     start = sums.head(1).with_columns(time_s=0.0, bytes=pl.lit(0, sums.schema["bytes"]))
     return pl.concat(
-        [start, sums, sums.tail(1).with_columns(time_s=pl.max_horizontal(pl.lit(span_s), "time_s"))]
+        [start, sums, sums.tail(1).with_columns(time_s=pl.max_horizontal(pl.lit(extent.span_s), "time_s"))]
     )
 
 
