@@ -16,7 +16,7 @@ import pytest
 from tracekit.errors import DamagedError, FailedError, UsageError
 from tracekit.trace import Meta, TraceWriter, events_batch, open_trace, recover
 from tracekit.trace.framing import FrameReader
-from tracekit.trace.recover import CRASH_NS
+from tracekit.trace.recovery import CRASH_NS
 from tracekit.trace.schema import EVENTS
 
 PART = "events/00000.arrow.part"

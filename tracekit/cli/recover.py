@@ -18,7 +18,7 @@ def recover(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Close an unfinished or damaged trace; exit code 4 when something is missing, and what."""
-    from tracekit.trace.recover import recover as recover_trace
+    from tracekit.trace.recovery import recover as recover_trace
 
     report = recover_trace(trace)
     if json:

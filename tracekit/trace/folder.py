@@ -61,18 +61,32 @@ class Folder:
 
         Raises UsageError when something is in the way, FailedError when the disk refuses.
         """
+        cls.refuse_unless_replaceable(path, force=force)
+        if not path.exists():
+            return cls._make(path, owner)
+        aside = _move_aside(path)
+        try:
+            folder = cls._make(path, owner)
+        except BaseException:
+            aside.rename(path)
+            raise
+        shutil.rmtree(aside)
+        return folder
+
+    @staticmethod
+    def refuse_unless_replaceable(path: Path, *, force: bool) -> None:
+        """Raise UsageError when something is at `path` that may not be replaced."""
         if path.is_symlink() or path.exists():
             _refuse_unless_replaceable(path, force=force)
-            old = path.with_name(f".{path.name}.replaced-{os.getpid()}")
-            path.rename(old)
-            try:
-                folder = cls._make(path, owner)
-            except BaseException:
-                old.rename(path)
-                raise
-            shutil.rmtree(old)
-            return folder
-        return cls._make(path, owner)
+
+    def publish(self, path: Path, *, force: bool = False) -> None:
+        """Give a finished folder its real name, replacing a trace that is there only with `force`."""
+        self.refuse_unless_replaceable(path, force=force)
+        aside = _move_aside(path) if path.exists() else None
+        self.path.rename(path)
+        self.path = path
+        if aside is not None:
+            shutil.rmtree(aside)
 
     @classmethod
     def _make(cls, path: Path, owner: tuple[int, int] | None) -> Folder:
@@ -147,7 +161,7 @@ class Folder:
         except FileNotFoundError:
             return
 
-    def replace(self, name: str, content: bytes) -> None:
+    def replace(self, name: str, content: bytes | memoryview) -> None:
         """Replace a file as a whole: a crash leaves the old or the new content, never a mixture."""
         temporary = f"{name}.tmp"
         self.remove(temporary)
@@ -191,6 +205,10 @@ def write_all(fd: int, content: bytes | bytearray | memoryview) -> None:
     view = memoryview(content)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def _move_aside(path: Path) -> Path:
+    return path.rename(path.with_name(f".{path.name}.replaced-{os.getpid()}"))
 
 
 def _refuse_unless_replaceable(path: Path, *, force: bool) -> None:

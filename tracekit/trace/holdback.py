@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from tracekit.trace.schema import EVENTS
 
-__all__ = ["HoldBack", "concat", "sort_by_time", "split_at", "times"]
+__all__ = ["EMPTY", "HoldBack", "concat", "sort_by_time", "split_at", "times"]
 
 
 class HoldBack:
@@ -72,7 +72,7 @@ def times(batch: pa.RecordBatch) -> np.ndarray:
 def concat(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     """Return the batches as one; no copy when there is only one."""
     if not batches:
-        return _EMPTY
+        return EMPTY
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
@@ -99,4 +99,4 @@ def split_at(batch: pa.RecordBatch, ts: int | None) -> tuple[pa.RecordBatch, pa.
     return batch.slice(0, at), batch.slice(at)
 
 
-_EMPTY = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in EVENTS], schema=EVENTS)
+EMPTY = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in EVENTS], schema=EVENTS)

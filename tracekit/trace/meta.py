@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from importlib.metadata import version
 from typing import Any, Final, TypedDict
 
 from tracekit.errors import DamagedError, UsageError
 from tracekit.trace.schema import SCHEMA_VERSION
 
-__all__ = ["ADDRESS_KINDS", "SOURCES", "Clock", "Host", "Mark", "Meta", "Probes", "Vm"]
+__all__ = ["ADDRESS_KINDS", "SOURCES", "Clock", "Host", "Mark", "Meta", "Probes", "Vm", "tool_version"]
 
 SOURCES: Final = ("recorded", "synthetic", "imported")
 ADDRESS_KINDS: Final = ("gpa", "gva")
@@ -143,6 +145,12 @@ class Meta:
             )
         except UsageError as error:
             raise DamagedError(f"meta.json: {error.message}") from None
+
+
+@functools.cache
+def tool_version() -> str:
+    """Return the version of the tracekit that is running."""
+    return version("tracekit")
 
 
 def _fits(value: object, default: object) -> bool:

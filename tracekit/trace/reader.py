@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import difflib
 import errno
-import zlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from tracekit.errors import DamagedError, UsageError
+from tracekit.trace.decode import check_crc, part_batches
 from tracekit.trace.folder import EVENTS_DIR, Folder, part_name
-from tracekit.trace.framing import FrameReader
 from tracekit.trace.journal import read_table
+from tracekit.trace.lazy import scan_in_order
 from tracekit.trace.merging import Source, chains, merge_sources, rebatch
 from tracekit.trace.meta import Meta
 from tracekit.trace.part import PartLine
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     import polars as pl
 
 __all__ = ["Trace", "open_folder", "open_trace", "read_manifest", "read_meta"]
-
-_READ_SIZE: Final = 1 << 22
 
 
 class Trace:
@@ -55,6 +53,11 @@ class Trace:
         return sum(part.bytes for part in self.parts)
 
     @property
+    def compacted(self) -> bool:
+        """True when the events are Parquet, grouped by vCPU (see `tracekit compact`)."""
+        return any(part.part.endswith(".parquet") for part in self.parts)
+
+    @property
     def events(self) -> pl.LazyFrame:
         """All events in time order, columns as in `EVENTS`, `kind` as an Enum.
 
@@ -64,6 +67,8 @@ class Trace:
         import polars as pl
 
         self._verified  # noqa: B018
+        if self.compacted:
+            return scan_in_order(self)
         parts = [part for part in self.parts if part.rows]
         spans = [(part.first_ts_ns or 0, part.last_ts_ns or 0) for part in parts]
         frames = [
@@ -122,7 +127,11 @@ class Trace:
             raise UsageError("batch_rows must be at least 1")
         wanted = sorted({"ts_ns", *names}, key=EVENTS.get_field_index)
         sources = [
-            Source(part.first_ts_ns or 0, part.last_ts_ns or 0, partial(self._frames, part, wanted))
+            Source(
+                part.first_ts_ns or 0,
+                part.last_ts_ns or 0,
+                partial(part_batches, self.path / EVENTS_DIR, part, wanted),
+            )
             for part in self.parts
             if part.rows
         ]
@@ -132,15 +141,7 @@ class Trace:
     def verify(self) -> None:
         """Compare every part with its checksum in the manifest; DamagedError at the first that differs."""
         for part in self.parts:
-            crc = 0
-            try:
-                with (self.path / EVENTS_DIR / part.part).open("rb") as file:
-                    while chunk := file.read(_READ_SIZE):
-                        crc = zlib.crc32(chunk, crc)
-            except OSError as error:
-                raise self._damaged(part, error.strerror or str(error)) from None
-            if crc != int(part.crc32, 16):
-                raise self._damaged(part, "its checksum does not match")
+            check_crc(self.path / EVENTS_DIR, part)
 
     @cached_property
     def _verified(self) -> bool:
@@ -158,24 +159,6 @@ class Trace:
         frame = pl.from_arrow(table)
         assert isinstance(frame, pl.DataFrame)
         return frame
-
-    def _frames(self, part: PartLine, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        try:
-            with pa.memory_map(str(self.path / EVENTS_DIR / part.part)) as file:
-                reader = FrameReader(file.read_buffer(), columns=columns)
-                rows = 0
-                for frame in reader:
-                    rows += frame.batch.num_rows
-                    yield frame.batch
-        except OSError as error:
-            raise self._damaged(part, str(error)) from None
-        if reader.trouble or not reader.closed or rows != part.rows:
-            raise self._damaged(part, reader.trouble or f"it holds {rows:,} events instead of {part.rows:,}")
-
-    def _damaged(self, part: PartLine, why: str) -> DamagedError:
-        return DamagedError(
-            f"{self.path / EVENTS_DIR / part.part} is damaged: {why}", hint=f"tracekit recover {self.path}"
-        )
 
 
 def open_trace(path: Path | str) -> Trace:
@@ -223,7 +206,8 @@ def read_manifest(folder: Folder) -> list[PartLine]:
 
 
 def _compare(folder: Folder, meta: Meta, parts: Sequence[PartLine]) -> None:
-    if [part.part for part in parts] != [part_name(number) for number in range(len(parts))] or not parts:
+    numbers = [part.part.removesuffix(".arrow").removesuffix(".parquet") for part in parts]
+    if not parts or [f"{number}.arrow" for number in numbers] != [part_name(n) for n in range(len(parts))]:
         raise _broken(folder, f"the manifest does not list the parts 0 to {len(parts) - 1}")
     if (meta.parts, meta.rows) != (len(parts), sum(part.rows for part in parts)):
         raise _broken(folder, "manifest.jsonl and meta.json disagree on the number of events")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
+from tracekit.errors import DamagedError
+from tracekit.trace.decode import parquet_rows
 from tracekit.trace.folder import EVENTS_DIR, Folder, part_name
 from tracekit.trace.framing import FrameReader
+from tracekit.trace.holdback import times
 from tracekit.trace.part import PartLine, PartWriter
 
 __all__ = ["Salvaged", "salvage_part"]
@@ -34,6 +37,9 @@ def salvage_part(folder: Folder, number: int, stated: PartLine | None) -> Salvag
     The damaged original stays as `.damaged` when any of its bytes are not explained. May be repeated
     after a crash at any point: it then comes to the same end.
     """
+    compacted = f"{EVENTS_DIR}/{number:05d}.parquet"
+    if folder.exists(compacted):
+        return _salvage_parquet(folder, number, stated)
     closed = f"{EVENTS_DIR}/{part_name(number)}"
     sources = [name for name in (f"{closed}.part", closed, f"{closed}.damaged") if folder.exists(name)]
     if not sources:
@@ -63,6 +69,28 @@ def salvage_part(folder: Folder, number: int, stated: PartLine | None) -> Salvag
             folder.remove(source)
     trouble = found.trouble or ("" if source.endswith(".part") else "its end is missing")
     return Salvaged(line, trouble, found.unreadable_bytes, found.lost_so_far, source.endswith(".part"))
+
+
+def _salvage_parquet(folder: Folder, number: int, stated: PartLine | None) -> Salvaged:
+    """A compacted part is good as a whole or not at all: it is one row group with one checksum."""
+    name = f"{EVENTS_DIR}/{number:05d}.parquet"
+    if stated is not None and _matches(folder, name, stated):
+        return Salvaged(stated, "", 0, 0, was_open=False)
+    content = folder.read(name)
+    trouble = "its checksum does not match"
+    if stated is None:
+        line = PartLine(f"{number:05d}.parquet", 0, len(content), None, None, 1, f"{zlib.crc32(content):08x}")
+        try:
+            ts = [times(batch) for batch in parquet_rows(folder.path / name, ["ts_ns"])]
+        except DamagedError as error:
+            trouble = error.message
+        else:
+            ends = (int(ts[0][0]), int(ts[-1][-1])) if ts else (None, None)
+            made = replace(line, rows=sum(map(len, ts)), first_ts_ns=ends[0], last_ts_ns=ends[1])
+            return Salvaged(made, "", 0, 0, was_open=False)
+    empty = PartWriter(folder, number, suffix=".tmp")
+    folder.rename(name, f"{name}.damaged")
+    return Salvaged(empty.close(), trouble, len(content), 0, was_open=False)
 
 
 @dataclass

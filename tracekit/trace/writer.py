@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -17,7 +16,7 @@ from tracekit.trace.batch import check_batch
 from tracekit.trace.folder import Folder
 from tracekit.trace.holdback import HoldBack, split_at, times
 from tracekit.trace.journal import JOURNAL, Journal, fold_journal
-from tracekit.trace.meta import Meta
+from tracekit.trace.meta import Meta, tool_version
 from tracekit.trace.part import FRAME_ROWS, PartLine, PartWriter
 
 __all__ = ["FLUSH_NS", "HOLD_BACK_NS", "TraceWriter"]
@@ -76,7 +75,7 @@ class TraceWriter:
         self._folder = Folder.create(self.path, force=force, owner=owner)
         try:
             meta.finalised, meta.rows, meta.parts, meta.tables = False, None, None, {}
-            meta.tool_version = meta.tool_version or version("tracekit")
+            meta.tool_version = meta.tool_version or tool_version()
             self._manifest = self._folder.new_file("manifest.jsonl")
             self._journal = Journal(self._folder)
             self._folder.replace("meta.json", meta.to_json().encode())

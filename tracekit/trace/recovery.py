@@ -6,14 +6,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 from tracekit.errors import DamagedError, UsageError
 from tracekit.trace.folder import EVENTS_DIR, Folder
 from tracekit.trace.journal import JOURNAL, SIDE_TABLES, Side, fold_journal, read_table, write_table
-from tracekit.trace.meta import Meta
+from tracekit.trace.meta import Meta, tool_version
 from tracekit.trace.part import PartLine, PartWriter
 from tracekit.trace.reader import open_folder, read_meta
 from tracekit.trace.salvage import Salvaged, salvage_part
@@ -23,7 +22,7 @@ __all__ = ["CRASH_NS", "RecoverReport", "recover"]
 CRASH_NS: Final = 1_000_000_000
 """What a crash can cost: the recorder flushes at least this often, and samples once a second."""
 
-_PART_FILE: Final = re.compile(EVENTS_DIR + r"/(\d{5,})\.arrow(\.part|\.damaged)?")
+_PART_FILE: Final = re.compile(EVENTS_DIR + r"/(\d{5,})\.(arrow|parquet)(\.part|\.damaged)?")
 _LOSS_FIELDS: Final = ("cpu", "t0_ns", "t1_ns", "lost", "reason")
 
 
@@ -92,6 +91,7 @@ class _Recovery:
         self.newest = max(ends, default=meta.start_ns or 0)
         self.oldest = min(starts, default=meta.start_ns or 0)
         self._part_losses(parts, stated)
+        self._unlisted_losses(meta, lines)
         side = self._side_tables(meta, parts)
         in_order = was_finalised and not self.losses and self._manifest_text(lines) == self._manifest_now()
         self.report.rows = sum(line.rows for line in lines)
@@ -147,6 +147,16 @@ class _Recovery:
                 t0 = good_until if good_until is not None else self.oldest
                 self._loss(t0, self.newest + CRASH_NS, None, f"torn part {number:05d}: {part.trouble}")
 
+    def _unlisted_losses(self, meta: Meta, lines: list[PartLine]) -> None:
+        """Ledger what `meta.json` counts and neither the parts nor their manifest lines account for."""
+        short = (
+            (meta.rows or 0)
+            - sum(line.rows for line in lines)
+            - sum(loss["lost"] or 0 for loss in self.losses)
+        )
+        if meta.finalised and short > 0:
+            self._loss(self.oldest, self.newest, short, "damaged: parts are missing")
+
     def _side_tables(self, meta: Meta, parts: list[Salvaged]) -> Side:
         if meta.finalised:
             return self._checked_tables(meta)
@@ -195,7 +205,7 @@ class _Recovery:
         meta.rows, meta.parts, meta.tables = self.report.rows, len(lines), side.tables
         meta.finalised = meta.recovered = True
         reasons = "; ".join(loss["reason"] for loss in self.losses) or side.end or "files were repaired"
-        note = f"recovered by tracekit {version('tracekit')}: {reasons}"
+        note = f"recovered by tracekit {tool_version()}: {reasons}"
         meta.notes += [] if note in meta.notes else [note]
         self.folder.replace("meta.json", meta.to_json().encode())
 

@@ -1,0 +1,107 @@
+"""From the bytes of one part to rows in time order, each checked before it is used."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+
+from tracekit.errors import DamagedError
+from tracekit.trace.batch import KIND_DICTIONARY
+from tracekit.trace.framing import FrameReader
+from tracekit.trace.part import PartLine
+from tracekit.trace.schema import EVENTS
+
+__all__ = ["TIE", "check_crc", "parquet_rows", "part_batches"]
+
+TIE: Final = "tie"
+"""Column that only compacted parts have: the rank of a row among those of equal `ts_ns`."""
+
+_READ_SIZE: Final = 1 << 22
+_BAD_BYTES: Final = (pa.ArrowException, OSError, EOFError, ValueError, MemoryError)
+
+
+def part_batches(events: Path, part: PartLine, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a part in time order; `columns` are in the order of `EVENTS`, with `ts_ns`.
+
+    Raises DamagedError at the first byte that is not what was written.
+    """
+    path = events / part.part
+    decode = _parquet if path.suffix == ".parquet" else _arrow
+    rows = 0
+    for batch in decode(path, part, columns):
+        rows += batch.num_rows
+        yield batch
+    if rows != part.rows:
+        raise damaged(path, f"it holds {rows:,} events instead of {part.rows:,}")
+
+
+def check_crc(events: Path, part: PartLine) -> None:
+    """Compare a part with the checksum in its manifest line; raises DamagedError."""
+    crc = 0
+    try:
+        with (events / part.part).open("rb") as file:
+            while chunk := file.read(_READ_SIZE):
+                crc = zlib.crc32(chunk, crc)
+    except OSError as error:
+        raise damaged(events / part.part, error.strerror or str(error)) from None
+    if crc != int(part.crc32, 16):
+        raise damaged(events / part.part, "its checksum does not match")
+
+
+def damaged(path: Path, why: str) -> DamagedError:
+    """Return the error for a part that is not what was written."""
+    return DamagedError(f"{path} is damaged: {why}", hint=f"tracekit recover {path.parent.parent}")
+
+
+def _arrow(path: Path, part: PartLine, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    try:
+        with pa.memory_map(str(path)) as file:
+            reader = FrameReader(file.read_buffer(), columns=columns)
+            for frame in reader:
+                yield frame.batch
+    except OSError as error:
+        raise damaged(path, str(error)) from None
+    if reader.trouble or not reader.closed:
+        raise damaged(path, reader.trouble or "its end is missing")
+
+
+def _parquet(path: Path, part: PartLine, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    # Page checksums do not cover the footer, which says where the pages are; this does.
+    check_crc(path.parent, part)
+    yield from parquet_rows(path, columns)
+
+
+def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a compacted part in time order, with only its pages checked; raises DamagedError."""
+    import pyarrow.parquet as pq  # only compacted traces need it
+
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True, memory_map=True)
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=[*columns, TIE], use_threads=False)
+            yield _in_time_order(table, columns)
+    except _BAD_BYTES as error:
+        raise damaged(path, str(error)) from None
+
+
+def _in_time_order(table: pa.Table, columns: Sequence[str]) -> pa.RecordBatch:
+    ts, tie = table["ts_ns"].to_numpy(), table[TIE].to_numpy()
+    # Sorted runs, one per vCPU: a stable sort by time alone merges them quickly.
+    order = np.lexsort((tie, ts)) if tie.any() else np.argsort(ts, kind="stable")
+    rows = table.select(list(columns)).combine_chunks().to_batches()[0].take(pa.array(order))
+    fields = [EVENTS.field(name) for name in columns]
+    arrays = [_kind(rows.column(f.name)) if f.name == "kind" else rows.column(f.name) for f in fields]
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def _kind(column: pa.DictionaryArray) -> pa.DictionaryArray:
+    """Return the column with the codes of KINDS: a Parquet dictionary lists only the kinds it met."""
+    import pyarrow.compute as pc
+
+    codes = pc.index_in(column.dictionary, KIND_DICTIONARY).cast(pa.uint8())
+    return pa.DictionaryArray.from_arrays(codes.take(column.indices), KIND_DICTIONARY)

@@ -1,0 +1,36 @@
+"""A compacted trace as a polars LazyFrame: not in time order on disk, so it is sorted while reading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from tracekit.trace.schema import EVENTS
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from tracekit.trace.reader import Trace
+
+__all__ = ["scan_in_order"]
+
+
+def scan_in_order(trace: Trace) -> pl.LazyFrame:
+    """Return all events in time order; a query reads only its columns, a row group at a time."""
+    import polars as pl
+    from polars.io.plugins import register_io_source
+
+    def source(
+        with_columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, batch_size: int | None
+    ) -> Iterator[pl.DataFrame]:
+        left = trace.rows if n_rows is None else n_rows
+        for batch in trace.batches(with_columns):
+            frame = pl.DataFrame(pa.Table.from_batches([batch])).head(left)
+            left -= frame.height
+            yield frame if predicate is None else frame.filter(predicate)
+            if not left:
+                return
+
+    return register_io_source(source, schema=pl.DataFrame(EVENTS.empty_table()).schema)
