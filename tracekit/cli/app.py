@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from tracekit.cli import datasets, lab
+from tracekit.cli.compact import compact
 from tracekit.cli.info import info
 from tracekit.cli.output import stderr
 from tracekit.cli.record import record
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.command()(record)
 app.command()(info)
 app.command()(recover)
+app.command()(compact)
 app.command()(report)
 app.add_typer(lab.app, name="lab")
 app.add_typer(datasets.app, name="datasets")
