@@ -17,6 +17,7 @@ from tracekit.cli.info import info
 from tracekit.cli.output import stderr
 from tracekit.cli.record import record
 from tracekit.cli.recover import recover
+from tracekit.cli.replay import replay
 from tracekit.cli.report import report
 from tracekit.errors import TracekitError
 
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.command()(record)
 app.command()(info)
 app.command()(recover)
+app.command()(replay)
 app.command()(compact)
 app.command()(report)
 app.add_typer(lab.app, name="lab")

@@ -1,0 +1,149 @@
+"""The counters that a replay fills, and the few functions that fill them.
+
+Each recorded fault gets exactly one verdict by exactly one mechanism (0 = it stayed), so that what was
+saved and what remains always add up to what was recorded.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from tracekit.replay.events import CLASSES
+from tracekit.replay.jit import hot
+from tracekit.replay.pages import CLOCK_CLOSED, World
+
+__all__ = ["add_fault", "advance", "book_fault", "count", "saved_span"]
+
+# Verdicts: what became of a recorded fault.
+KEPT: Final = 0
+SKIPPED: Final = 1  # the access itself does not happen any more
+HIT: Final = 2  # the page was backed already
+SHORTENED: Final = 3  # still a fault, but a shorter one
+REPRICED: Final = 4  # a fault of another level instead (counted there by add_fault)
+OVERLAPPED: Final = 5  # the vCPU did other work while it waited
+VERDICTS: Final = 6
+
+# Cells of one (who, verdict, class) in World.faults.
+COUNT: Final = 0
+BASE_NS: Final = 1  # recorded latency
+UNMEASURED: Final = 2  # faults without a recorded latency: priced by the cost profile
+NEW_NS: Final = 3  # service time in the counterfactual
+CELLS: Final = 4
+
+# Why a fault was added (World.added holds count and ns for each who, reason, class).
+REFAULT: Final = 0  # a page that a mechanism took away was used again
+DEFERRED: Final = 1  # a first touch that was spared happened later after all
+INSTEAD: Final = 2  # replaces a REPRICED fault
+REASONS: Final = 3
+
+# World.tally: counters of one mechanism.
+HYPERCALLS: Final = 0
+RANGES: Final = 1
+PREFAULTS: Final = 2  # pages backed ahead of use
+PREFAULTS_UNUSED: Final = 3  # ... and taken away again before any use (the rest is counted at the end)
+LATE: Final = 4  # prefaults that came too late to avoid the fault
+UNMAPS: Final = 5  # pages taken away
+ZEROING_SPARED: Final = 6  # pages that the guest need not zero any more
+ZEROED_TWICE: Final = 7  # pages zeroed by the host and again by the guest in the baseline
+BACKGROUND_NS: Final = 8  # host CPU beside the path, at nominal cost
+SCANNED: Final = 9
+CANDIDATES: Final = 10  # faults that a mechanism could not tell apart from those it saves
+MERGED: Final = 11
+PREFAULTS_2M: Final = 12
+SPARE_1: Final = 13
+SPARE_2: Final = 14
+SPARE_3: Final = 15
+TALLIES: Final = 16
+
+# Stall histogram: 128 cells per octave (0.4 % wide), from the bits of a float64.
+HISTOGRAM_CELLS: Final = 64 * 128 + 64
+_ONE: Final = 1023 << 7
+
+# Cells of one lane in World.lanes.
+LANE_FAULTS: Final = 0
+LANE_BASE_NS: Final = 1
+LANE_KEPT: Final = 2
+LANE_NEW_NS: Final = 3
+LANE_LAST: Final = 4  # time of its last event
+LANE_CELLS: Final = 5
+
+SPAN_DEPTH: Final = 64
+
+
+@hot
+def histogram_cell(ns: int) -> int:
+    """Return the histogram cell of a time in ns: exact below 128 ns, 0.8 % wide above."""
+    if ns < 1:
+        return 0
+    bits = np.float64(ns).view(np.int64)
+    return int((bits >> 45) - _ONE) + 1
+
+
+@hot
+def count(s: World, who: int, item: int, n: int) -> None:
+    """Add `n` to a counter of mechanism `who`."""
+    s.tally[who * TALLIES + item] += n
+
+
+@hot
+def advance(s: World, lane: int, gain: int) -> None:
+    """Let a lane run ahead of the recording by `gain` ns more; its VM's own clock follows."""
+    s.shift[lane] += gain * s.clock[CLOCK_CLOSED]
+    s.shift[s.host_of[lane]] = s.shift[lane]
+
+
+@hot
+def add_fault(s: World, who: int, reason: int, cls: int, ns: int) -> None:
+    """Book a fault that the recording does not have; `ns` is its service time."""
+    at = ((who * REASONS + reason) * CLASSES + cls) * 2
+    s.added[at] += 1
+    s.added[at + 1] += ns
+    if reason != INSTEAD:
+        s.histogram[HISTOGRAM_CELLS + histogram_cell(ns)] += 1
+
+
+@hot
+def book_fault(
+    s: World, who: int, verdict: int, cls: int, lane: int, latency: int, measured: bool, service: int
+) -> None:
+    """Book what became of one recorded fault."""
+    at = ((who * VERDICTS + verdict) * CLASSES + cls) * CELLS
+    s.faults[at + COUNT] += 1
+    if measured:
+        s.faults[at + BASE_NS] += latency
+    else:
+        s.faults[at + UNMEASURED] += 1
+    s.faults[at + NEW_NS] += service
+    s.histogram[histogram_cell(latency)] += 1
+    row = lane * LANE_CELLS
+    s.lanes[row + LANE_FAULTS] += 1
+    s.lanes[row + LANE_BASE_NS] += latency
+    s.lanes[row + LANE_NEW_NS] += service
+    if verdict not in (SKIPPED, HIT):
+        s.histogram[HISTOGRAM_CELLS + histogram_cell(service)] += 1
+        s.lanes[row + LANE_KEPT] += 1
+
+
+@hot
+def saved_span(s: World, start: int, end: int) -> None:
+    """Add a removed stretch of stall to the union over all lanes (recorded time, ends never decrease).
+
+    spans[0] = length of the union without what is still on the stack, spans[1] = depth, then pairs. The
+    oldest pair is closed when the stack is full; a later stretch that reaches below it counts its overlap
+    twice, so the union is an upper bound, exact unless a stall is longer than 64 younger ones apart.
+    """
+    depth = s.spans[1]
+    while depth > 0 and s.spans[2 * depth + 1] >= start:
+        start = min(start, s.spans[2 * depth])
+        depth -= 1
+    if depth == SPAN_DEPTH:
+        s.spans[0] += s.spans[3] - s.spans[2]
+        for k in range(2, 2 * depth):
+            s.spans[k] = s.spans[k + 2]
+        depth -= 1
+    depth += 1
+    s.spans[2 * depth] = start
+    s.spans[2 * depth + 1] = end
+    s.spans[1] = depth

@@ -1,0 +1,115 @@
+"""Joins the hooks of several mechanisms into one chain that numba can compile and cache.
+
+The chain's few lines are written here as source, one call per hook, and put in a module named after a hash
+of all sources it rests on: the compiled kernel is found again on disk, and never stale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import linecache
+import sys
+import types
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tracekit.replay.engine import make_drive
+from tracekit.replay.jit import compiled, hot
+from tracekit.replay.mechanisms import Mechanism
+
+__all__ = ["Chain", "chain_of"]
+
+_ENGINE = ("accounts", "engine", "events", "index", "jit", "pages")
+HOOKS = ("look", "fault", "event", "tick")
+_HEADS = {
+    "look": "def look(s, e, w, on, own):",
+    "fault": "def fault(s, e, w, verdict, who, service, on, own):",
+    "event": "def event(s, e, w, on, own):",
+    "tick": "def tick(s, now, on, own):",
+}
+_CALLS = {
+    "look": "        w = {name}(s, e, w, own[{k}], {me})",
+    "fault": "        w, now, service = {name}(s, e, w, verdict, service, own[{k}], {me})\n"
+    "        if now != verdict:\n"
+    "            verdict = now\n"
+    "            who = 0 if now == 0 else {me}",
+    "event": "        w = {name}(s, e, w, own[{k}], {me})",
+    "tick": "        {name}(s, now, own[{k}], {me})",
+}
+_TAILS = {
+    "look": "    return w",
+    "fault": "    return w, verdict, who, service",
+    "event": "    return w",
+    "tick": "    return None",
+}
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The kernel over an ordered set of mechanisms: `plain` is Python, `fast` its compiled twin."""
+
+    mechanisms: tuple[Mechanism, ...]
+    source: str
+    plain: Callable[..., None]
+    fast: Callable[..., None]
+
+
+def chain_of(mechanisms: Iterable[Mechanism]) -> Chain:
+    """Return the chain of the mechanisms, in the order of their stages, then of their names."""
+    return _chain(tuple(sorted(mechanisms, key=lambda m: (m.stage, m.name))))
+
+
+@cache
+def _chain(ordered: tuple[Mechanism, ...]) -> Chain:
+    namespace: dict[str, Any] = {}
+    lines: list[str] = []
+    for hook in HOOKS:
+        lines.append(_HEADS[hook])
+        for k, mechanism in enumerate(ordered):
+            function = getattr(mechanism, hook)
+            if function is None:
+                continue
+            name = f"{hook}_{k}"
+            namespace[name] = function
+            lines += [f"    if on[{k}]:", _CALLS[hook].format(name=name, k=k, me=k + 1)]
+        lines += [_TAILS[hook], ""]
+    source = "\n".join(lines)
+    digest = hashlib.sha256(source.encode())
+    digest.update(_own_sources())
+    for mechanism in ordered:
+        digest.update(_source_of(mechanism))
+    module = types.ModuleType(f"tracekit_chain_{digest.hexdigest()[:24]}")
+    module.__dict__.update(namespace)
+    filename = f"<{module.__name__}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    exec(compile(source, filename, "exec"), module.__dict__)  # noqa: S102  (our own few lines, shown above)
+    # By name from a registered module is how numba's cache key can name the hooks.
+    sys.modules[module.__name__] = module
+    drive = make_drive(*(hot(getattr(module, hook)) for hook in HOOKS))
+    return Chain(ordered, source, drive, compiled(drive))
+
+
+@cache
+def _own_sources() -> bytes:
+    """Return a hash of the engine: numba's cache does not notice edits in files that a kernel calls."""
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for name in _ENGINE:
+        digest.update((here / f"{name}.py").read_bytes())
+    return digest.digest()
+
+
+def _source_of(mechanism: Mechanism) -> bytes:
+    """Return what the hooks of a mechanism are made of: the file it stands in, else its code."""
+    hooks = [function for name in HOOKS if (function := getattr(mechanism, name)) is not None]
+    found = []
+    for function in hooks:
+        try:
+            found.append(Path(inspect.getfile(function)).read_bytes())
+        except (OSError, TypeError):  # typed at a prompt
+            found.append(repr((function.__code__.co_code, function.__code__.co_consts)).encode())
+    return b"".join(dict.fromkeys(found))

@@ -1,0 +1,196 @@
+"""The event loop: one recorded event after another, in two worlds at once.
+
+`make_drive` closes over the four functions of a chain; the loop it returns runs as plain Python (the
+oracle) or compiled. The closed loop keeps each lane's think time and replaces its service times: when a
+fault gets shorter, everything later on that lane happens earlier by the same amount.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.replay import events as ev
+from tracekit.replay import pages as pg
+from tracekit.replay.accounts import (
+    DEFERRED,
+    HIT,
+    KEPT,
+    LANE_CELLS,
+    LANE_LAST,
+    PREFAULTS_UNUSED,
+    REFAULT,
+    SKIPPED,
+    add_fault,
+    advance,
+    book_fault,
+    count,
+    saved_span,
+)
+from tracekit.replay.events import Columns, Event
+from tracekit.replay.jit import hot, int64
+from tracekit.replay.pages import World
+
+__all__ = ["fault_classes", "make_drive"]
+
+
+@hot
+def fault_class(bits: int, level: int) -> int:
+    """Return the class of a fault: who takes it (guest exit or VMM thread, minor or major) and its level."""
+    if bits & ev.ON_HOST:
+        taker = ev.HOST_MAJOR if bits & ev.MAJOR else ev.HOST_MINOR
+    else:
+        taker = ev.EPT_MAJOR if bits & ev.MAJOR else ev.EPT
+    return taker * ev.LEVELS + min(level, 3)
+
+
+def fault_classes(bits: NDArray[np.int32], level: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return the classes of many faults at once (`fault_class` for arrays)."""
+    major = bits & ev.MAJOR != 0
+    taker = np.where(
+        bits & ev.ON_HOST != 0,
+        np.where(major, ev.HOST_MAJOR, ev.HOST_MINOR),
+        np.where(major, ev.EPT_MAJOR, ev.EPT),
+    )
+    return np.asarray(taker * ev.LEVELS + np.minimum(level, 3), np.int64)
+
+
+@hot
+def touch(s: World, w: int, t: int, end: int, spared: bool) -> int:
+    """Apply a recorded fault to one page: backed in the baseline at `t`, in the counterfactual at `end`."""
+    if not w & pg.B_BACKED:
+        pg.resident_change(s, 0, t, 1)
+    w = (w | pg.B_BACKED | pg.SEEN) & ~(pg.B_SWAPPED | pg.B_UNMAPPED | pg.DROPPED)
+    if spared:
+        return w
+    if not w & pg.C_BACKED:
+        return pg.back(s, w, end, 0)
+    return w
+
+
+@hot
+def use_anew(s: World, w: int, e: Event) -> int:
+    """Use a page that the baseline has and the counterfactual has not: a fault that was not recorded."""
+    level = 1
+    taker = ev.EPT_MAJOR if w & pg.C_SWAPPED else ev.EPT
+    cls = taker * ev.LEVELS + level
+    ns = s.cost[cls]
+    reason = DEFERRED if w & pg.C_DEFERRED else REFAULT
+    who = pg.owner_of(w)
+    add_fault(s, who, reason, cls, ns)
+    advance(s, e.lane, -ns)
+    return pg.back(s, w, e.end + ns, 0)
+
+
+@hot
+def take_away(s: World, w: int, t: int, e: Event) -> int:
+    """Apply a recorded discard to one page in both worlds."""
+    if w & pg.B_BACKED:
+        pg.resident_change(s, 0, t, -1)
+    if w & pg.C_UNUSED:
+        count(s, pg.owner_of(w), PREFAULTS_UNUSED, 1)
+    w = pg.drop(s, w, e.end, 0)
+    w &= ~(
+        pg.B_BACKED | pg.B_SWAPPED | pg.B_UNMAPPED | pg.C_SWAPPED | pg.C_DEFERRED | pg.C_UNUSED | pg.C_TAKEN
+    )
+    return w | pg.DROPPED
+
+
+@hot
+def recorded(s: World, w: int, t: int, e: Event) -> int:
+    """Apply the recorded effect of an event other than a fault to one page; return its new word."""
+    op = e.op
+    if op == ev.DROP:
+        return take_away(s, w, t, e)
+    if op == ev.ALLOC:
+        w = (w | pg.GUEST_USED) & ~(pg.GUEST_FREE | pg.ZERO_KNOWN)
+        if w & pg.B_BACKED and not w & pg.C_BACKED:
+            w = use_anew(s, w, e)
+        return w
+    if op == ev.FREE:
+        return (w | pg.GUEST_FREE) & ~(pg.GUEST_USED | pg.ZERO_KNOWN)
+    if op == ev.ACCESSED:
+        if w & pg.B_BACKED and not w & pg.C_BACKED and w & pg.C_TAKEN:
+            w = use_anew(s, w, e)
+        return w
+    if op == ev.UNMAP:
+        return w | pg.B_UNMAPPED if w & pg.B_BACKED else w
+    if op == ev.SWAP_OUT:
+        if w & pg.B_BACKED:
+            w = take_away(s, w, t, e)
+            w = (w | pg.B_SWAPPED | pg.C_SWAPPED) & ~pg.DROPPED
+        return w
+    if op in (ev.POPULATE, ev.SWAP_IN):
+        if not w & pg.B_BACKED:
+            pg.resident_change(s, 0, t, 1)
+            w = (w | pg.B_BACKED | pg.SEEN) & ~(pg.B_SWAPPED | pg.DROPPED)
+        return pg.back(s, w, e.end, 0)
+    return w
+
+
+def make_drive(
+    look: Callable[..., int],
+    fault: Callable[..., Any],
+    event: Callable[..., int],
+    tick: Callable[..., None],
+) -> Callable[[Columns, World, Any, Any], None]:
+    """Return the event loop over one batch, with these hooks."""
+
+    def drive(c: Columns, s: World, on: Any, own: Any) -> None:
+        for i in range(len(c.t)):
+            t = int64(c.t[i])
+            op = int64(c.op[i])
+            page = int64(c.page[i])
+            n = int64(c.pages[i])
+            lane = int64(c.lane[i])
+            bits = int64(c.bits[i])
+            level = int64(c.level[i])
+            end = t - int64(s.shift[lane])
+            tick(s, end, on, own)
+            if op == ev.FAULT and not bits & ev.CONTINUED:
+                cls = fault_class(bits, level)
+                measured = bits & ev.MEASURED != 0
+                latency = int64(c.latency[i]) if measured else int64(s.cost[cls])
+                verdict, who, service = KEPT, 0, latency
+                if page >= 0:
+                    e = Event(op, page, n, level, bits, lane, end - latency, end, latency)
+                    w = look(s, e, s.words[page], on, own)
+                    if w & pg.B_BACKED:
+                        if w & pg.C_TAKEN:
+                            w = use_anew(s, w, e)
+                    elif w & pg.C_BACKED:
+                        verdict, who, service = HIT, pg.owner_of(w), 0
+                    w, verdict, who, service = fault(s, e, w, verdict, who, service, on, own)
+                    spared = verdict == SKIPPED
+                    done = end - latency + service
+                    s.words[page] = touch(s, w & ~pg.C_UNUSED, t, done, spared)
+                    for p in range(page + 1, page + n):
+                        e = Event(op, p, page + n - p, level, bits | ev.CONTINUED, lane, done, done, 0)
+                        s.words[p] = touch(s, look(s, e, s.words[p], on, own), t, done, spared)
+                    s.clock[pg.CLOCK_SPARED] = 1 if spared else 0
+                book_fault(s, who, verdict, cls, lane, latency, measured, service)
+                gain = latency - service
+                if gain > 0:
+                    # Stalls of one lane that overlap in the recording can be removed only once.
+                    gain = min(gain, max(t - max(t - latency, s.busy[lane]), 0))
+                    saved_span(s, t - gain, t)
+                if gain != 0:
+                    advance(s, lane, gain)
+                s.busy[lane] = max(t, s.busy[lane])
+            elif page >= 0:
+                spared = op == ev.FAULT and s.clock[pg.CLOCK_SPARED] != 0
+                for p in range(page, page + n):
+                    e = Event(op, p, page + n - p, level, bits, lane, end, end, 0)
+                    w = look(s, e, s.words[p], on, own)
+                    if op == ev.FAULT:
+                        s.words[p] = touch(s, w, t, end, spared)
+                    else:
+                        w = event(s, e, w, on, own)
+                        s.words[p] = recorded(s, w, t, e)
+                    bits |= ev.CONTINUED
+            s.lanes[lane * LANE_CELLS + LANE_LAST] = t
+
+    return drive

@@ -1,0 +1,282 @@
+"""From counters to figures: what a replay did to every metric, with interval and label.
+
+Every figure is baseline, counterfactual and saved, where saved = baseline - counterfactual exactly. The
+interval bounds `saved`: it holds what is consistent with the trace and with the range of each cost used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.replay import accounts as ac
+from tracekit.replay import events as ev
+from tracekit.replay.amounts import Amount
+from tracekit.replay.mechanisms import Context, Mechanism
+from tracekit.replay.pricing import Prices, class_name
+from tracekit.replay.state import Replay, vcpu_lanes
+from tracekit.replay.timeline import Timeline
+from tracekit.trace.schema import PAGE_BYTES
+
+__all__ = ["UNITS", "Figure", "Ledger"]
+
+GIB_S = float(1 << 30) * 1e9 / PAGE_BYTES  # page·ns in one GiB·s
+
+UNITS: Mapping[str, str] = {
+    "faults": "count",
+    "exits": "count",
+    "refaults": "count",
+    "stall": "ns",
+    "stall_p50": "ns",
+    "stall_p99": "ns",
+    "stall_p99.9": "ns",
+    "critical_path": "ns",
+    "startup": "ns",
+    "guest_cpu": "ns",
+    "host_cpu_path": "ns",
+    "host_cpu_background": "ns",
+    "hypercall_time": "ns",
+    "zeroed_twice": "bytes",
+    "resident_mean": "bytes",
+    "resident_peak": "bytes",
+    "resident_time": "GiB*s",
+    "hypercalls": "count",
+    "prefaults_wasted": "pages",
+}
+"""Unit of each metric; `faults_<class>` counts the faults of one class."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One metric: baseline and counterfactual value, the interval of what is saved, and the label."""
+
+    baseline: float
+    counterfactual: float
+    saved: Amount
+    label: str
+
+    @classmethod
+    def of(cls, baseline: float, saved: Amount, label: str) -> Figure:
+        """Return the figure in which `saved` was taken off the baseline."""
+        return cls(baseline, baseline - saved.value, saved, label)
+
+
+LABELS = ("measured", "bounded", "assumed")
+
+
+def weaker(*labels: str) -> str:
+    """Return the label of a figure that rests on all of these: assumed over bounded over measured."""
+    return max(labels, key=LABELS.index)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Reads the counters of one replay."""
+
+    replay: Replay
+    timeline: Timeline
+    mechanisms: Sequence[Mechanism]
+    contexts: Mapping[str, Context]
+    prices: Prices
+
+    def figures(self) -> dict[str, Figure]:
+        """Return every metric that this replay says something about."""
+        found = {**self._faults(), **self._stall(), **self._time(), **self._resident(), **self._tallies()}
+        return {name: figure for name, figure in found.items() if figure is not None}
+
+    # -- faults
+
+    def _fault_table(self) -> NDArray[np.int64]:
+        shape = (len(self.mechanisms) + 1, ac.VERDICTS, ev.CLASSES, ac.CELLS)
+        return self.replay.world.faults.reshape(shape)
+
+    def _added_table(self) -> NDArray[np.int64]:
+        return self.replay.world.added.reshape(len(self.mechanisms) + 1, ac.REASONS, ev.CLASSES, 2)
+
+    def _label(self) -> str:
+        """Return what the counts rest on: the weakest of the mechanisms that are on."""
+        on = [m for m in self.mechanisms if m.name in self.contexts]
+        labels = [m.label(self.contexts[m.name]) for m in on]
+        return weaker("measured", *labels)
+
+    def _faults(self) -> dict[str, Figure]:
+        table, added = self._fault_table()[..., ac.COUNT].sum(axis=0), self._added_table()[..., 0].sum(axis=0)
+        before = table.sum(axis=0)
+        gone = table[ac.SKIPPED] + table[ac.HIT] + table[ac.REPRICED]
+        saved = gone - added.sum(axis=0)
+        label = self._label()
+        figures = {"faults": Figure.of(int(before.sum()), Amount.exact(saved.sum()), label)}
+        names = [class_name(one) for one in range(ev.CLASSES)]
+        for name in dict.fromkeys(names):
+            mine = np.array([n == name for n in names])
+            if before[mine].any() or saved[mine].any():
+                figures[f"faults_{name}"] = Figure.of(
+                    int(before[mine].sum()), Amount.exact(saved[mine].sum()), label
+                )
+        exits = np.array([name.startswith("ept") for name in names])
+        calls = int(self._tally_sum(ac.HYPERCALLS))
+        if before[exits].any() or calls or saved[exits].any():
+            figures["exits"] = Figure.of(
+                int(before[exits].sum()), Amount.exact(saved[exits].sum() - calls), label
+            )
+        refaults = int(added[ac.REFAULT].sum())
+        figures["refaults"] = Figure.of(0, Amount.exact(-refaults), label)
+        return figures
+
+    # -- stall
+
+    def _stall(self) -> dict[str, Figure]:
+        table, added = self._fault_table().sum(axis=0), self._added_table().sum(axis=0)
+        nominal = self.prices.nominal()
+        unmeasured = table[..., ac.UNMEASURED]
+        base = table[..., ac.BASE_NS] + unmeasured * nominal
+        new = table[..., ac.NEW_NS]
+        every = np.ones(ev.CLASSES, bool)
+        minor = np.array(["major" not in class_name(one) for one in range(ev.CLASSES)])
+        figures: dict[str, Figure] = {}
+        for name, mask in (("stall", every), ("host_cpu_path", minor)):
+            # Measured parts are exact; the interval comes from the classes that the profile prices.
+            value = int((base - new)[:, mask].sum() - added[[ac.REFAULT, ac.DEFERRED]][:, mask, 1].sum())
+            low = high = 0.0
+            used = False
+            changed = unmeasured[1:].sum(axis=0)
+            extra = added[ac.REFAULT, :, 0] + added[ac.INSTEAD, :, 0]
+            for one in np.flatnonzero(mask):
+                price = self.prices.amounts[one]
+                for n in (int(changed[one]), -int(extra[one])):
+                    if n and not self.prices.from_trace[one]:
+                        used = True
+                        spread = price.times(n)
+                        low += spread.low - spread.value
+                        high += spread.high - spread.value
+            label = weaker(self._label(), "assumed" if used else "measured")
+            figures[name] = Figure.of(
+                int(base[:, mask].sum()), Amount(value, value + low, value + high), label
+            )
+        figures.update(self._quantiles(figures["stall"].label))
+        return figures
+
+    def _quantiles(self, label: str) -> dict[str, Figure]:
+        cells = self.replay.world.histogram.reshape(2, -1)
+        figures = {}
+        for name, q in (("stall_p50", 0.5), ("stall_p99", 0.99), ("stall_p99.9", 0.999)):
+            before, after = quantile(cells[0], q), quantile(cells[1], q)
+            figures[name] = Figure.of(before, Amount.exact(before - after), label)
+        return figures
+
+    # -- time
+
+    def _time(self) -> dict[str, Figure]:
+        world, span = self.replay.world, self.timeline.span_ns
+        lanes = vcpu_lanes(self.timeline)
+        startup = self._priced("startup")
+        if not len(lanes):
+            return {}
+        shift = world.shift[lanes]
+        last = world.lanes.reshape(-1, ac.LANE_CELLS)[lanes, ac.LANE_LAST]
+        value = int(shift[int(np.argmax(last))])
+        depth = int(world.spans[1])
+        pairs = world.spans[2 : 2 + 2 * depth].reshape(-1, 2)
+        union = int(world.spans[0] + (pairs[:, 1] - pairs[:, 0]).sum())
+        # All vCPUs independent: the one that gained least decides. All waiting for each other: every stretch
+        # of stall that was removed on any of them counts once.
+        saved = Amount(value, min(value, int(shift.min())), max(value, int(shift.max()), union))
+        label = weaker(self._label(), "bounded" if saved.low < saved.high else "measured")
+        if any(self._unpriced()):
+            label = "assumed"
+        figures = {"critical_path": Figure.of(span, saved.minus(startup), label)}
+        if startup.value:
+            figures["startup"] = Figure.of(0, startup.times(-1), "assumed")
+        return figures
+
+    def _unpriced(self) -> list[bool]:
+        table, added = self._fault_table().sum(axis=0), self._added_table().sum(axis=0)
+        used = table[1:, :, ac.UNMEASURED].sum(axis=0) + added[[ac.REFAULT, ac.INSTEAD], :, 0].sum(axis=0)
+        return [bool(n) and not known for n, known in zip(used, self.prices.from_trace, strict=True)]
+
+    # -- memory
+
+    def _resident(self) -> dict[str, Figure]:
+        world, span = self.replay.world, max(self.timeline.span_ns, 1)
+        lanes = vcpu_lanes(self.timeline)
+        ahead = int(world.shift[lanes].min()) if len(lanes) else 0
+        horizon = max(span - ahead, 1)
+        before = float(world.resident[0]) * span - world.hold[0]
+        after = float(world.resident[1]) * horizon - world.hold[1]
+        curve = world.curve.reshape(2, -1).cumsum(axis=1).max(axis=1)
+        label = self._label()
+        return {
+            "resident_time": _figure(before / GIB_S, after / GIB_S, label),
+            "resident_mean": _figure(before / span * PAGE_BYTES, after / horizon * PAGE_BYTES, label),
+            "resident_peak": _figure(
+                max(int(curve[0]), 0) * PAGE_BYTES, max(int(curve[1]), 0) * PAGE_BYTES, label
+            ),
+        }
+
+    # -- what mechanisms count themselves
+
+    def _tally(self) -> NDArray[np.int64]:
+        return self.replay.world.tally.reshape(-1, ac.TALLIES)
+
+    def _tally_sum(self, item: int) -> int:
+        return int(self._tally()[:, item].sum())
+
+    def _priced(self, metric: str) -> Amount:
+        total = Amount.exact(0)
+        for k, m in enumerate(self.mechanisms):
+            if m.name in self.contexts:
+                counts = m.costs(self._tally()[k + 1], self.contexts[m.name])
+                total = total.plus(self.prices.named(counts.get(metric, {})))
+        return total
+
+    def _tallies(self) -> dict[str, Figure]:
+        label = self._label()
+        figures = {
+            "hypercalls": Figure.of(0, Amount.exact(-self._tally_sum(ac.HYPERCALLS)), label),
+            "prefaults_wasted": Figure.of(0, Amount.exact(-self._wasted()), label),
+        }
+        for metric in ("host_cpu_background", "hypercall_time"):
+            added = self._priced(metric)
+            figures[metric] = Figure.of(0, added.times(-1), "assumed" if added.value else label)
+        candidates, spared = self._tally_sum(ac.CANDIDATES), self._tally_sum(ac.ZEROING_SPARED)
+        if candidates:
+            base, saved = self._priced("baseline:guest_cpu"), self._priced("guest_cpu").times(-1)
+            figures["guest_cpu"] = Figure.of(base.value, saved, "assumed")
+            figures["zeroed_twice"] = Figure.of(
+                candidates * PAGE_BYTES, Amount.exact(spared * PAGE_BYTES), label
+            )
+        return figures
+
+    def _wasted(self) -> int:
+        unused = self.replay.unused()[1:].sum()
+        return int(unused) + self._tally_sum(ac.PREFAULTS_UNUSED)
+
+
+def quantile(cells: NDArray[np.int64], q: float) -> float:
+    """Return a quantile of a stall histogram: the lower edge of its cell, ns (0.8 % wide); 0 if empty."""
+    total = int(cells.sum())
+    if not total:
+        return 0.0
+    cell = int(np.searchsorted(np.cumsum(cells), max(1, int(np.ceil(q * total)))))
+    if cell == 0:
+        return 0.0
+    octave, part = divmod(cell - 1, 128)
+    return float(2.0**octave * (1 + part / 128))
+
+
+def _figure(before: float, after: float, label: str) -> Figure:
+    return Figure(before, after, Amount.exact(before - after), label)
+
+
+def widened(figure: Figure, others: Sequence[Figure]) -> Figure:
+    """Return the figure with an interval that holds what the other hypotheses say."""
+    saved = figure.saved
+    for other in others:
+        saved = saved.hull(other.saved)
+    label = figure.label
+    if others and saved.low < saved.high:
+        label = weaker(label, "bounded")
+    return replace(figure, saved=saved, label=label)

@@ -1,0 +1,298 @@
+"""hot_hint: the host backs pages in the background before they are touched (Hyper-V 0x8003 hot, prefault).
+
+One background worker takes the hints in order; a page takes `prefault_*` of the cost profile. A prefault
+that is done in time removes the fault; one under way shortens it to the rest of its own time; one not begun
+is dropped, and the fault happens as recorded. Policies:
+
+- `oracle`: each first touch is hinted `lead_ms` before it happens. No real policy hints better.
+- `stride`: the host sees two equal strides in a lane's faults and backs the next `n` pages along it.
+- `previous`: the first touches of an earlier run (`train`, a trace) at the same offset, `lead_ms` before.
+- `on_alloc`: the guest hints each page it allocates (needs page_alloc events).
+- `recorded`: the hot hints that the guest really gave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.errors import UsageError
+from tracekit.replay import events as ev
+from tracekit.replay.accounts import (
+    HIT,
+    HYPERCALLS,
+    KEPT,
+    LATE,
+    PREFAULTS,
+    PREFAULTS_2M,
+    PREFAULTS_UNUSED,
+    RANGES,
+    SHORTENED,
+    advance,
+    count,
+)
+from tracekit.replay.events import Event
+from tracekit.replay.jit import hot
+from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
+from tracekit.replay.pages import (
+    B_BACKED,
+    C_BACKED,
+    C_UNUSED,
+    UNSEEN,
+    World,
+    back,
+    gfn_of,
+    neighbour,
+    owner_of,
+    resident_change,
+)
+
+__all__ = ["MECHANISM"]
+
+POLICIES = ("oracle", "stride", "previous", "on_alloc", "recorded")
+ORACLE, STRIDE, PREVIOUS, ON_ALLOC, RECORDED = range(5)
+# m.par
+POLICY, LEAD, WINDOW, COST_4K, COST_2M, BATCH, HYPERCALL, REACH = range(8)
+# m.ints: worker's next free time, hints in the open batch, then four words per lane
+FREE_AT, IN_BATCH, STREAMS = 0, 1, 8
+LAST, STRIDE_OF, RUN, EXPECTED, STREAM_WORDS = 0, 1, 2, 3, 4
+LANE_SLOTS = 4096
+
+
+@hot
+def cost_of(m: Own, pages: int, bits: int, latency: int) -> int:
+    """Return the worker's time for a page or a block, ns; a page on a device takes its recorded time."""
+    if bits & ev.MAJOR:
+        return latency
+    return int(m.par[COST_2M] if pages == ev.BLOCK_PAGES else m.par[COST_4K] * pages)
+
+
+@hot
+def prefault(s: World, p: int, n: int, issued: int, cost: int, m: Own, me: int) -> None:
+    """Let the worker back `n` pages from `p` on; m.page[p] becomes the time when they are ready."""
+    done = max(issued, m.ints[FREE_AT]) + cost
+    m.ints[FREE_AT] = done
+    m.page[p] = done
+    count(s, me, PREFAULTS_2M if n == ev.BLOCK_PAGES else PREFAULTS, 1 if n == ev.BLOCK_PAGES else n)
+    s.words[p] = back(s, s.words[p], done, me) | C_UNUSED
+    for rest in range(p + 1, p + n):
+        s.words[rest] = back(s, s.words[rest], done, me)
+
+
+@hot
+def say_hint(s: World, lane: int, m: Own, me: int) -> None:
+    """Give one hint from the guest: every `batch`-th is a hypercall on the lane's path."""
+    count(s, me, RANGES, 1)
+    if m.ints[IN_BATCH] == 0:
+        count(s, me, HYPERCALLS, 1)
+        advance(s, lane, -int(m.par[HYPERCALL]))
+    m.ints[IN_BATCH] = (m.ints[IN_BATCH] + 1) % int(m.par[BATCH])
+
+
+@hot
+def oracle(s: World, e: Event, w: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
+    """Hint this first touch `lead` before it happens."""
+    issued = max(e.start - int(m.par[LEAD]), 0)
+    begun = max(issued, m.ints[FREE_AT])
+    if begun >= e.start:
+        count(s, me, LATE, 1)
+        return w, KEPT, service
+    say_hint(s, e.lane, m, me)
+    prefault(s, e.page, e.pages, issued, cost_of(m, e.pages, e.bits, e.latency), m, me)
+    return served(s, e, s.words[e.page], service, m, me)
+
+
+@hot
+def served(s: World, e: Event, w: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
+    """Return what a fault becomes on a page that the worker was given: nothing, a rest, or itself."""
+    ready = m.page[e.page]
+    if ready <= e.start:
+        return w, HIT, 0
+    count(s, me, LATE, 1)
+    if ready - cost_of(m, e.pages, e.bits, e.latency) >= e.start or ready - e.start >= service:
+        return w, KEPT, service
+    return w, SHORTENED, int(ready - e.start)
+
+
+@hot
+def follow_stride(s: World, e: Event, m: Own, me: int) -> None:
+    """Look for a stride in this lane's faults; run ahead of it by the window."""
+    at = STREAMS + (e.lane % LANE_SLOTS) * STREAM_WORDS
+    last, stride = m.ints[at + LAST] - 1, m.ints[at + STRIDE_OF]
+    gfn = gfn_of(s, e.page)
+    distance = gfn - last
+    m.ints[at + LAST] = gfn + 1
+    going_on = m.ints[at + RUN] > 0 and gfn == m.ints[at + EXPECTED]
+    if not going_on:
+        m.ints[at + RUN] = 0
+        m.ints[at + STRIDE_OF] = distance
+        if last < 0 or distance == 0 or distance != stride or abs(distance) > int(m.par[REACH]):
+            return
+    stride = m.ints[at + STRIDE_OF]
+    m.ints[at + RUN] = 1
+    window = int(m.par[WINDOW])
+    for k in range(1, window + 1):
+        p = neighbour(s, e.page, stride * k)
+        if p == UNSEEN:  # nothing in the trace ever names its block: a wrong guess for ever
+            m.ints[FREE_AT] = max(e.end, m.ints[FREE_AT]) + int(m.par[COST_4K])
+            count(s, me, PREFAULTS, 1)
+            count(s, me, PREFAULTS_UNUSED, 1)
+            resident_change(s, 1, m.ints[FREE_AT], 1)
+        elif p >= 0 and s.words[p] & (C_BACKED | B_BACKED) == 0:
+            prefault(s, p, 1, e.end, int(m.par[COST_4K]), m, me)
+    m.ints[at + EXPECTED] = gfn + stride * (window + 1)
+
+
+@hot
+def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
+    """A page of the previous run was begun at its time, whether or not anything happened to it here."""
+    if m.par[POLICY] != PREVIOUS or m.page[e.page] <= 0 or w & (C_BACKED | B_BACKED | C_UNUSED):
+        return w
+    if m.page[e.page] - int(m.par[COST_4K]) < e.start:
+        w = back(s, w, m.page[e.page], me) | C_UNUSED
+        m.page[e.page] = -m.page[e.page]
+    return w
+
+
+@hot
+def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
+    """Serve a fault on a hinted page, or hint by the oracle, or learn the stride."""
+    if w & B_BACKED:
+        return w, verdict, service
+    policy = int(m.par[POLICY])
+    if verdict == HIT and owner_of(w) == me:
+        if policy == PREVIOUS:
+            m.page[e.page] = abs(m.page[e.page])
+        return served(s, e, w, e.latency, m, me)
+    if policy == PREVIOUS and m.page[e.page] > 0:
+        m.page[e.page] = -m.page[e.page]  # touched before the worker began it
+        count(s, me, LATE, 1)
+    if verdict != KEPT:
+        return w, verdict, service
+    if policy == ORACLE:
+        return oracle(s, e, w, service, m, me)
+    if policy == STRIDE:
+        follow_stride(s, e, m, me)
+    return w, verdict, service
+
+
+@hot
+def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
+    """Hint what the guest allocates, or take the hints it really gave."""
+    policy = int(m.par[POLICY])
+    wanted = (policy == ON_ALLOC and e.op == ev.ALLOC) or (
+        policy == RECORDED and e.op == ev.HINT and e.bits & ev.HINT_HOT != 0
+    )
+    if wanted and not w & (B_BACKED | C_BACKED):
+        if policy == ON_ALLOC:
+            say_hint(s, e.lane, m, me)
+        s.words[e.page] = w
+        prefault(s, e.page, 1, e.end, int(m.par[COST_4K]), m, me)
+        w = s.words[e.page]
+    return w
+
+
+def setup(context: Context) -> Setup:
+    """Check that the trace holds what the policy needs."""
+    policy = POLICIES.index(context.text("policy"))
+    if policy == ON_ALLOC and not context.survey.counts[ev.ALLOC]:
+        raise UsageError(
+            "hot_hint policy on_alloc needs page_alloc events, and this trace has none",
+            hint="record the guest side too (tracekit record --guest), or use policy=stride",
+        )
+    if policy == RECORDED and not context.survey.counts[ev.HINT]:
+        raise UsageError(
+            "hot_hint policy recorded needs the guest's own memory heat hints, and this trace has none",
+            hint="use policy=oracle for the upper bound, or policy=stride",
+        )
+    if policy == PREVIOUS and not context.text("train"):
+        raise UsageError("hot_hint policy previous needs an earlier run", hint="hot_hint.train=EARLIER.trace")
+    cost = context.profile.ns
+    return Setup(
+        par=[
+            policy,
+            context.number("lead_ms") * 1e6,
+            context.number("n"),
+            cost("prefault_4k") / context.number("workers"),
+            cost("prefault_2m") / context.number("workers"),
+            context.number("batch"),
+            cost("hypercall"),
+            ev.BLOCK_PAGES,
+        ],
+        ints=np.zeros(STREAMS + LANE_SLOTS * STREAM_WORDS, np.int64),
+    )
+
+
+def begin(context: Context, world: World, own: Own, me: int) -> None:
+    """Lay out the previous run's first touches: when the worker would have each page ready."""
+    if context.text("policy") != "previous":
+        return
+    from tracekit.replay.training import first_touches
+
+    gfns, starts = first_touches(context.text("train"))
+    issued = np.maximum(starts - int(own.par[LEAD]), 0)
+    cost = int(own.par[COST_4K])
+    # One worker in order: done[k] = max over j <= k of issued[j] + (k - j + 1) * cost.
+    k = np.arange(len(issued), dtype=np.int64)
+    done = np.maximum.accumulate(issued - k * cost) + (k + 1) * cost
+    for (vm, gfn), ready in zip(gfns.tolist(), done.tolist(), strict=True):
+        page = context.timeline.index.known_page(vm, gfn)
+        if page >= 0:
+            own.page[page] = ready
+        elif page == UNSEEN:
+            resident_change(world, 1, ready, 1)
+            count(world, me, PREFAULTS_UNUSED, 1)
+    count(world, me, PREFAULTS, len(gfns))
+
+
+def finish(context: Context, world: World, own: Own, me: int) -> None:
+    """Pages of the previous run that nothing touched here were backed all the same."""
+    if context.text("policy") != "previous":
+        return
+    untouched = np.flatnonzero(
+        (own.page[: len(world.words)] > 0) & (world.words & (B_BACKED | C_BACKED) == 0)
+    )
+    for page in untouched.tolist():
+        world.words[page] = back(world, int(world.words[page]), int(own.page[page]), me) | C_UNUSED
+
+
+def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[str, float]]:
+    """Price the worker's time and the hypercalls."""
+    return {
+        "host_cpu_background": {
+            "prefault_4k": float(tally[PREFAULTS]),
+            "prefault_2m": float(tally[PREFAULTS_2M]),
+        },
+        "hypercall_time": {"hypercall": float(tally[HYPERCALLS])},
+    }
+
+
+def label(context: Context) -> str:
+    """What a hint that was never given would have done rests on the policy."""
+    return "assumed"
+
+
+MECHANISM = Mechanism(
+    name="hot_hint",
+    summary="the host backs hinted pages in the background before their first touch",
+    stage=Stage.BACK,
+    params=(
+        Param("policy", "oracle", "who hints, and when", choices=POLICIES),
+        Param("lead_ms", 10.0, "oracle, previous: how long before the touch", unit="ms", low=0),
+        Param("n", 8, "stride: pages ahead", unit="pages", low=1, high=4096),
+        Param("workers", 1, "background workers: the rate limit", low=1),
+        Param("batch", 32, "ranges per hypercall (at most 511)", low=1, high=511),
+        Param("train", "", "previous: the trace of the earlier run"),
+    ),
+    page_words=1,
+    look=look,
+    fault=fault,
+    event=event,
+    setup=setup,
+    begin=begin,
+    finish=finish,
+    costs=costs,
+    label=label,
+)

@@ -1,0 +1,135 @@
+"""hugepages: the first fault in a huge region maps all of it; the other faults of the region disappear.
+
+The one fault that stays is dearer (it zeroes the whole region), and the untouched rest of the region is
+resident too. A region in which the host took single pages away is split and faults by 4K there until it was
+taken away as a whole. Fewer TLB misses and shorter page walks are a gain that no fault trace can show.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tracekit.replay import events as ev
+from tracekit.replay.accounts import INSTEAD, KEPT, REPRICED, add_fault
+from tracekit.replay.events import BLOCK_PAGES, Event
+from tracekit.replay.index import VM_SHIFT, in_slots
+from tracekit.replay.jit import hot
+from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
+from tracekit.replay.pages import (
+    B_BACKED,
+    C_BACKED,
+    C_DEFERRED,
+    C_SWAPPED,
+    C_TAKEN,
+    DROPPED,
+    OWNER_MASK,
+    OWNER_SHIFT,
+    World,
+    resident_change,
+)
+
+__all__ = ["MECHANISM"]
+
+REGIONS = 1 << 17  # slots of the table of 1 GiB regions: 64 TiB half full
+HUGE, SMALL = 1, 2  # m.block: mapped huge; has 4K pages of its own
+
+
+@hot
+def region_slot(m: Own, key: int) -> int:
+    """Return the slot of a 1 GiB region in `m.ints` (key, state pairs), by open addressing."""
+    slot = (key * 0x9E3779B1 >> 7) & (REGIONS - 1)
+    while m.ints[2 * slot] != key + 1 and m.ints[2 * slot] != 0:
+        slot = (slot + 1) & (REGIONS - 1)
+    m.ints[2 * slot] = key + 1
+    return slot
+
+
+@hot
+def state_of(s: World, m: Own, page: int) -> int:
+    """Return the state of the page's region: 0 = nothing mapped yet, HUGE or SMALL."""
+    block = page // BLOCK_PAGES
+    if m.par[0] == 2:
+        return int(m.block[block])
+    return int(m.ints[2 * region_slot(m, s.directory.block_gfn[block] >> 18) + 1])
+
+
+@hot
+def set_state(s: World, m: Own, page: int, state: int) -> None:
+    """Set the state of the page's region."""
+    block = page // BLOCK_PAGES
+    if m.par[0] == 2:
+        m.block[block] = state
+    else:
+        m.ints[2 * region_slot(m, s.directory.block_gfn[block] >> 18) + 1] = state
+
+
+@hot
+def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
+    """A page of a region that is mapped huge is backed (the region's pages were accounted as one)."""
+    if w & (C_BACKED | C_TAKEN | DROPPED | C_SWAPPED) == 0 and state_of(s, m, e.page) == HUGE:
+        return (w & ~(OWNER_MASK | C_DEFERRED)) | C_BACKED | (me << OWNER_SHIFT)
+    return w
+
+
+@hot
+def empty(s: World, e: Event) -> bool:
+    """Say whether no page of the event's block is backed yet."""
+    first = e.page - e.page % BLOCK_PAGES
+    backed = 0
+    for p in range(first, first + BLOCK_PAGES):
+        backed += s.words[p] & C_BACKED
+    return backed == 0
+
+
+@hot
+def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
+    """Let the first fault of a region map the whole region."""
+    level = int(m.par[0])
+    if verdict != KEPT or w & B_BACKED or w & C_BACKED or state_of(s, m, e.page) != 0:
+        return w, verdict, service
+    if e.level >= level or (level == 2 and not empty(s, e)):
+        set_state(s, m, e.page, SMALL)
+        return w, verdict, service
+    set_state(s, m, e.page, HUGE)
+    first = s.directory.block_gfn[e.page // BLOCK_PAGES]
+    vm, gfn = first >> VM_SHIFT, first & ((1 << VM_SHIFT) - 1)
+    pages = BLOCK_PAGES if level == 2 else BLOCK_PAGES * BLOCK_PAGES
+    gfn -= gfn % pages
+    taker = ev.HOST_MINOR if e.bits & ev.ON_HOST else ev.EPT
+    cls = taker * ev.LEVELS + level
+    cost = int(s.cost[cls])
+    resident_change(s, 1, e.start + cost, in_slots(s.directory, vm, gfn, gfn + pages))
+    add_fault(s, me, INSTEAD, cls, cost)
+    w = (w & ~OWNER_MASK) | C_BACKED | (me << OWNER_SHIFT)
+    return w, REPRICED, cost
+
+
+@hot
+def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
+    """A block that is taken away as a whole can be mapped huge again."""
+    if e.op == ev.DROP and e.pages == BLOCK_PAGES and m.par[0] == 2 and m.block[e.page // BLOCK_PAGES] != 0:
+        # Pages not looked at yet belong to the huge mapping: their bit makes the discard count them.
+        for p in range(e.page + 1, e.page + BLOCK_PAGES):
+            s.words[p] = look(s, Event(e.op, p, 1, 1, e.bits, e.lane, e.start, e.end, 0), s.words[p], m, me)
+        m.block[e.page // BLOCK_PAGES] = 0
+    return w
+
+
+def setup(context: Context) -> Setup:
+    """Choose the region size; 1 GiB regions are kept in a hash table of their own."""
+    level = 2 if context.text("size") == "2m" else 3
+    return Setup(par=[level], ints=np.zeros(2 * REGIONS if level == 3 else 1, np.int64))
+
+
+MECHANISM = Mechanism(
+    name="hugepages",
+    summary="guest memory is mapped in huge pages at the first fault",
+    stage=Stage.BACK,
+    params=(Param("size", "2m", "huge page size", choices=("2m", "1g")),),
+    block_words=1,
+    page_local=True,
+    look=look,
+    fault=fault,
+    event=event,
+    setup=setup,
+)

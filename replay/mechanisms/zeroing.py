@@ -1,0 +1,153 @@
+"""zeroing: the guest does not zero a page that the host handed over zeroed (boot, hot-add; Hyper-V 0x8002).
+
+Saved is the guest's zeroing, and, if zeroing was the page's first touch, the fault with the host's allocation
+and zeroing too: for ever, or until the guest really uses the page (deferred, not removed).
+
+A host-only trace cannot tell a zeroing write from any other: there the saving lies between nothing and all
+first touches by writes, and the value shown is that upper end. With guest events it is exact for
+pages whose allocation the trace holds: a fault on a page that is free was made by zeroing it, and the page is
+used from its page_alloc on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.replay import events as ev
+from tracekit.replay.accounts import (
+    CANDIDATES,
+    DEFERRED,
+    HIT,
+    KEPT,
+    SKIPPED,
+    ZEROING_SPARED,
+    add_fault,
+    advance,
+    count,
+)
+from tracekit.replay.events import Event
+from tracekit.replay.index import VM_SHIFT
+from tracekit.replay.jit import hot
+from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
+from tracekit.replay.pages import (
+    B_BACKED,
+    C_BACKED,
+    C_DEFERRED,
+    GUEST_FREE,
+    GUEST_USED,
+    SEEN,
+    ZERO_KNOWN,
+    World,
+    back,
+    gfn_of,
+)
+
+__all__ = ["MECHANISM"]
+
+# m.par
+UNKNOWN_IS_ZEROING = 0  # treat a write of unknown purpose as zeroing
+UNTIL = 1  # ns: only first touches before this (boot)
+FROM_GFN, TO_GFN = 2, 3
+
+
+@hot
+def in_scope(s: World, e: Event, m: Own) -> bool:
+    """Say whether the event is in the time and the range that the guest was told about."""
+    if e.start > m.par[UNTIL]:
+        return False
+    gfn = gfn_of(s, e.page) & ((1 << VM_SHIFT) - 1)
+    return bool(m.par[FROM_GFN] <= gfn < m.par[TO_GFN])
+
+
+@hot
+def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
+    """Spare a first touch that was only there to zero the page."""
+    if w & (B_BACKED | SEEN) or not e.bits & ev.WRITE or not in_scope(s, e, m):
+        return w, verdict, service
+    zeroing = bool(w & GUEST_FREE) or (w & GUEST_USED == 0 and m.par[UNKNOWN_IS_ZEROING] != 0)
+    count(s, me, CANDIDATES, e.pages)
+    w |= ZERO_KNOWN
+    if not zeroing:
+        return w, verdict, service
+    count(s, me, ZEROING_SPARED, e.pages)
+    w &= ~ZERO_KNOWN
+    if verdict == HIT:  # backed anyway (statically mapped): only the guest's own work is spared
+        return w, verdict, service
+    if verdict != KEPT:
+        return w, verdict, service
+    m.page[e.page] = e.latency
+    return w | C_DEFERRED, SKIPPED, 0
+
+
+@hot
+def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
+    """The first real use of a spared page is at its allocation: there the fault happens after all."""
+    if e.op != ev.ALLOC:
+        return w
+    if w & ZERO_KNOWN and e.bits & ev.ZEROED:
+        # The guest zeroed a page that came zeroed from the host and that nothing had used in between.
+        count(s, me, ZEROING_SPARED, 1)
+        w &= ~ZERO_KNOWN
+    if w & C_DEFERRED and w & B_BACKED and not w & C_BACKED:
+        ns = int(m.page[e.page])
+        taker = ev.EPT
+        add_fault(s, me, DEFERRED, taker * ev.LEVELS + 1, ns)
+        advance(s, e.lane, -ns)
+        w = back(s, w, e.end + ns, 0)
+    return w
+
+
+def bounded(context: Context) -> bool:
+    """Only page_alloc events tell zeroing from use; without them both ends of the interval are run."""
+    return True
+
+
+def setup(context: Context) -> Setup:
+    """Take the time and range from the parameters; unknown writes count by hypothesis."""
+    guest = context.survey.guest_events
+    unknown = context.hypothesis == "high" or (context.hypothesis == "point" and not guest)
+    until = context.number("until_ms") * 1e6
+    return Setup(
+        par=[
+            float(unknown),
+            until if until > 0 else float(np.iinfo(np.int64).max),
+            context.number("from_gfn"),
+            context.number("to_gfn") or float(np.iinfo(np.int64).max),
+        ]
+    )
+
+
+def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[str, float]]:
+    """Price the guest's zeroing that is not done any more."""
+    return {
+        "guest_cpu": {"guest_zero_4k": -float(tally[ZEROING_SPARED])},
+        "baseline:guest_cpu": {"guest_zero_4k": float(tally[CANDIDATES])},
+    }
+
+
+def label(context: Context) -> str:
+    """Host-only traces bound it."""
+    return "bounded"
+
+
+MECHANISM = Mechanism(
+    name="zeroing",
+    summary="the guest skips zeroing pages that came zeroed from the host",
+    stage=Stage.SPARE,
+    params=(
+        Param("until_ms", 0.0, "only first touches before this time (0 = the whole trace)", unit="ms", low=0),
+        Param("from_gfn", 0, "first gfn the guest was told is zero", low=0),
+        Param("to_gfn", 0, "past the last such gfn (0 = all of memory)", low=0),
+    ),
+    page_words=1,
+    page_local=True,
+    fault=fault,
+    event=event,
+    setup=setup,
+    costs=costs,
+    bounded=bounded,
+    label=label,
+)

@@ -1,0 +1,150 @@
+"""Page states in two worlds: what was recorded, and what would have been.
+
+Every page has one word. The *baseline* half follows the recorded events; the *counterfactual* half
+follows the same accesses with the mechanisms on. A fault of the trace is avoided exactly when the page
+was not backed in the baseline but is backed in the counterfactual.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.replay.events import BLOCK_PAGES
+from tracekit.replay.index import VM_SHIFT, Directory, block_of, in_slots
+from tracekit.replay.jit import hot, int64
+
+__all__ = ["World", "back", "drop", "gfn_of", "neighbour", "owner_of"]
+
+# Baseline half.
+B_BACKED: Final = 1 << 0
+B_SWAPPED: Final = 1 << 1
+B_UNMAPPED: Final = 1 << 2  # backed, but the VM's mapping was taken away
+SEEN: Final = 1 << 3  # was backed at some time
+DROPPED: Final = 1 << 4  # was taken away by the host since (a refault will get a zeroed page)
+# Counterfactual half.
+C_BACKED: Final = 1 << 5
+C_SWAPPED: Final = 1 << 6
+C_DEFERRED: Final = 1 << 7  # the guest was spared its first touch; the page is still to be used
+C_UNUSED: Final = 1 << 8  # backed ahead of use by a mechanism and not used yet
+C_TAKEN: Final = 1 << 9  # a mechanism took it away; the next use is a refault of its making
+# Guest half.
+GUEST_FREE: Final = 1 << 10
+GUEST_USED: Final = 1 << 11
+ZERO_KNOWN: Final = 1 << 12  # handed over zeroed, and nothing has written it since
+# Who last backed it or took it away in the counterfactual: 0 = the recorded events, k = mechanism k.
+OWNER_SHIFT: Final = 16
+OWNER_MASK: Final = 0xFF << OWNER_SHIFT
+# Bits 32 and up are free for mechanisms of your own.
+
+CURVE_BINS: Final = 4096
+"""The resident curves are kept as changes in this many equal spans of time."""
+
+# Rows of World.hold: sums of n * t over changes of resident pages.
+HOLD_BASELINE: Final = 0
+HOLD_CLOSED: Final = 1
+HOLD_OPEN: Final = 2
+
+
+class World(NamedTuple):
+    """Everything that the kernels change, shared by all mechanisms of one scenario.
+
+    words[page]: state bits. shift[lane]: ns that the lane runs ahead of the recording (closed loop).
+    resident[0|1]: pages backed now, baseline and counterfactual. hold[3]: page·ns sums. curve[2, bins]:
+    changes of resident pages. faults, added, tally: see `tracekit.replay.ledger`.
+    """
+
+    words: NDArray[np.int64]
+    shift: NDArray[np.int64]
+    busy: NDArray[np.int64]
+    host_of: NDArray[np.int64]
+    lanes: NDArray[np.int64]
+    resident: NDArray[np.int64]
+    hold: NDArray[np.float64]
+    curve: NDArray[np.int64]
+    faults: NDArray[np.int64]
+    added: NDArray[np.int64]
+    tally: NDArray[np.int64]
+    histogram: NDArray[np.int64]
+    spans: NDArray[np.int64]
+    cost: NDArray[np.int64]
+    directory: Directory
+    clock: NDArray[np.int64]
+
+
+# Cells of World.clock.
+CLOCK_BIN_SHIFT: Final = 0  # ns >> this = bin of the curve
+CLOCK_CLOSED: Final = 1  # 1 = closed loop, 0 = open loop
+CLOCK_END: Final = 2  # end of the trace, ns
+CLOCK_SPARED: Final = 3  # 1 = the last fault was SKIPPED (for its further blocks)
+CLOCK_CELLS: Final = 4
+
+
+@hot
+def owner_of(word: int) -> int:
+    """Return who last backed or took the page: 0 = recorded events, k = mechanism k of the chain."""
+    return (word & OWNER_MASK) >> OWNER_SHIFT
+
+
+@hot
+def resident_change(s: World, world: int, t: int, n: int) -> None:
+    """Account `n` pages more (or less) from time `t` on; world 0 = baseline, 1 = counterfactual."""
+    s.resident[world] += n
+    s.hold[world] += float(n) * t
+    at = max(t, 0) >> s.clock[CLOCK_BIN_SHIFT]
+    s.curve[world * CURVE_BINS + min(at, CURVE_BINS - 1)] += n
+
+
+@hot
+def back(s: World, word: int, t: int, who: int) -> int:
+    """Back one page in the counterfactual at time `t`; return its new word. No effect if it is backed."""
+    if word & C_BACKED:
+        return word
+    resident_change(s, 1, t, 1)
+    word &= ~(C_SWAPPED | C_DEFERRED | C_TAKEN | C_UNUSED | OWNER_MASK)
+    return word | C_BACKED | (who << OWNER_SHIFT)
+
+
+@hot
+def drop(s: World, word: int, t: int, who: int) -> int:
+    """Take one page away in the counterfactual at time `t`; return its new word.
+
+    `who` = 0 is a recorded discard; a mechanism that takes pages is charged for their refaults.
+    """
+    if not word & C_BACKED:
+        return word
+    resident_change(s, 1, t, -1)
+    word &= ~(C_BACKED | OWNER_MASK)
+    if who > 0:
+        word |= C_TAKEN
+    return word | (who << OWNER_SHIFT)
+
+
+UNSEEN: Final = -1
+NOT_THERE: Final = -2
+
+
+@hot
+def gfn_of(s: World, page: int) -> int:
+    """Return the gfn of a dense page (the VM's number stands above bit VM_SHIFT)."""
+    return int(s.directory.block_gfn[page // BLOCK_PAGES]) + page % BLOCK_PAGES
+
+
+@hot
+def neighbour(s: World, page: int, distance: int) -> int:
+    """Return the dense page `distance` gfns away; UNSEEN if no event names its block, NOT_THERE if none."""
+    at = page % BLOCK_PAGES + distance
+    if 0 <= at < BLOCK_PAGES:
+        return page + distance
+    block = s.directory.block_gfn[page // BLOCK_PAGES]
+    vm = block >> VM_SHIFT
+    gfn = (block & ((1 << VM_SHIFT) - 1)) + at
+    number = block_of(s.directory, vm, gfn, False)
+    if number >= 0:
+        found: int = int64(number * BLOCK_PAGES + gfn % BLOCK_PAGES)
+        return found
+    if gfn >= 0 and in_slots(s.directory, vm, gfn, gfn + 1) > 0:
+        return UNSEEN
+    return NOT_THERE

@@ -1,0 +1,63 @@
+"""Prices by fault class: what the trace itself recorded, else the cost profile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.replay import events as ev
+from tracekit.replay.amounts import Amount
+from tracekit.replay.costs import Profile
+from tracekit.replay.survey import Survey
+
+__all__ = ["Prices", "class_name"]
+
+TAKERS = ("ept", "host_minor", "host_major", "ept_major")
+SIZES = ("4k", "4k", "2m", "1g")
+
+
+def class_name(cls: int) -> str:
+    """Return the name of a fault class, such as ept_4k or host_minor_2m (a size not known counts as 4k)."""
+    return f"{TAKERS[cls // ev.LEVELS]}_{SIZES[cls % ev.LEVELS]}"
+
+
+def _cost_name(cls: int) -> str:
+    name = class_name(cls)
+    return name if "major" not in name else name[: -len("4k")] + "4k"
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What one fault of each class costs (ns), and whether the trace measured it itself."""
+
+    amounts: tuple[Amount, ...]
+    from_trace: tuple[bool, ...]
+    profile: Profile
+
+    @classmethod
+    def of(cls, survey: Survey, profile: Profile) -> Prices:
+        """Take each class's mean from the trace where it has latencies, else the profile's cost."""
+        amounts, known = [], []
+        for one in range(ev.CLASSES):
+            mean = survey.mean_ns(one)
+            cost = profile.costs[_cost_name(one)]
+            amounts.append(
+                Amount(cost.ns, cost.low, cost.high) if mean is None else Amount.exact(round(mean))
+            )
+            known.append(mean is not None)
+        return cls(tuple(amounts), tuple(known), profile)
+
+    def nominal(self) -> NDArray[np.int64]:
+        """Return the costs that the kernels use: whole ns by class."""
+        return np.array([round(amount.value) for amount in self.amounts], np.int64)
+
+    def named(self, counts: Mapping[str, float]) -> Amount:
+        """Price counts of the profile's operations."""
+        total = Amount.exact(0)
+        for name, n in counts.items():
+            cost = self.profile.costs[name]
+            total = total.plus(Amount(cost.ns, cost.low, cost.high).times(n))
+        return total

@@ -1,0 +1,151 @@
+"""The result of a replay: tidy rows, where they come from, and the file that keeps both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import polars as pl
+
+from tracekit.errors import FailedError, UsageError
+
+if TYPE_CHECKING:
+    from tracekit.replay.costs import Profile
+    from tracekit.replay.scenarios import Scenario
+    from tracekit.replay.survey import Survey
+    from tracekit.replay.timeline import Timeline, TraceLike
+
+__all__ = ["ROWS", "Result", "Row"]
+
+ROWS = pl.Schema(
+    {
+        "scenario": pl.String(),
+        "mechanism": pl.String(),
+        "metric": pl.String(),
+        "unit": pl.String(),
+        "baseline": pl.Float64(),
+        "counterfactual": pl.Float64(),
+        "saved": pl.Float64(),
+        "low": pl.Float64(),
+        "high": pl.Float64(),
+        "label": pl.String(),
+    }
+)
+"""Columns of a result; `low` and `high` bound `saved` (null = no bound)."""
+
+
+class Row(NamedTuple):
+    """One figure of a result."""
+
+    scenario: str
+    mechanism: str
+    metric: str
+    unit: str
+    baseline: float | None
+    counterfactual: float | None
+    saved: float | None
+    low: float | None
+    high: float | None
+    label: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """Rows (polars, schema `ROWS`), and `about`: trace hash, scenarios, costs, versions, seed, notes."""
+
+    rows: pl.DataFrame
+    about: dict[str, Any]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], about: dict[str, Any]) -> Result:
+        """Build the frame."""
+        return cls(pl.DataFrame(rows, schema=ROWS, orient="row"), about)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the rows as a list of dicts: what `--json` prints and polars reads as it stands."""
+        return self.rows.to_dicts()
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Write rows and provenance as one JSON file. Raises UsageError if it exists and not `force`."""
+        path = Path(path)
+        if path.exists() and not force:
+            raise UsageError(f"{path} exists already", hint="-f to overwrite, or another -o")
+        try:
+            path.write_text(json.dumps({"about": self.about, "rows": self.records()}, indent=2) + "\n")
+        except OSError as error:
+            raise FailedError(f"cannot write {path}: {error.strerror}") from None
+
+
+def provenance(
+    trace: TraceLike,
+    timeline: Timeline,
+    facts: Survey,
+    scenarios: Sequence[Scenario],
+    profile: Profile,
+    seed: int,
+) -> dict[str, Any]:
+    """Return everything needed to say where the rows come from, and to make them again."""
+    path = getattr(trace, "path", None)
+    return {
+        "trace": {
+            "path": None if path is None else str(path),
+            "sha256": None if path is None else trace_hash(Path(path)),
+            "source": trace.meta.source,
+            "events": int(facts.counts.sum()),
+            "lost": trace.lost,
+            "span_ns": timeline.span_ns,
+        },
+        "scenarios": [
+            {"name": s.name, "params": {k: dict(v) for k, v in s.params.items()}} for s in scenarios
+        ],
+        "profile": {
+            "name": profile.name,
+            "origin": profile.origin,
+            "costs_ns": {name: [c.ns, c.low, c.high] for name, c in profile.costs.items()},
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("tracekit", "numba", "numpy", "polars", "pyarrow")},
+        },
+        "seed": seed,
+        "notes": notes(trace, timeline, facts),
+    }
+
+
+def trace_hash(path: Path) -> str:
+    """Return the SHA-256 over the files of a trace folder, in the order of their names."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
+            with file.open("rb") as handle:
+                while chunk := handle.read(1 << 20):
+                    digest.update(chunk)
+    return digest.hexdigest()
+
+
+def notes(trace: TraceLike, timeline: Timeline, facts: Survey) -> list[str]:
+    """Return what a reader of the figures must know about this trace."""
+    said = []
+    faults = int(facts.faults.sum())
+    if trace.meta.source == "synthetic":
+        said.append("synthetic trace: no figure here was measured on a real machine")
+    if trace.lost is None:
+        said.append("an unknown number of events was lost: intervals have no bound")
+    elif trace.lost:
+        said.append(f"{trace.lost} events were lost: intervals are widened by them")
+    if timeline.outside_rows:
+        said.append(f"{timeline.outside_rows} events name no known guest memory: counted, never saved")
+    if timeline.own_faults:
+        said.append(f"{timeline.own_faults} faults of the VMM on memory of its own: left out")
+    if without := faults - int(facts.measured.sum()):
+        said.append(f"{without} of {faults} faults have no recorded latency: priced by class")
+    if faults and not facts.access_known:
+        said.append("the trace holds no access bits (shadow paging): no fault is known to be a write")
+    return said

@@ -1,0 +1,165 @@
+"""Runs scenarios over a trace and lays the results out as tidy rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tracekit.errors import UsageError
+from tracekit.replay.chain import Chain, chain_of
+from tracekit.replay.costs import Profile, load_profile
+from tracekit.replay.ledger import UNITS, Figure, Ledger, widened
+from tracekit.replay.losses import with_losses
+from tracekit.replay.mechanisms import Context, Mechanism, known_mechanisms
+from tracekit.replay.pricing import Prices
+from tracekit.replay.result import Result, Row, provenance
+from tracekit.replay.scenarios import Scenario, parse_scenario
+from tracekit.replay.state import Replay
+from tracekit.replay.survey import Survey, survey
+from tracekit.replay.timeline import Timeline, TraceLike
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["run"]
+
+NONE, ALL = "none", "all"
+"""The names in the `mechanism` column for the baseline and for a whole combination."""
+
+
+def run(
+    trace: TraceLike,
+    scenarios: Iterable[str | Scenario],
+    *,
+    profile: str | Path | Profile | None = None,
+    seed: int = 0,
+    mechanisms: Sequence[Mechanism] = (),
+    closed_loop: bool = True,
+    plain: bool | None = None,
+) -> Result:
+    """Replay a trace through scenarios; return tidy rows and where they come from.
+
+    `scenarios`: lines such as `hot_hint,policy=oracle,lead_ms=5` or `zeroing+hot_hint`, or `Scenario`s.
+    `profile`: a cost profile (name, TOML file, or loaded). `mechanisms`: your own, usable by name.
+    `closed_loop=False` keeps every event at its recorded time. `plain=True` runs uncompiled.
+
+    Raises UsageError for an unknown scenario or parameter, FailedError for a trace that can't be replayed.
+    """
+    chosen = [parse_scenario(s, mechanisms) if isinstance(s, str) else s for s in scenarios]
+    if not chosen:
+        raise UsageError("no scenario given", hint="--scenario zeroing")
+    names = [scenario.name for scenario in chosen]
+    if len(set(names)) != len(names):
+        raise UsageError("a scenario is given twice; names must differ")
+    profile = profile if isinstance(profile, Profile) else load_profile(profile)
+    timeline = Timeline(trace)
+    facts = survey(timeline)
+    # One kernel holds every mechanism: whatever is on, it is compiled once and then found on disk.
+    chain = chain_of({**known_mechanisms(), **{m.name: m for s in chosen for m in s.mechanisms}}.values())
+    room = _Room(timeline, facts, profile, Prices.of(facts, profile), chain, seed, closed_loop, plain)
+    rows: list[Row] = []
+    for scenario in chosen:
+        rows += room.rows(scenario)
+    return Result.of(rows, provenance(trace, timeline, facts, chosen, profile, seed))
+
+
+@dataclass(frozen=True)
+class _Room:
+    """What all scenarios of one call share."""
+
+    timeline: Timeline
+    facts: Survey
+    profile: Profile
+    prices: Prices
+    chain: Chain
+    seed: int
+    closed: bool
+    plain: bool | None
+
+    @property
+    def known(self) -> Mapping[str, Mechanism]:
+        """Return the mechanisms of the chain by name."""
+        return {m.name: m for m in self.chain.mechanisms}
+
+    def context(self, scenario: Scenario, mechanism: Mechanism) -> Context:
+        """Return what the mechanism's setup may look at."""
+        params = scenario.params[mechanism.name]
+        return Context(self.timeline, self.facts, self.profile, params, "point", self.seed)
+
+    def figures(self, contexts: Mapping[str, Context]) -> dict[str, Figure]:
+        """Return the figures with these mechanisms on, under every hypothesis that the trace leaves."""
+        point = self.once(contexts)
+        others = []
+        if any(self.known[name].bounded(context) for name, context in contexts.items()):
+            for end in ("low", "high"):
+                others.append(self.once({n: replace(c, hypothesis=end) for n, c in contexts.items()}))
+        return {
+            name: widened(figure, [other[name] for other in others if name in other])
+            for name, figure in point.items()
+        }
+
+    def once(self, contexts: Mapping[str, Context]) -> dict[str, Figure]:
+        """Replay once and return the figures."""
+        nominal = self.prices.nominal()
+        replay = Replay.run(
+            self.timeline, self.chain, contexts, nominal, closed=self.closed, plain=self.plain
+        )
+        ledger = Ledger(replay, self.timeline, self.chain.mechanisms, contexts, self.prices)
+        return with_losses(ledger.figures(), self.timeline.trace.lost)
+
+    def rows(self, scenario: Scenario) -> list[Row]:
+        """Return the rows of a scenario: of its one mechanism, or of all of them and of each step."""
+        chosen = [m for m in self.chain.mechanisms if m in scenario.mechanisms]
+        contexts = {m.name: self.context(scenario, m) for m in chosen}
+        whole = self.figures(contexts)
+        if len(chosen) <= 1:
+            return _rows(scenario.name, chosen[0].name if chosen else NONE, whole)
+        rows = _rows(scenario.name, ALL, whole)
+        before: Mapping[str, Figure] = {}
+        for k, mechanism in enumerate(chosen, 1):
+            first = {m.name: contexts[m.name] for m in chosen[:k]}
+            after = whole if k == len(chosen) else self.figures(first)
+            rows += _rows(scenario.name, mechanism.name, _step(before, after))
+            before = after
+        return rows
+
+
+def _step(before: Mapping[str, Figure], after: Mapping[str, Figure]) -> dict[str, Figure]:
+    """Return what one more mechanism changed: a step of the waterfall."""
+    steps = {}
+    for name, figure in after.items():
+        if name not in before:
+            steps[name] = figure
+            continue
+        earlier = before[name]
+        ends = sorted((figure.saved.low - earlier.saved.low, figure.saved.high - earlier.saved.high))
+        value = figure.saved.value - earlier.saved.value
+        saved = figure.saved._replace(value=value, low=min(ends[0], value), high=max(ends[1], value))
+        steps[name] = Figure(earlier.counterfactual, figure.counterfactual, saved, figure.label)
+    return steps
+
+
+def _rows(scenario: str, mechanism: str, figures: Mapping[str, Figure]) -> list[Row]:
+    return [
+        Row(
+            scenario,
+            mechanism,
+            metric,
+            UNITS.get(metric, "count"),
+            _number(figure.baseline),
+            _number(figure.counterfactual),
+            _number(figure.saved.value),
+            _number(figure.saved.low),
+            _number(figure.saved.high),
+            figure.label,
+        )
+        for metric, figure in figures.items()
+    ]
+
+
+def _number(value: float) -> float | None:
+    return float(value) + 0.0 if np.isfinite(value) else None

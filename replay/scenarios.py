@@ -1,0 +1,193 @@
+"""Scenarios: which mechanisms are on, with which parameters; from a line of text, a TOML file, or Python."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tracekit.errors import UsageError
+from tracekit.replay.mechanisms import Mechanism, Param, ParamValue, known_mechanisms
+from tracekit.replay.toml_lines import line_of, nearest
+
+__all__ = ["Scenario", "load_scenarios", "parse_scenario", "read_scenarios"]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Mechanisms that are on together; `params[mechanism][parameter]` holds every parameter with its value.
+
+    Raises UsageError for an unknown parameter or a value outside its range.
+
+    >>> mechanism = known_mechanisms()["hot_hint"]
+    >>> Scenario("mine", (mechanism,), {"hot_hint": {"lead_ms": 5}}).params["hot_hint"]["policy"]
+    'oracle'
+    """
+
+    name: str
+    mechanisms: tuple[Mechanism, ...] = ()
+    params: Mapping[str, Mapping[str, ParamValue]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Fill in the defaults and check every value."""
+        names = [m.name for m in self.mechanisms]
+        if len(set(names)) != len(names):
+            raise UsageError(f"scenario {self.name}: a mechanism is named twice")
+        if unknown := self.params.keys() - set(names):
+            raise UsageError(
+                f"scenario {self.name}: parameters for {sorted(unknown)[0]}, which is not in it",
+                hint="+".join(names),
+            )
+        full = {m.name: {**m.defaults(), **_checked(m, self.params.get(m.name, {}))} for m in self.mechanisms}
+        object.__setattr__(self, "params", full)
+
+
+def _checked(mechanism: Mechanism, given: Mapping[str, Any]) -> dict[str, ParamValue]:
+    known = {p.name: p for p in mechanism.params}
+    for name in given:
+        if name not in known:
+            raise UsageError(
+                f"{mechanism.name} has no parameter {name}",
+                hint=f"{mechanism.name}.{nearest(name, known)}" if known else f"{mechanism.name} has none",
+            )
+    return {name: _value(mechanism, known[name], value) for name, value in given.items()}
+
+
+def _value(mechanism: Mechanism, param: Param, value: Any) -> ParamValue:
+    what = f"{mechanism.name}.{param.name}"
+    if isinstance(param.default, str):
+        if param.choices and value not in param.choices:
+            raise UsageError(f"{what} cannot be {value}", hint=f"{what}={nearest(str(value), param.choices)}")
+        return str(value)
+    if isinstance(param.default, bool):
+        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        if str(value).lower() not in words:
+            raise UsageError(f"{what} must be true or false, not {value}")
+        return words[str(value).lower()]
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise UsageError(f"{what} must be a number{_unit(param)}, not {value}") from None
+    if isinstance(param.default, int):
+        if number != int(number):
+            raise UsageError(f"{what} must be a whole number{_unit(param)}, not {value}")
+        number = int(number)
+    if (param.low is not None and number < param.low) or (param.high is not None and number > param.high):
+        top = "" if param.high is None else f" and at most {param.high:g}"
+        raise UsageError(f"{what} must be at least {param.low or 0:g}{top}{_unit(param)}, not {value}")
+    return number
+
+
+def _unit(param: Param) -> str:
+    return f" ({param.unit})" if param.unit else ""
+
+
+def parse_scenario(text: str, extra: Iterable[Mechanism] = ()) -> Scenario:
+    """Read `NAME[+NAME…][,parameter=value…]`; a parameter that two mechanisms have needs `mechanism.`.
+
+    `baseline` means nothing is on. `extra` are mechanisms of the caller's own.
+
+    >>> parse_scenario("zeroing+hot_hint,policy=stride,n=4").params["hot_hint"]["n"]
+    4
+    >>> parse_scenario("hothint")
+    Traceback (most recent call last):
+    tracekit.errors.UsageError: no scenario or mechanism called hothint
+    """
+    known = {**known_mechanisms(), **{m.name: m for m in extra}}
+    head, *settings = [part.strip() for part in text.split(",")]
+    names = [name.strip() for name in head.split("+")]
+    if names == ["baseline"]:
+        names = []
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"no scenario or mechanism called {name or 'nothing'}",
+                hint=nearest(name, [*known, "baseline"]),
+            )
+    chosen = tuple(known[name] for name in names)
+    params: dict[str, dict[str, ParamValue]] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UsageError(f"a parameter is given as name=value, not {setting!r}")
+        owner, name = _owner(key.strip(), chosen)
+        params.setdefault(owner, {})[name] = value.strip()
+    return Scenario(text, chosen, params)
+
+
+def _owner(key: str, chosen: Sequence[Mechanism]) -> tuple[str, str]:
+    owner, dot, name = key.rpartition(".")
+    if dot:
+        if owner not in [m.name for m in chosen]:
+            raise UsageError(
+                f"{key}: the scenario has no mechanism {owner}", hint=nearest(owner, [m.name for m in chosen])
+            )
+        return owner, name
+    owners = [m.name for m in chosen if name in m.defaults()]
+    if len(owners) == 1:
+        return owners[0], name
+    if not owners:
+        names = [f"{m.name}.{p.name}" for m in chosen for p in m.params]
+        raise UsageError(f"no mechanism of the scenario has a parameter {name}", hint=nearest(name, names))
+    raise UsageError(
+        f"{name} is a parameter of {' and '.join(owners)}: say which", hint=f"{owners[0]}.{name}=…"
+    )
+
+
+def read_scenarios(texts: Iterable[str], extra: Iterable[Mechanism] = ()) -> list[Scenario]:
+    """Read scenarios from lines of text; one that ends in `.toml` is a scenario file."""
+    found: list[Scenario] = []
+    for text in texts:
+        if text.endswith(".toml"):
+            found += load_scenarios(text, extra)
+        else:
+            found.append(parse_scenario(text, extra))
+    return found
+
+
+def load_scenarios(path: str | Path, extra: Iterable[Mechanism] = ()) -> list[Scenario]:
+    """Read scenarios from a TOML file: tables `[[scenario]]` with a `name` and a table per mechanism.
+
+    A file without `[[scenario]]` is one scenario. Raises UsageError with the file's line.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text()
+        raw = tomllib.loads(text)
+    except OSError as error:
+        raise UsageError(f"cannot read the scenario file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: {error}") from None
+    tables = raw.get("scenario", [raw])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise UsageError(f"{path}: scenarios are tables [[scenario]]")
+    many = "scenario" in raw
+    return [_from_table(table, many, path, text, extra) for table in tables]
+
+
+def _from_table(
+    table: Mapping[str, Any], many: bool, path: Path, text: str, extra: Iterable[Mechanism]
+) -> Scenario:
+    known = {**known_mechanisms(), **{m.name: m for m in extra}}
+    prefix = "scenario." if many else ""
+    chosen: list[Mechanism] = []
+    params: dict[str, Mapping[str, ParamValue]] = {}
+    for key, value in table.items():
+        if key in ("name", "description"):
+            continue
+        where = f"{path}, line {line_of(text, prefix + key)}"
+        if key not in known:
+            raise UsageError(f"{where}: no mechanism called {key}", hint=nearest(key, known))
+        if not isinstance(value, dict):
+            raise UsageError(f"{where}: {key} must be a table of parameters", hint=f"[{prefix}{key}]")
+        for name in value:
+            try:
+                _checked(known[key], {name: value[name]})
+            except UsageError as error:
+                line = line_of(text, f"{prefix}{key}.{name}")
+                raise UsageError(f"{path}, line {line}: {error.message}", hint=error.hint) from None
+        chosen.append(known[key])
+        params[key] = value
+    return Scenario(str(table.get("name", path.stem)), tuple(chosen), params)

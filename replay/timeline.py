@@ -1,0 +1,273 @@
+"""From a trace to the columns that the kernels read: batch by batch, so any trace fits.
+
+Kinds become operations on pages, gfns become dense pages, vCPUs (or threads) become lanes, and an event
+that spans several blocks becomes one row per block. Every number is int64 from here on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final, Protocol
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tracekit.errors import FailedError
+from tracekit.replay.events import Columns
+from tracekit.replay.index import PageIndex
+from tracekit.replay.reduction import (
+    COUNTS,
+    FULL,
+    NEED_BLOCKS,
+    NEED_LANES,
+    OUTSIDE_ROWS,
+    OWN_FAULTS,
+    Lanes,
+    Raw,
+    kernel,
+    new_lanes,
+)
+from tracekit.trace.schema import KIND_CODE, PAGE_BYTES
+
+__all__ = ["Timeline", "TraceLike"]
+
+COLUMNS: Final = ["ts_ns", "kind", "vm", "tid", "vcpu", "gfn", "hva", "pages", "level", "access", "flags",
+                  "latency_ns", "arg"]  # fmt: skip
+
+
+class TraceLike(Protocol):
+    """What a replay needs of a trace; `tracekit.trace.Trace` has it."""
+
+    @property
+    def meta(self) -> Any:
+        """What the trace says of itself: start_ns, stop_ns, vms, source, marks."""
+
+    @property
+    def memslots(self) -> pl.DataFrame:
+        """Rows in the MEMSLOTS schema."""
+
+    @property
+    def losses(self) -> pl.DataFrame:
+        """Rows in the LOSSES schema."""
+
+    @property
+    def lost(self) -> int | None:
+        """Events lost; None = an unknown number."""
+
+    def batches(
+        self, columns: list[str] | None = None, batch_rows: int = 1 << 20
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the events in time order."""
+
+
+class Timeline:
+    """A trace as batches of `Columns`, with the tables that give its pages and lanes their numbers.
+
+    Iterate it once per pass; pages and lanes keep their numbers over passes. A trace of up to `keep_rows`
+    rows stays in memory (48 bytes a row) after the first pass; a larger one is read again each time.
+    `start_ns` is the trace's zero, `span_ns` its length; `seen` counts the rows of each operation.
+    `outside_rows` counts rows whose gfn is missing or in no memslot (they count as faults and stall, but no
+    mechanism can save them), `own_faults` faults of the VMM on memory that is not the guest's (left out).
+    """
+
+    def __init__(self, trace: TraceLike, *, batch_rows: int = 1 << 20, keep_rows: int = 1 << 24) -> None:
+        """Read the memslots and the time bounds; the events are only read on iteration."""
+        self.trace = trace
+        self.batch_rows = batch_rows
+        self.slots = _slots(trace.memslots)
+        vms = max(len(trace.meta.vms), 1)
+        if len(trace.memslots):
+            vms = max(vms, int(np.asarray(trace.memslots["vm"]).max()) + 1)
+        self.vms = vms
+        self.index = PageIndex(vms, self.slots)
+        self.lanes: Lanes = new_lanes(vms)
+        self.seen = np.zeros(32, np.int64)
+        self.outside_rows = 0
+        self.own_faults = 0
+        self._kept: list[Columns] | None = []
+        self._room = keep_rows
+        self.start_ns = int(trace.meta.start_ns or 0)
+        self.last_ns = self.start_ns
+        self._passes = 0
+
+    @property
+    def span_ns(self) -> int:
+        """Length of the trace: to its recorded stop, or to its last event if that is later or alone."""
+        return max(int(self.trace.meta.stop_ns or 0), self.last_ns) - self.start_ns
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Guest memory by the memslots (bytes, overlaps counted once); None if the trace has none."""
+        if not len(self.slots):
+            return None
+        total = 0
+        for vm in np.unique(self.slots[:, 0]):
+            rows = self.slots[self.slots[:, 0] == vm]
+            rows = rows[np.argsort(rows[:, 1], kind="stable")]
+            reach = 0
+            for _, first, end in rows:
+                total += max(0, int(end) - max(int(first), reach))
+                reach = max(reach, int(end))
+        return total * PAGE_BYTES
+
+    def __iter__(self) -> Iterator[Columns]:
+        """Yield the columns of one batch after another, in time order."""
+        first_pass = self._passes == 0
+        self._passes += 1
+        if not first_pass and self._kept is not None:
+            yield from self._kept
+            return
+        for raw in self._rows(first_pass):
+            columns = self._columns(raw, count=first_pass)
+            if first_pass and self._kept is not None:
+                self._room -= len(columns.t)
+                self._kept = [*self._kept, columns] if self._room >= 0 else None
+            yield columns
+
+    def _rows(self, first_pass: bool) -> Iterator[Raw]:
+        previous = -1
+        for batch in self.trace.batches(COLUMNS, self.batch_rows):
+            if batch.num_rows == 0:
+                continue
+            raw = _raw(batch, self.trace.memslots, self.vms)
+            if raw.ts[0] < previous or np.any(raw.ts[1:] < raw.ts[:-1]):
+                raise FailedError(
+                    "the events of the trace are not in time order", hint="tracekit recover TRACE"
+                )
+            previous = int(raw.ts[-1])
+            if first_pass:
+                if not self.start_ns or int(raw.ts[0]) < self.start_ns:
+                    self.start_ns = int(raw.ts[0])
+                self.last_ns = max(self.last_ns, previous)
+            yield raw
+
+    def _columns(self, raw: Raw, *, count: bool) -> Columns:
+        rows = _rows_needed(raw)
+        out = Columns(
+            t=np.empty(rows, np.int64),
+            latency=np.empty(rows, np.int64),
+            page=np.empty(rows, np.int64),
+            pages=np.empty(rows, np.int32),
+            lane=np.empty(rows, np.int32),
+            bits=np.empty(rows, np.int32),
+            op=np.empty(rows, np.uint8),
+            level=np.empty(rows, np.uint8),
+        )
+        at, filled = 0, 0
+        counts = np.zeros(COUNTS, np.int64)
+        while True:
+            at, filled, why = kernel()(
+                raw, at, filled, out, self.index.directory, self.lanes, self.start_ns, counts
+            )
+            if why == NEED_BLOCKS:
+                self.index.grow()
+            elif why == NEED_LANES:
+                self.lanes = self.lanes.grown()
+            elif why == FULL:
+                raise FailedError("a batch of events did not fit its own count: a bug in tracekit")
+            else:
+                break
+        if count:
+            self.seen += counts[:OUTSIDE_ROWS]
+            self.outside_rows += int(counts[OUTSIDE_ROWS])
+            self.own_faults += int(counts[OWN_FAULTS])
+        whole: Any = [column[:filled] for column in out]
+        return Columns(*whole)
+
+
+def _slots(memslots: pl.DataFrame) -> NDArray[np.int64]:
+    if not len(memslots):
+        return np.zeros((0, 3), np.int64)
+    first = memslots["gpa"].to_numpy().astype(np.int64) // PAGE_BYTES
+    pages = -(-memslots["size_bytes"].to_numpy().astype(np.int64) // PAGE_BYTES)
+    return np.stack([memslots["vm"].to_numpy().astype(np.int64), first, first + pages], axis=1)
+
+
+def _rows_needed(raw: Raw) -> int:
+    pages = np.maximum(raw.pages.astype(np.int64), 1)
+    if not len(pages) or pages.max() == 1:
+        return len(pages)
+    return int((((raw.gfn & 511) + pages + 511) >> 9).sum())
+
+
+def _raw(batch: pa.RecordBatch, memslots: pl.DataFrame, vms: int) -> Raw:
+    """View the columns of a batch as numpy arrays; nulls become -1 only here, inside the engine."""
+    kind = batch.column("kind")
+    values: dict[str, NDArray[Any]] = {
+        "kind": _kinds(kind),
+        "vm": _values(batch, "vm"),
+        "tid": _values(batch, "tid"),
+        "pages": _values(batch, "pages"),
+        "access": _values(batch, "access"),
+        "flags": _values(batch, "flags"),
+        "level": _or(_values(batch, "level"), _valid(batch, "level"), 0),
+        "vcpu": _or(_values(batch, "vcpu"), _valid(batch, "vcpu"), -1),
+        "gfn": _or(_values(batch, "gfn").view(np.int64), _valid(batch, "gfn"), -1),
+        "latency": _or(_values(batch, "latency_ns").view(np.int64), _valid(batch, "latency_ns"), -1),
+        "arg": _or(_values(batch, "arg").view(np.int64), _valid(batch, "arg"), -1),
+    }
+    if values["vm"].size and int(values["vm"].max()) >= vms:
+        raise FailedError(f"an event names VM {int(values['vm'].max())}, but meta.json lists {vms}")
+    without = values["gfn"] < 0
+    if without.any() and len(memslots):
+        values["gfn"] = _place(batch, values["gfn"], values["vm"], without, memslots)
+    return Raw(ts=_values(batch, "ts_ns").view(np.int64), **values)
+
+
+def _place(
+    batch: pa.RecordBatch,
+    gfn: NDArray[np.int64],
+    vm: NDArray[Any],
+    without: NDArray[np.bool_],
+    memslots: pl.DataFrame,
+) -> NDArray[np.int64]:
+    """Fill in the gfn of rows that hold only a host address, through the memslot that was there then."""
+    valid = _valid(batch, "hva")
+    rows = np.flatnonzero(without if valid is None else without & valid)
+    if not len(rows):
+        return gfn
+    hva = _values(batch, "hva")[rows].astype(np.int64)
+    ts = _values(batch, "ts_ns")[rows].astype(np.int64)
+    gfn = gfn.copy()
+    for slot in memslots.iter_rows(named=True):
+        offset = hva - slot["hva"]
+        hit = (
+            (offset >= 0) & (offset < slot["size_bytes"]) & (vm[rows] == slot["vm"]) & (ts >= slot["from_ns"])
+        )
+        if slot["to_ns"] is not None:
+            hit &= ts <= slot["to_ns"]
+        gfn[rows[hit]] = (slot["gpa"] + offset[hit]) // PAGE_BYTES
+    return gfn
+
+
+def _kinds(kind: pa.Array) -> NDArray[np.uint8]:
+    codes = np.asarray(kind.indices.to_numpy(zero_copy_only=False), np.uint8)
+    names = kind.dictionary.to_pylist()
+    table = np.array([KIND_CODE.get(name, 255) for name in names] or [255], np.uint8)
+    if np.array_equal(table, np.arange(len(table))):
+        return codes
+    return np.asarray(table[codes], np.uint8)
+
+
+def _values(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
+    column = batch.column(name)
+    data = column.buffers()[1]
+    dtype = np.dtype(column.type.to_pandas_dtype())
+    if data is None:
+        return np.zeros(len(column), dtype)
+    return np.frombuffer(data, dtype, count=column.offset + len(column))[column.offset :]
+
+
+def _valid(batch: pa.RecordBatch, name: str) -> NDArray[np.bool_] | None:
+    column = batch.column(name)
+    if not column.null_count:
+        return None
+    bitmap = np.frombuffer(column.buffers()[0], np.uint8)
+    bits = np.unpackbits(bitmap, bitorder="little", count=column.offset + len(column))
+    return bits[column.offset :].view(np.bool_)
+
+
+def _or(values: NDArray[Any], valid: NDArray[np.bool_] | None, missing: int) -> NDArray[Any]:
+    return values if valid is None else np.where(valid, values, values.dtype.type(missing))

@@ -1,0 +1,67 @@
+"""tracekit replay: what a recorded VM would have saved, scenario by scenario."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tracekit.cli.output import next_command, print_json, quoted, stderr, stdout
+
+__all__ = ["replay"]
+
+
+def replay(
+    trace: Annotated[Path, typer.Argument(help="The trace folder.")],
+    scenario: Annotated[
+        list[str],
+        typer.Option(
+            "--scenario",
+            "-s",
+            metavar="NAME[+NAME][,k=v…]|FILE.toml",
+            help="What to replay (repeatable): mechanisms with parameters, or a scenario file.",
+        ),
+    ],
+    profile: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="Cost profile (default: published).")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write the result file.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing result file.")] = False,
+    open_loop: Annotated[
+        bool, typer.Option("--open-loop", help="Keep every event at its recorded time.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of whatever is drawn at random.")] = 0,
+    every: Annotated[
+        bool, typer.Option("--all", help="Show every metric, not the leading ones only.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the tidy rows as JSON.")] = False,
+) -> None:
+    """Replay a trace: baseline, counterfactual and what is saved, each with interval and label."""
+    from tracekit.replay import read_scenarios, run
+    from tracekit.trace import open_trace
+
+    result = run(
+        open_trace(trace),
+        read_scenarios(scenario),
+        profile=profile,
+        seed=seed,
+        closed_loop=not open_loop,
+    )
+    if output is not None:
+        result.save(output, force=force)
+    if json:
+        print_json(result.records())
+    else:
+        from tracekit.report.tables import ledger_table
+
+        stdout().print(ledger_table(result.rows, every=every))
+    talk = stderr()
+    for note in result.about["notes"]:
+        talk.print(f"note: {note}", markup=False, highlight=False)
+    if output is None:
+        next_command(f"tracekit report {quoted(trace)}")
+    else:
+        next_command(f"tracekit report {quoted(output)}")
