@@ -13,6 +13,8 @@ import typer
 
 from tracekit.cli import datasets, lab
 from tracekit.cli.compact import compact
+from tracekit.cli.density import density
+from tracekit.cli.demo import demo
 from tracekit.cli.info import info
 from tracekit.cli.output import stderr
 from tracekit.cli.record import record
@@ -32,12 +34,14 @@ app = typer.Typer(
 )
 
 
+app.command()(demo)
 app.command()(record)
 app.command()(info)
 app.command()(recover)
 app.command()(replay)
 app.command()(compact)
 app.command()(report)
+app.command()(density)
 app.add_typer(lab.app, name="lab")
 app.add_typer(datasets.app, name="datasets")
 
