@@ -130,9 +130,9 @@ class Outline:
 
     @cached_property
     def timeline(self) -> pl.DataFrame:
-        """Events over time: kind, level, major, returned, time_bin, events, pages, latency_ns (sum).
+        """Events over time: kind, level, major, returned, located, time_bin, events, pages, latency_ns.
 
-        `returned` marks events that take memory away (RETURNS).
+        `returned` marks events that take memory away, `located` those of known guest memory.
         """
         if self.extent is None:
             return pl.DataFrame()
@@ -142,6 +142,7 @@ class Outline:
                 "level",
                 ((pl.col("flags") & FLAG_MAJOR) != 0).alias("major"),
                 _returned().alias("returned"),
+                pl.col("gfn").is_not_null().alias("located"),
                 self.extent.time_bin(),
             )
             .agg(
@@ -150,7 +151,7 @@ class Outline:
                 pl.col("latency_ns").sum().alias("latency_ns"),
             )
             .with_columns(pl.col("kind").cast(pl.String))
-            .sort("kind", "level", "major", "returned", "time_bin")
+            .sort("kind", "level", "major", "returned", "located", "time_bin")
             .collect(engine="streaming")
         )
 

@@ -129,8 +129,8 @@ def draw_stall(study: Study) -> Figure | None:
     outline = study.outline
     if outline is None or outline.extent is None:
         return None
-    # As the replay counts it. A swap-in is no cause of its own: it happens inside one of these faults.
-    own = outline.timeline.filter(pl.col("kind").is_in(["ept_violation", "host_fault"]))
+    # As the replay counts it: faults on guest memory. A swap-in is none of its own, it happens inside one.
+    own = outline.timeline.filter(pl.col("kind").is_in(["ept_violation", "host_fault"]) & pl.col("located"))
     waits = _causes(own).filter(pl.col("latency_ns") > 0)
     if not waits.height:
         return None
