@@ -13,12 +13,14 @@ class Probe:
     """One C file of bpf/ and the kinds it records.
 
     `optional` names tracepoints (category:event) that not every kernel has and the probe can do without;
-    the file guards them with HAVE_.
+    the file guards them with HAVE_. `constants` names what the file needs to know of this kernel
+    (constants.py) and is refused without.
     """
 
     name: str
     kinds: tuple[str, ...]
     optional: tuple[str, ...] = ()
+    constants: tuple[str, ...] = ()
 
 
 HOST_PROBES: Final[tuple[Probe, ...]] = (
@@ -29,6 +31,7 @@ HOST_PROBES: Final[tuple[Probe, ...]] = (
         "fault_tdp",
         ("ept_violation", "map"),
         optional=("kvmmmu:kvm_mmu_set_spte", "kvmmmu:kvm_tdp_mmu_spte_changed"),
+        constants=("HOST_ISA",),
     ),
     Probe(
         "host_fault",
@@ -36,4 +39,14 @@ HOST_PROBES: Final[tuple[Probe, ...]] = (
         optional=("exceptions:page_fault_user", "exceptions:page_fault_kernel"),
     ),
     Probe("reclaim", ("madvise", "process_madvise", "fallocate")),
+    Probe("notifier", ("unmap", "age"), optional=("kvm:kvm_unmap_hva_range", "kvm:kvm_age_hva")),
+    Probe("hypercall", ("hypercall", "hv_hypercall"), optional=("kvm:kvm_hypercall", "kvm:kvm_hv_hypercall")),
+    Probe(
+        "async_fault",
+        ("apf_not_present", "apf_ready", "apf_completed"),
+        optional=("kvm:kvm_try_async_get_page",),
+    ),
+    Probe("ksm", ("ksm_merge", "ksm_break"), constants=("KSM_ADDRESS_OFFSET",)),
+    Probe("halt", ("vcpu_block", "vcpu_wake")),
+    Probe("swap", ("swap_in", "swap_out"), constants=("ITEM_PSWPIN", "ITEM_PSWPOUT", "MMU_ADDRESS_IS_GPA")),
 )

@@ -80,6 +80,8 @@ class LoadedProbes:
         for probe in probes:
             if missing := source.missing_tracepoints(probe, tracefs.tracepoint):
                 loaded._refuse(probe.name, f"this kernel has no tracepoint {', '.join(missing)}", required)
+            elif unknown := [name for name in probe.constants if name not in defines]:
+                loaded._refuse(probe.name, f"this kernel's BTF does not tell {', '.join(unknown)}", required)
             else:
                 chosen.append(probe)
         text = source.build(chosen, tracefs.tracepoint, ring_pages=ring_bytes // 4096, defines=dict(defines))

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import polars as pl
 
 from tracekit.probes.wire import VALID
 from tracekit.trace.memslots import MemslotMap
-from tracekit.trace.schema import KIND_CODE, PAGE_BYTES
+from tracekit.trace.schema import KIND_CODE, MEMSLOTS, PAGE_BYTES
 
 if TYPE_CHECKING:
     from tracekit.trace import TraceWriter
 
 __all__ = ["Memslot", "MemslotTable"]
 
-_MEMSLOT_KIND = KIND_CODE["memslot"]
+_MEMSLOT_KIND: Final = KIND_CODE["memslot"]
+_SCHEMA: Final = pl.DataFrame(MEMSLOTS.empty_table()).schema
+_KEEP_NS: Final = 2_000_000_000
+_FOREVER: Final = 2**64 - 1
 
 
 @dataclass(frozen=True)
 class Memslot:
-    """A memslot from `from_ns` on; size 0 deletes the one of that number."""
+    """A memslot from `from_ns` until before `to_ns`; of size 0 it only ends the one of its number."""
 
     vm: int
     slot: int
@@ -31,25 +35,40 @@ class Memslot:
     flags: int
     from_ns: int
     known_by: str
+    to_ns: int = _FOREVER
 
 
 class MemslotTable:
-    """The memslots of all traced VMs so far; notes each in the trace and fills gfns in from hvas."""
+    """The memslots of all traced VMs, now and in the last seconds (rows come a little after the fact).
+
+    Notes each in the trace and fills gfns in from hvas.
+    """
 
     def __init__(self, writer: TraceWriter) -> None:
         self._writer = writer
         self._slots: list[Memslot] = []
         self._map: MemslotMap | None = None
 
-    def __len__(self) -> int:
-        """How many memslot changes there were."""
-        return len(self._slots)
+    @property
+    def slots(self) -> list[Memslot]:
+        """The memslots that are there, and those that went in the last seconds."""
+        return self._slots
 
     def add(self, slot: Memslot) -> None:
         """Take in one memslot."""
-        self._slots.append(slot)
+        kept = []
+        for other in self._slots:
+            same = (other.vm, other.slot) == (slot.vm, slot.slot) and other.to_ns == _FOREVER
+            ended = replace(other, to_ns=slot.from_ns) if same else other
+            if ended.to_ns > slot.from_ns - _KEEP_NS:
+                kept.append(ended)
+        if slot.size_bytes:
+            kept.append(slot)
+        self._slots = kept
         self._map = None
-        self._writer.add_memslot(**asdict(slot))
+        row = asdict(slot)
+        del row["to_ns"]
+        self._writer.add_memslot(**row)
 
     def take_from(self, out: dict[str, np.ndarray]) -> None:
         """Take in the `memslot` rows of decoded columns; their wire-only values become those of an event."""
@@ -73,11 +92,10 @@ class MemslotTable:
         out["rip"][rows] = 0
 
     def fill_gfns(self, out: dict[str, np.ndarray]) -> None:
-        """Give rows with an hva inside a memslot their gfn."""
+        """Give rows with an hva inside a memslot of their time its gfn."""
         if not self._slots:
             return
-        wanted = (out["valid"] & (VALID["hva"] | VALID["gfn"])) == VALID["hva"]
-        rows = np.flatnonzero(wanted)
+        rows = np.flatnonzero((out["valid"] & (VALID["hva"] | VALID["gfn"])) == VALID["hva"])
         if not len(rows):
             return
         gfn, known = self._lookup().gfn_of_hva(out["hva"][rows], ts_ns=out["ts_ns"][rows], vm=out["vm"][rows])
@@ -87,31 +105,6 @@ class MemslotTable:
 
     def _lookup(self) -> MemslotMap:
         if self._map is None:
-            self._map = MemslotMap(_with_ends(self._slots))
+            rows = [{**asdict(s), "to_ns": None if s.to_ns == _FOREVER else s.to_ns} for s in self._slots]
+            self._map = MemslotMap(pl.DataFrame(rows, schema=_SCHEMA))
         return self._map
-
-
-def _with_ends(slots: list[Memslot]):  # type: ignore[no-untyped-def]
-    import polars as pl
-
-    ends: list[int | None] = [None] * len(slots)
-    live: dict[tuple[int, int], int] = {}
-    for index, slot in enumerate(slots):
-        before = live.pop((slot.vm, slot.slot), None)
-        if before is not None:
-            ends[before] = slot.from_ns
-        if slot.size_bytes:
-            live[slot.vm, slot.slot] = index
-    rows = [{**asdict(slot), "to_ns": end} for slot, end in zip(slots, ends, strict=True)]
-    types = {
-        "vm": pl.UInt16,
-        "slot": pl.UInt32,
-        "gpa": pl.UInt64,
-        "size_bytes": pl.UInt64,
-        "hva": pl.UInt64,
-        "flags": pl.UInt32,
-        "from_ns": pl.UInt64,
-        "known_by": pl.String,
-        "to_ns": pl.UInt64,
-    }
-    return pl.DataFrame(rows, schema=types)

@@ -8,10 +8,13 @@ from typing import Final
 import numpy as np
 
 from tracekit.probes import decode
+from tracekit.probes.attribution import Attribution
+from tracekit.probes.filemap import fill_hvas
 from tracekit.probes.loader import LoadedProbes
 from tracekit.probes.memslots import MemslotTable
 from tracekit.probes.plan import RecordPlan, RecordReport
 from tracekit.probes.samples import sample_host, sample_process
+from tracekit.probes.vmm import classify
 from tracekit.probes.vms import VmList
 from tracekit.trace import TraceWriter
 from tracekit.trace.schema import KINDS
@@ -32,6 +35,7 @@ class Recorder:
         self._memslots = MemslotTable(writer)
         self._losses = probes.loss_reader()
         self._vms = VmList(probes.bpf, self._meta.vms, plan.command)
+        self._attribution = Attribution(self._memslots, lambda: self._vms.pids)
         self._kinds = np.zeros(len(KINDS), np.int64)
         self._start_ns = time.monotonic_ns()
         self._flushed_ns = self._sampled_ns = 0
@@ -43,7 +47,12 @@ class Recorder:
         if len(records):
             out = decode.columns(records, self._mode)
             self._memslots.take_from(out)
+            out = self._attribution.resolve(out)
+            if len(out["vm"]) and int(out["vm"].max()) >= len(self._meta.vms):
+                self._vms.refresh()
+            hugetlb = fill_hvas(out, self._vms.pids)
             self._memslots.fill_gfns(out)
+            classify(out, self._vms.signatures, hugetlb)
             self._writer.append(decode.to_batch(out))
             self._kinds += np.bincount(out["kind"], minlength=len(KINDS))
         return len(records)
@@ -54,6 +63,7 @@ class Recorder:
         if now - self._flushed_ns >= _FLUSH_NS:
             self._flushed_ns = now
             self._vms.refresh()
+            self._attribution.note_cgroups()
             self._enter_losses()
             self._writer.flush()
         if now - self._sampled_ns >= _SAMPLE_NS:

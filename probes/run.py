@@ -14,6 +14,7 @@ from typing import Any, Final
 from tracekit.errors import UsageError
 from tracekit.probes import host, target
 from tracekit.probes.catalogue import HOST_PROBES, Probe
+from tracekit.probes.constants import kernel_constants
 from tracekit.probes.loader import LoadedProbes, require_permission
 from tracekit.probes.plan import RecordPlan, RecordReport
 from tracekit.probes.recorder import Recorder
@@ -49,7 +50,7 @@ def record(plan: RecordPlan) -> RecordReport:
             LoadedProbes.load(
                 _probes_for(described["mmu_mode"]),
                 ring_bytes=plan.ring_bytes,
-                defines={"HOST_ISA": 2 if described["mmu_mode"] == "npt" else 1},
+                defines=kernel_constants(described["mmu_mode"], described["kvm_module"]),
                 required=("process",),
             )
         )

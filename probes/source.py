@@ -50,11 +50,10 @@ def tracepoints_of(probe: Probe) -> tuple[tuple[str, str], ...]:
 
 def missing_tracepoints(probe: Probe, lookup: Lookup) -> tuple[str, ...]:
     """Return the tracepoints that a probe cannot do without and this kernel lacks."""
-    return tuple(
-        f"{category}:{event}"
-        for category, event in tracepoints_of(probe)
-        if f"{category}:{event}" not in probe.optional and lookup(category, event) is None
-    )
+    absent = tuple(f"{c}:{e}" for c, e in tracepoints_of(probe) if lookup(c, e) is None)
+    if len(absent) == len(tracepoints_of(probe)):
+        return absent
+    return tuple(point for point in absent if point not in probe.optional)
 
 
 def build(probes: Iterable[Probe], lookup: Lookup, *, ring_pages: int, defines: dict[str, int]) -> Source:

@@ -6,10 +6,12 @@ import contextlib
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 from tracekit.probes.target import is_waiting, processes_seen
+from tracekit.probes.vmm import Signature, signature_of
 from tracekit.trace.meta import Vm
 from tracekit.trace.schema import PAGE_BYTES
 
@@ -39,6 +41,9 @@ def redact(argv: Sequence[str]) -> list[str]:
     return out
 
 
+_signature: Final = cache(signature_of)
+
+
 class VmList:
     """Keeps `meta.vms` up to date with the processes that the BPF programs found."""
 
@@ -49,6 +54,11 @@ class VmList:
     def pids(self) -> list[int]:
         """The pid of each VM, by its index."""
         return [vm["pid"] for vm in self._vms]
+
+    @property
+    def signatures(self) -> list[Signature]:
+        """How each VM's balloon looks from the host, by its index."""
+        return [_signature(tuple(vm["argv"])) for vm in self._vms]
 
     def refresh(self) -> None:
         """Add new processes; read the command line of those that live, as an exec may have changed it."""

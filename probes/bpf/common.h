@@ -28,6 +28,7 @@ BPF_RINGBUF_OUTPUT(ring, RING_PAGES);
 struct thread {
     u64 mmu_start, mmu_requested, mmu_gfn, mmu_gva, mmu_rip, mmu_error;
     u64 fault_start, fault_address, fault_ip, fault_error;
+    u64 async_gfn;
     u64 call_start, call_a, call_b, call_c, call_d;
     u32 call;
     u32 tgid;
@@ -102,15 +103,17 @@ static __always_inline u64 first_gfn(u64 gfn, u8 level)
     return level == 2 ? gfn & ~0x1ffULL : level == 3 ? gfn & ~0x3ffffULL : gfn;
 }
 
-// EMIT(thread, KIND_X, ts, .field = value, …) sends one record; fields not named are 0, which is null
-// unless its VALID_ bit is in `set`.
-#define EMIT(t, k, when, set, ...)                                                                       \
+// EMIT(thread, KIND_X, ts, valid bits, .field = value, …) sends one record; fields not named are 0, which
+// is null unless its VALID_ bit is given. EMIT_AS names VM and vCPU (-1 = none) where no thread stands for them.
+#define EMIT(t, k, when, set, ...) EMIT_AS((t)->vm, (t)->vcpu, k, when, set, __VA_ARGS__)
+#define EMIT_AS(v, c, k, when, set, ...)                                                                 \
     do {                                                                                                 \
         struct record *_r = reserve();                                                                   \
         if (_r) {                                                                                        \
+            s16 _c = (c);                                                                                \
             *_r = (struct record){.ts = (when), .kind = (k), .tid = (u32)bpf_get_current_pid_tgid(),     \
-                                  .vm = (t)->vm, .vcpu = (t)->vcpu >= 0 ? (t)->vcpu : 0,                 \
-                                  .valid = (set) | ((t)->vcpu >= 0 ? VALID_VCPU : 0), __VA_ARGS__};      \
+                                  .vm = (v), .vcpu = _c >= 0 ? _c : 0,                                   \
+                                  .valid = (set) | (_c >= 0 ? VALID_VCPU : 0), __VA_ARGS__};             \
             submit(_r);                                                                                  \
         }                                                                                                \
     } while (0)

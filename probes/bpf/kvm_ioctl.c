@@ -11,6 +11,12 @@ struct memory_region {  // the first 32 bytes of both calls' argument
     u64 gpa, size, hva;
 };
 
+// The memslots as they stand, for probes that must read the guest's memory.
+struct slot_key {
+    u32 tgid, slot;
+};
+BPF_HASH(memslots, struct slot_key, struct memory_region, 65536);
+
 // The vCPU's number by the file descriptor that KVM_CREATE_VCPU returned.
 struct vcpu_key {
     u32 tgid, fd;
@@ -75,6 +81,13 @@ ON(syscalls, sys_exit_ioctl)
         return 0;
     }
     u64 now = bpf_ktime_get_ns();
+    struct slot_key key = {.tgid = t->tgid, .slot = (u32)t->call_a};
+    struct memory_region region = {.slot = (u32)t->call_a, .flags = t->call_a >> 32, .gpa = t->call_b,
+                                   .size = t->call_c, .hva = t->call_d};
+    if (region.size)
+        memslots.update(&key, &region);
+    else
+        memslots.delete(&key);
     // The size goes in bytes in `arg` and the slot's flags in `extra`: wire.py makes rows of them.
     EMIT(t, KIND_MEMSLOT, now, VALID_GFN | VALID_HVA | VALID_LATENCY | VALID_ARG, .gfn = t->call_b >> 12,
          .hva = t->call_d, .latency = now - t->call_start, .arg = (u32)t->call_a, .rip = t->call_c,

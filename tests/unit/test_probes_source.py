@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tracekit.probes import source
-from tracekit.probes.catalogue import HOST_PROBES, Probe
+from tracekit.probes.catalogue import HOST_PROBES
 from tracekit.probes.tracefs import Field, Tracepoint, parse_format
 from tracekit.probes.wire import LOST
 from tracekit.trace.schema import KIND_CODE, KINDS
@@ -117,7 +117,17 @@ def test_every_probe_file_is_in_the_catalogue_and_its_kinds_exist() -> None:
 
 def test_a_probe_without_its_tracepoints_is_named_with_what_is_missing() -> None:
     (shadow,) = [probe for probe in HOST_PROBES if probe.name == "fault_shadow"]
-    missing = source.missing_tracepoints(shadow, lambda *_: None)
-    assert "kvmmmu:kvm_mmu_spte_requested" in missing
-    optional = Probe("fault_tdp", (), optional=("kvmmmu:kvm_mmu_set_spte", "kvmmmu:kvm_tdp_mmu_spte_changed"))
-    assert "kvmmmu:kvm_mmu_set_spte" not in source.missing_tracepoints(optional, lambda *_: None)
+    assert "kvmmmu:kvm_mmu_spte_requested" in source.missing_tracepoints(shadow, nothing)
+    (tdp,) = [probe for probe in HOST_PROBES if probe.name == "fault_tdp"]
+    assert source.missing_tracepoints(tdp, kvm_only) == ("kvmmmu:kvm_mmu_spte_requested",)
+    # A probe of which every tracepoint is optional still needs one of them.
+    (notifier,) = [probe for probe in HOST_PROBES if probe.name == "notifier"]
+    assert source.missing_tracepoints(notifier, nothing) == notifier.optional
+
+
+def nothing(_category: str, _event: str) -> None:
+    """A kernel without any tracepoint."""
+
+
+def kvm_only(category: str, event: str) -> Tracepoint | None:
+    return everything(category, event) if category == "kvm" else None

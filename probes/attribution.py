@@ -1,0 +1,146 @@
+"""Which VM an event belongs to, where the kernel does not say it: by address, by cgroup, by pidfd.
+
+Notifiers, KSM, reclaim and asynchronous faults run in threads of the kernel or of another process. What they
+touch tells the VM: an address inside a memslot of one traced VM, the memory cgroup a page is charged to, the
+process behind a pidfd. Events of memory that belongs to no traced VM are not the trace's business and go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from tracekit.probes.memslots import Memslot, MemslotTable
+from tracekit.probes.wire import VALID, VM_UNKNOWN
+from tracekit.trace.schema import KIND_CODE, PAGE_BYTES
+
+__all__ = ["Attribution", "cgroup_id"]
+
+_UNMAP: Final = KIND_CODE["unmap"]
+_AGE: Final = KIND_CODE["age"]
+_PROCESS_MADVISE: Final = KIND_CODE["process_madvise"]
+_BY_CGROUP: Final = (KIND_CODE["swap_out"], KIND_CODE["swap_in"])
+_CGROUPS: Final = Path("/sys/fs/cgroup")
+
+
+def cgroup_id(pid: int) -> int | None:
+    """Return the id of a process's memory cgroup as tracepoints give it; None for the root's."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if path == "/" or not (controllers == "" or "memory" in controllers.split(",")):
+                continue
+            for root in (_CGROUPS / "memory", _CGROUPS, _CGROUPS / "unified"):
+                with contextlib.suppress(OSError):
+                    return (root / path.lstrip("/")).stat().st_ino
+    return None
+
+
+class Attribution:
+    """Finds the VM of decoded columns' rows whose `vm` is VM_UNKNOWN; `foreign` counts the rows of no VM.
+
+    `pids` returns each VM's process, by the VM's index.
+    """
+
+    def __init__(self, memslots: MemslotTable, pids: Callable[[], Sequence[int]]) -> None:
+        self._memslots = memslots
+        self._pids = pids
+        self._cgroups: dict[int, int] = {}
+        self.foreign = 0
+
+    def resolve(self, out: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the columns with every row's VM known; notifier rows are cut to the memslots they touch."""
+        if not ((out["vm"] == VM_UNKNOWN).any() or _is_notified(out["kind"]).any()):
+            return out
+        self._by_pidfd(out)
+        self._by_cgroup(out)
+        self._by_address(out)
+        out = self._cut_to_memslots(out)
+        unknown = out["vm"] == VM_UNKNOWN
+        if not unknown.any():
+            return out
+        self.foreign += int(np.count_nonzero(unknown))
+        return {name: column[~unknown] for name, column in out.items()}
+
+    def note_cgroups(self) -> None:
+        """Remember which cgroup each VM is in: rows of one that has just ended still come."""
+        for pid in self._pids():
+            if (found := cgroup_id(pid)) is not None:
+                self._cgroups[pid] = found
+
+    def _by_address(self, out: dict[str, np.ndarray]) -> None:
+        rows = np.flatnonzero((out["vm"] == VM_UNKNOWN) & ((out["valid"] & VALID["hva"]) != 0))
+        if not len(rows):
+            return
+        first = out["hva"][rows]
+        end = first + np.maximum(out["pages"][rows], 1).astype(np.uint64) * np.uint64(PAGE_BYTES)
+        ts = out["ts_ns"][rows]
+        for slot in self._memslots.slots:
+            inside = (first < slot.hva + slot.size_bytes) & (end > slot.hva) & _is_in_time(slot, ts)
+            out["vm"][rows[inside]] = slot.vm
+
+    def _by_cgroup(self, out: dict[str, np.ndarray]) -> None:
+        rows = np.flatnonzero((out["vm"] == VM_UNKNOWN) & np.isin(out["kind"], _BY_CGROUP))
+        if not len(rows):
+            return
+        self.note_cgroups()
+        ids = [self._cgroups.get(pid) for pid in self._pids()]
+        for vm, own in enumerate(ids):
+            # A cgroup that two traced VMs share says nothing of either.
+            if own is not None and ids.count(own) == 1:
+                out["vm"][rows[out["arg"][rows] == own]] = vm
+        out["arg"][rows] = 0
+        out["valid"][rows] &= ~np.uint8(VALID["arg"])
+
+    def _by_pidfd(self, out: dict[str, np.ndarray]) -> None:
+        rows = np.flatnonzero(out["kind"] == _PROCESS_MADVISE)
+        pids = list(self._pids())
+        for caller, pidfd in {(int(out["rip"][row]), int(out["extra"][row])) for row in rows}:
+            target = _process_of(caller, pidfd)
+            if target in pids:
+                same = rows[(out["rip"][rows] == caller) & (out["extra"][rows] == pidfd)]
+                out["vm"][same] = pids.index(target)
+        out["rip"][rows] = 0
+
+    def _cut_to_memslots(self, out: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Replace notifier rows by their parts inside memslots: outside is not the guest's memory."""
+        slots = self._memslots.slots
+        with_slots = {slot.vm for slot in slots}
+        rows = np.flatnonzero(_is_notified(out["kind"]) & np.isin(out["vm"], list(with_slots)))
+        if not len(rows):
+            return out
+        first = out["hva"][rows]
+        end = first + out["pages"][rows].astype(np.uint64) * np.uint64(PAGE_BYTES)
+        keep = np.ones(len(out["kind"]), bool)
+        keep[rows] = False
+        parts = [{name: column[keep] for name, column in out.items()}]
+        for slot in slots:
+            low = np.maximum(first, np.uint64(slot.hva))
+            high = np.minimum(end, np.uint64(slot.hva + slot.size_bytes))
+            touching = (low < high) & (out["vm"][rows] == slot.vm) & _is_in_time(slot, out["ts_ns"][rows])
+            if touching.any():
+                part = {name: column[rows[touching]] for name, column in out.items()}
+                part["hva"] = low[touching]
+                part["pages"] = ((high - low)[touching] // np.uint64(PAGE_BYTES)).astype(np.uint32)
+                parts.append(part)
+        return {name: np.concatenate([part[name] for part in parts]) for name in out}
+
+
+def _is_in_time(slot: Memslot, ts_ns: np.ndarray) -> np.ndarray:
+    return np.logical_and(ts_ns >= slot.from_ns, ts_ns < slot.to_ns)
+
+
+def _is_notified(kind: np.ndarray) -> np.ndarray:
+    return np.logical_or(kind == _UNMAP, kind == _AGE)
+
+
+def _process_of(caller: int, pidfd: int) -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path(f"/proc/{caller}/fdinfo/{pidfd}").read_text().splitlines():
+            if line.startswith("Pid:"):
+                return int(line.split()[1])
+    return None

@@ -1,0 +1,78 @@
+"""What the kernel's own type information (BTF) says of its structures: field offsets and enum values.
+
+Read through libbpf, which comes with bcc; the kernel's headers, which may be of another version, are not
+asked. Everything here answers None where the kernel has no BTF or no such type.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, Final
+
+__all__ = ["enum_value", "field_offset"]
+
+_STRUCT: Final = 4
+_ENUM: Final = 6
+_BITFIELD_OFFSET: Final = 0xFFFFFF
+
+
+class _Type(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_uint32), ("info", ctypes.c_uint32), ("size", ctypes.c_uint32)]
+
+
+class _Member(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_uint32), ("type", ctypes.c_uint32), ("offset", ctypes.c_uint32)]
+
+
+class _Enumerator(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_uint32), ("value", ctypes.c_int32)]
+
+
+@cache
+def field_offset(structure: str, field: str) -> int | None:
+    """Return where a field lies in a structure, in bytes."""
+    for name, member in _entries(structure, _STRUCT, _Member):
+        if name == field:
+            return int(member.offset & _BITFIELD_OFFSET) // 8
+    return None
+
+
+@cache
+def enum_value(enum: str, name: str) -> int | None:
+    """Return the value of an enumerator."""
+    for entry, enumerator in _entries(enum, _ENUM, _Enumerator):
+        if entry == name:
+            return int(enumerator.value)
+    return None
+
+
+def _entries(type_name: str, kind: int, layout: type[ctypes.Structure]) -> Iterator[tuple[str, Any]]:
+    """Yield the members of a structure or an enum; a type is followed by `vlen` of them in memory."""
+    lib, btf = _kernel()
+    if not btf:
+        return
+    number = lib.btf__find_by_name_kind(btf, type_name.encode(), kind)
+    if number < 0:
+        return
+    address = lib.btf__type_by_id(btf, number)
+    count = _Type.from_address(address).info & 0xFFFF
+    for entry in (layout * count).from_address(address + ctypes.sizeof(_Type)):
+        yield lib.btf__name_by_offset(btf, entry.name).decode(), entry
+
+
+@cache
+def _kernel() -> tuple[Any, int | None]:
+    try:
+        lib = ctypes.CDLL("libbpf.so.1")
+    except OSError:
+        return None, None
+    for function in (lib.btf__load_vmlinux_btf, lib.btf__type_by_id):
+        function.restype = ctypes.c_void_p
+    lib.btf__name_by_offset.restype = ctypes.c_char_p
+    lib.btf__find_by_name_kind.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32]
+    lib.btf__type_by_id.argtypes = lib.btf__name_by_offset.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
+    lib.libbpf_set_print(None)
+    btf = lib.btf__load_vmlinux_btf()
+    return lib, btf or None

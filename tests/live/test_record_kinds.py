@@ -1,0 +1,235 @@
+"""Every kind of event that this host can make, a known number of times or the kernel's own count."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from tracekit.trace import Trace, open_trace
+
+pytestmark = pytest.mark.live("kvm", "bpf", "root")
+
+# What all these VMMs begin with: a VM whose memory is `memory`, and `at` is where it is.
+PRELUDE = """
+import ctypes, json, mmap, os, resource, sys, time
+from tracekit.lab.kvm import Kvm
+libc = ctypes.CDLL(None, use_errno=True)
+HUGE = 2 << 20
+def address(m): return ctypes.addressof(ctypes.c_char.from_buffer(m))
+def anonymous(size):
+    m = mmap.mmap(-1, size + HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    m.madvise(mmap.MADV_NOHUGEPAGE)
+    return m, -address(m) % HUGE
+def tell(**account): json.dump(account, open(sys.argv[1], "w"))
+"""
+
+
+def record_script(folder: Path, script: str, *arguments: str) -> tuple[Trace, dict[str, Any]]:
+    path, account = folder / "kinds.trace", folder / "account.json"
+    command = [sys.executable, "-c", PRELUDE + script, str(account), *arguments]
+    done = subprocess.run(
+        [sys.executable, "-m", "tracekit", "record", "-o", str(path), "--", *command],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    trace = open_trace(path)
+    assert trace.lost == 0
+    assert trace.meta.probes["refused"] == {}
+    return trace, json.loads(account.read_text())
+
+
+def of_kind(trace: Trace, kind: str) -> pl.DataFrame:
+    return trace.events.filter(pl.col("kind") == kind).collect()
+
+
+CALLS = """
+SIZE = 64 << 20
+memory, skip = anonymous(SIZE)
+fd = os.memfd_create("ram"); os.truncate(fd, SIZE)
+shared = mmap.mmap(fd, SIZE)
+with Kvm() as kvm, kvm.create_vm() as vm:
+    vm.set_memslot(0, 0, SIZE, address(memory) + skip)
+    vm.set_memslot(1, 1 << 32, SIZE, address(shared))
+    for page in range(0, SIZE, 4096): memory[skip + page] = shared[page] = 1
+    for i in range(257): memory.madvise(mmap.MADV_DONTNEED, skip + 8192 * i, 4096)
+    for i in range(101): memory.madvise(mmap.MADV_WILLNEED, skip + 8192 * i, 4096)
+    for i in range(13): memory.madvise(mmap.MADV_DONTNEED, skip + (1 + 2 * i) * HUGE, HUGE)
+    for i in range(17): libc.fallocate(fd, 3, ctypes.c_long(4096 * (100 + 2 * i)), ctypes.c_long(4096))
+    outside = mmap.mmap(-1, HUGE)
+    for i in range(7): outside.madvise(mmap.MADV_DONTNEED, 0, 4096)
+    class Iovec(ctypes.Structure): _fields_ = [("base", ctypes.c_void_p), ("len", ctypes.c_size_t)]
+    pidfd = os.pidfd_open(os.getpid())
+    for i in range(5):
+        ranges = [(address(memory) + skip + (60 << 20) + (i * 3 + k) * 65536, 8192) for k in range(3)]
+        assert libc.syscall(440, pidfd, (Iovec * 3)(*ranges), 3, mmap.MADV_COLD, 0) == 3 * 8192
+    time.sleep(1)  # the recorder looks up the mapping of `fd` while it is there
+    vm.set_memslot(1, 1 << 32, 0, 0)
+    tell(at=address(memory) + skip, shared=address(shared))
+""".replace("mmap.MADV_COLD", "20")
+
+
+def test_calls_of_a_vmm_are_told_apart_and_have_their_gfns(tmp_path: Path) -> None:
+    trace, _ = record_script(tmp_path, CALLS)
+    four_gib = 1 << 20  # as a gfn
+    inflated, reported = of_kind(trace, "balloon_inflate"), of_kind(trace, "free_page_report")
+    assert inflated["gfn"].to_list() == [2 * i for i in range(257)]
+    assert inflated["pages"].unique().to_list() == [1]
+    assert of_kind(trace, "balloon_deflate")["gfn"].to_list() == [2 * i for i in range(101)]
+    assert reported["gfn"].to_list() == [512 * (1 + 2 * i) for i in range(13)]
+    assert reported["pages"].unique().to_list() == [512]
+    punched = of_kind(trace, "fallocate")
+    assert punched["gfn"].to_list() == [four_gib + 100 + 2 * i for i in range(17)]
+    cooled = of_kind(trace, "process_madvise")
+    assert cooled["gfn"].to_list() == [(60 << 8) + 16 * i for i in range(15)]
+    assert cooled["pages"].unique().to_list() == [2]
+    # What is not guest memory is no balloon's.
+    advised = of_kind(trace, "madvise")
+    assert advised.filter(pl.col("arg") == 4).height == 7
+    assert advised["gfn"].null_count() == advised.height
+    # Each page taken away was unmapped from the guest as well, as KVM was told: nothing more, nothing less.
+    taken = pl.concat([inflated, reported, punched]).select("gfn", "pages").sort("gfn", "pages")
+    unmapped = of_kind(trace, "unmap")
+    assert unmapped.select("gfn", "pages").sort("gfn", "pages").equals(taken)
+    for kind in ("balloon_inflate", "free_page_report", "fallocate", "process_madvise"):
+        assert of_kind(trace, kind)["latency_ns"].min() > 0
+    slots = trace.memslots.sort("slot")
+    assert slots["to_ns"].is_null().to_list() == [True, False]
+
+
+SWAP = """
+open(sys.argv[2] + "/cgroup.procs", "w").write(str(os.getpid()))
+SIZE = 24 << 20
+memory, skip = anonymous(SIZE)
+memory.madvise(mmap.MADV_RANDOM)
+with Kvm() as kvm, kvm.create_vm() as vm:
+    vm.set_memslot(0, 0, SIZE, address(memory) + skip)
+    for turn in (1, 2):
+        for page in range(0, SIZE, 4096): memory[skip + page] = turn
+    tell(major=resource.getrusage(resource.RUSAGE_SELF).ru_majflt, at=address(memory) + skip)
+"""
+
+
+def swap_counters() -> tuple[int, int]:
+    values = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    return int(values["pswpin"]), int(values["pswpout"])
+
+
+@contextlib.contextmanager
+def small_cgroup_with_swap(limit: str) -> Iterator[Path]:
+    """A memory cgroup of this limit, and a zram swap device of our own; both are gone afterwards."""
+    control = Path("/sys/class/zram-control")
+    group = Path("/sys/fs/cgroup/memory/tracekit-test")
+    if not control.exists() or not group.parent.exists():
+        pytest.skip("no zram or no cgroup v1 memory controller")
+    number = int((control / "hot_add").read_text())
+    device, block = f"/dev/zram{number}", Path(f"/sys/block/zram{number}")
+    try:
+        (block / "disksize").write_text("128M")
+        subprocess.run(["mkswap", device], check=True, capture_output=True)
+        subprocess.run(["swapon", device], check=True)
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(limit)
+        yield group
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            group.rmdir()
+        subprocess.run(["swapoff", device], check=False, capture_output=True)
+        (block / "reset").write_text("1")
+        (control / "hot_remove").write_text(str(number))
+
+
+def test_swap_is_the_kernels_count_and_waited_for_faults_are_major(tmp_path: Path) -> None:
+    with small_cgroup_with_swap("16M") as group:
+        before = swap_counters()
+        trace, account = record_script(tmp_path, SWAP, str(group))
+        swapped_in, swapped_out = (b - a for a, b in zip(before, swap_counters(), strict=True))
+    assert swapped_in > 5000
+    rows = of_kind(trace, "swap_in")
+    assert rows["pages"].sum() == swapped_in
+    assert rows["gfn"].null_count() == 0
+    assert of_kind(trace, "swap_out")["pages"].sum() == swapped_out
+    faults = of_kind(trace, "host_fault").filter(pl.col("flags") & 1 == 1)
+    assert faults.height == account["major"] == swapped_in
+
+
+KSM = """
+SIZE, PAGES = 8 << 20, 211
+memory, skip = anonymous(SIZE)
+with Kvm() as kvm, kvm.create_vm() as vm:
+    vm.set_memslot(0, 0, SIZE, address(memory) + skip)
+    for i in range(PAGES): memory[skip + 8192 * i : skip + 8192 * i + 4096] = b"tracekit" * 512
+    memory.madvise(12)  # MADV_MERGEABLE
+    deadline = time.monotonic() + 30
+    while True:
+        sharing = int(open("/proc/self/ksm_merging_pages").read())
+        if sharing >= PAGES or time.monotonic() > deadline: break
+        time.sleep(0.02)
+    time.sleep(0.2)
+    memory.madvise(13)  # MADV_UNMERGEABLE
+    tell(sharing=sharing, at=address(memory) + skip)
+"""
+
+
+@contextlib.contextmanager
+def ksm_running() -> Iterator[None]:
+    """KSM on and quick, and as it was afterwards."""
+    folder = Path("/sys/kernel/mm/ksm")
+    if not folder.exists():
+        pytest.skip("this kernel has no KSM")
+    wanted = {"run": "1", "pages_to_scan": "4000", "sleep_millisecs": "5"}
+    before = {name: (folder / name).read_text().strip() for name in wanted}
+    if before["run"] != "0":
+        pytest.skip("KSM is in use on this host")
+    try:
+        for name, value in wanted.items():
+            (folder / name).write_text(value)
+        yield
+    finally:
+        for name, value in before.items():
+            (folder / name).write_text(value)
+
+
+def test_ksm_merges_and_breaks_of_guest_pages(tmp_path: Path) -> None:
+    pages = 211
+    with ksm_running():
+        trace, account = record_script(tmp_path, KSM)
+    assert account["sharing"] == pages
+    merged = of_kind(trace, "ksm_merge")
+    expected = {2 * i for i in range(pages)}
+    assert set(merged["gfn"]) == expected
+    assert set(merged["hva"]) == {account["at"] + 8192 * i for i in range(pages)}
+    assert set(of_kind(trace, "ksm_break")["gfn"]) <= expected
+
+
+def test_ageing_of_guest_memory_is_attributed_by_its_address(tmp_path: Path) -> None:
+    """Somebody must read accessed bits for this: DAMON, where it runs."""
+    script = (
+        "SIZE = 256 << 20\n"
+        "memory, skip = anonymous(SIZE)\n"
+        "with Kvm() as kvm, kvm.create_vm() as vm:\n"
+        "    vm.set_memslot(0, 0, SIZE, address(memory) + skip)\n"
+        "    for page in range(0, SIZE, 4096): memory[skip + page] = 1\n"
+        "    time.sleep(1)\n"
+        "    tell(at=address(memory) + skip)\n"
+    )
+    started = time.monotonic()
+    trace, account = record_script(tmp_path, script)
+    aged = of_kind(trace, "age")
+    assert time.monotonic() - started < 60
+    assert aged["gfn"].null_count() == 0
+    assert aged["hva"].is_between(account["at"], account["at"] + (256 << 20), closed="left").all()
+    state = Path("/sys/kernel/mm/damon/admin/kdamonds/0/state")
+    if state.exists() and state.read_text().strip() == "on":
+        assert aged.height > 0

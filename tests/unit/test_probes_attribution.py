@@ -1,0 +1,200 @@
+"""Whose event it is, where its memory is mapped, and what a VMM's call was: rules, on made-up rows."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tracekit.probes.attribution import Attribution
+from tracekit.probes.filemap import fill_hvas, parse_maps
+from tracekit.probes.memslots import Memslot, MemslotTable
+from tracekit.probes.vmm import Signature, classify, signature_of
+from tracekit.probes.wire import RECORD, VALID, VM_UNKNOWN
+from tracekit.trace.schema import KIND_CODE, KINDS
+
+
+class NoWriter:
+    def add_memslot(self, **_: Any) -> None:
+        """The trace is not what is tested here."""
+
+
+def rows(*given: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Decoded columns from rows; `valid` is a tuple of column names."""
+    names = [name for name in RECORD.names or () if name not in ("length", "page")]
+    out = {name: np.zeros(len(given), RECORD[name]) for name in names}
+    for index, row in enumerate(given):
+        plain = {"pages": 1, **row, "kind": KIND_CODE[row["kind"]]}
+        plain["valid"] = sum(VALID[name] for name in row.get("valid", ()))
+        for name, value in plain.items():
+            out[name][index] = value
+    return out
+
+
+def kinds(out: dict[str, np.ndarray]) -> list[str]:
+    return [KINDS[code] for code in out["kind"]]
+
+
+@pytest.fixture
+def two_vms() -> MemslotTable:
+    table = MemslotTable(NoWriter())  # type: ignore[arg-type]
+    for vm, slot, gpa, hva in ((0, 0, 0, 0x10000), (0, 1, 0x100000, 0x20000), (1, 0, 0, 0x50000)):
+        table.add(Memslot(vm, slot, gpa, 0x8000, hva, 0, 10, "ioctl"))
+    return table
+
+
+def test_an_address_tells_the_vm_and_foreign_memory_goes(two_vms: MemslotTable) -> None:
+    attribution = Attribution(two_vms, lambda: [100, 200])
+    out = attribution.resolve(
+        rows(
+            {"kind": "ksm_merge", "ts_ns": 20, "vm": VM_UNKNOWN, "hva": 0x51000, "valid": ("hva",)},
+            {"kind": "ksm_merge", "ts_ns": 20, "vm": VM_UNKNOWN, "hva": 0x90000, "valid": ("hva",)},
+            {"kind": "ksm_merge", "ts_ns": 9, "vm": VM_UNKNOWN, "hva": 0x51000, "valid": ("hva",)},
+            {"kind": "host_fault", "ts_ns": 20, "vm": 1, "hva": 0x90000, "valid": ("hva",)},
+        )
+    )
+    assert list(zip(kinds(out), out["vm"].tolist(), strict=True)) == [("ksm_merge", 1), ("host_fault", 1)]
+    assert attribution.foreign == 2
+
+
+def test_notifier_rows_are_cut_to_the_memslots_they_touch(two_vms: MemslotTable) -> None:
+    attribution = Attribution(two_vms, lambda: [100, 200])
+    out = attribution.resolve(
+        rows(
+            # From a traced thread of VM 0: spans the end of slot 0, a gap, and the start of slot 1.
+            {"kind": "unmap", "ts_ns": 20, "vm": 0, "hva": 0x16000, "pages": 12, "valid": ("hva",)},
+            # Of VM 0's own other memory: not the guest's.
+            {"kind": "unmap", "ts_ns": 20, "vm": 0, "hva": 0x90000, "pages": 4, "valid": ("hva",)},
+            # From kswapd: whole inside VM 1.
+            {"kind": "age", "ts_ns": 20, "vm": VM_UNKNOWN, "hva": 0x52000, "pages": 1, "valid": ("hva",)},
+        )
+    )
+    found = sorted(
+        zip(kinds(out), out["vm"].tolist(), out["hva"].tolist(), out["pages"].tolist(), strict=True)
+    )
+    assert found == [("age", 1, 0x52000, 1), ("unmap", 0, 0x16000, 2), ("unmap", 0, 0x20000, 2)]
+
+
+def test_a_memslot_that_has_just_gone_still_answers_for_its_time(two_vms: MemslotTable) -> None:
+    two_vms.add(Memslot(1, 0, 0, 0, 0, 0, 1_000_000, "ioctl"))
+    out = rows(
+        {"kind": "unmap", "ts_ns": 999_999, "vm": VM_UNKNOWN, "hva": 0x50000, "valid": ("hva",)},
+        {"kind": "unmap", "ts_ns": 1_000_000, "vm": VM_UNKNOWN, "hva": 0x50000, "valid": ("hva",)},
+    )
+    attribution = Attribution(two_vms, lambda: [100, 200])
+    assert attribution.resolve(out)["ts_ns"].tolist() == [999_999]
+    two_vms.add(Memslot(0, 9, 1 << 40, 4096, 1 << 40, 0, 5_000_000_000, "ioctl"))
+    assert len(two_vms.slots) == 3  # forgotten after a while, so that thousands of changes cost nothing
+
+
+def test_a_pidfd_tells_the_process_that_was_advised(two_vms: MemslotTable) -> None:
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        row = {"kind": "process_madvise", "ts_ns": 20, "vm": VM_UNKNOWN, "rip": os.getpid(), "extra": pidfd}
+        other = {**row, "extra": 999_999}
+        attribution = Attribution(two_vms, lambda: [os.getpid(), 200])
+        out = attribution.resolve(
+            rows({**row, "hva": 1, "valid": ("hva",)}, {**other, "hva": 1, "valid": ("hva",)})
+        )
+    finally:
+        os.close(pidfd)
+    assert out["vm"].tolist() == [0]
+    assert out["rip"].tolist() == [0]
+
+
+def test_a_files_offset_becomes_the_address_of_its_mapping() -> None:
+    fd = os.memfd_create("ram")
+    os.truncate(fd, 8 * 4096)
+    memory = mmap.mmap(fd, 4 * 4096, offset=2 * 4096)
+    (mapping,) = [
+        m for m in parse_maps(Path("/proc/self/maps").read_text()) if m.inode == os.fstat(fd).st_ino
+    ]
+    try:
+        out = rows(
+            {"kind": "fallocate", "hva": 3 * 4096, "extra": fd},
+            {"kind": "fallocate", "hva": 7 * 4096, "extra": fd},
+            {"kind": "fallocate", "hva": 0, "extra": 999_999},
+            {"kind": "madvise", "hva": 5, "valid": ("hva",)},
+        )
+        hugetlb = fill_hvas(out, [os.getpid()])
+    finally:
+        memory.close()
+        os.close(fd)
+    assert out["hva"].tolist() == [mapping.start + 4096, 0, 0, 5]
+    assert ((out["valid"] & VALID["hva"]) != 0).tolist() == [True, False, False, True]
+    assert not hugetlb.any()
+
+
+QEMU = ["/usr/bin/qemu-system-x86_64", "-m", "1G", "-device"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([*QEMU, "virtio-balloon-pci"], Signature("qemu", True, False)),
+        ([*QEMU, "virtio-balloon-pci,id=b,free-page-reporting=on"], Signature("qemu", True, True)),
+        ([*QEMU, "virtio-net-pci"], Signature("qemu", False, False)),
+        (
+            [*QEMU, "virtio-balloon-pci,free-page-reporting=on", "-device", "virtio-mem-pci,memdev=m"],
+            Signature("qemu", True, False),
+        ),
+        (
+            ["cloud-hypervisor", "--balloon", "size=0,free_page_reporting=on"],
+            Signature("cloud-hypervisor", True, True),
+        ),
+        (["cloud-hypervisor", "--kernel", "x"], Signature("cloud-hypervisor", False, False)),
+        (["./firecracker", "--api-sock", "x"], Signature("firecracker", joins_pages=True)),
+        (["crosvm", "run"], Signature("unknown")),
+        ([], Signature("unknown")),
+    ],
+)
+def test_a_command_line_tells_the_signature(argv: list[str], expected: Signature) -> None:
+    assert signature_of(argv) == expected
+
+
+GUEST = ("hva", "gfn")
+DONTNEED, WILLNEED, REMOVE, COLD = 4, 3, 9, 20
+CALLS = (
+    {"kind": "madvise", "arg": DONTNEED, "gfn": 7, "valid": GUEST},
+    {"kind": "madvise", "arg": DONTNEED, "gfn": 1024, "pages": 1024, "valid": GUEST},
+    {"kind": "madvise", "arg": DONTNEED, "gfn": 9, "pages": 5, "valid": GUEST},
+    {"kind": "madvise", "arg": REMOVE, "gfn": 8, "valid": GUEST},
+    {"kind": "madvise", "arg": WILLNEED, "gfn": 7, "valid": GUEST},
+    {"kind": "madvise", "arg": WILLNEED, "gfn": 512, "pages": 512, "valid": GUEST},
+    {"kind": "madvise", "arg": COLD, "gfn": 7, "valid": GUEST},
+    {"kind": "madvise", "arg": DONTNEED, "valid": ("hva",)},
+    {"kind": "fallocate", "arg": 3, "gfn": 7, "valid": GUEST},
+    {"kind": "fallocate", "arg": 3, "gfn": 512, "pages": 512, "valid": GUEST},  # hugetlb
+    {"kind": "fallocate", "arg": 0, "gfn": 512, "pages": 512, "valid": GUEST},  # hugetlb, not a hole
+)
+UP, D, R, M, F = "balloon_inflate", "balloon_deflate", "free_page_report", "madvise", "fallocate"
+
+
+@pytest.mark.parametrize(
+    ("signature", "expected"),
+    [
+        (Signature("qemu", True, True), [UP, R, R, UP, D, M, M, M, F, R, F]),
+        (Signature("qemu", True, False), [UP, M, M, UP, D, M, M, M, F, UP, F]),
+        (Signature("qemu", False, False), [M, M, M, M, M, M, M, M, F, F, F]),
+        (Signature("firecracker", joins_pages=True), [UP, UP, UP, UP, M, M, M, M, F, UP, F]),
+        (Signature("firecracker", reports=True, joins_pages=True), [UP, R, UP, UP, M, M, M, M, F, R, F]),
+        (Signature("unknown"), [UP, R, R, UP, D, M, M, M, F, UP, F]),
+    ],
+)
+def test_the_rule_for_each_vmm(signature: Signature, expected: list[str]) -> None:
+    out = rows(*CALLS)
+    hugetlb = np.arange(len(CALLS)) >= 9
+    before = {name: column.copy() for name, column in out.items() if name != "kind"}
+    classify(out, [signature], hugetlb)
+    assert kinds(out) == expected
+    assert all((out[name] == column).all() for name, column in before.items())
+
+
+def test_each_vm_is_judged_by_its_own_vmm() -> None:
+    out = rows(*({**CALLS[0], "vm": vm} for vm in (0, 1)))
+    classify(out, [Signature("qemu", False, False), Signature("qemu", True, False)], np.zeros(2, bool))
+    assert kinds(out) == ["madvise", "balloon_inflate"]
