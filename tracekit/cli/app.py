@@ -13,7 +13,6 @@ import typer
 
 from tracekit.cli import datasets, lab
 from tracekit.cli.compact import compact
-from tracekit.cli.density import density
 from tracekit.cli.demo import demo
 from tracekit.cli.info import info
 from tracekit.cli.output import stderr
@@ -41,7 +40,6 @@ app.command()(recover)
 app.command()(replay)
 app.command()(compact)
 app.command()(report)
-app.command()(density)
 app.add_typer(lab.app, name="lab")
 app.add_typer(datasets.app, name="datasets")
 
