@@ -131,11 +131,13 @@ class Attribution:
 
 
 def _is_in_time(slot: Memslot, ts_ns: np.ndarray) -> np.ndarray:
-    return np.logical_and(ts_ns >= slot.from_ns, ts_ns < slot.to_ns)
+    inside: np.ndarray = (ts_ns >= slot.from_ns) & (ts_ns < slot.to_ns)
+    return inside
 
 
 def _is_notified(kind: np.ndarray) -> np.ndarray:
-    return np.logical_or(kind == _UNMAP, kind == _AGE)
+    notified: np.ndarray = (kind == _UNMAP) | (kind == _AGE)
+    return notified
 
 
 def _process_of(caller: int, pidfd: int) -> int | None:

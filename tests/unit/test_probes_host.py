@@ -196,8 +196,12 @@ def test_a_process_that_is_not_there_is_a_usage_error() -> None:
 def test_a_held_back_command_ends_with_its_recorder(tmp_path: Path) -> None:
     proof = tmp_path / "started"
     child = target.start_child(["touch", str(proof)])
+    deadline = time.monotonic() + 10
+    command_line = Path(f"/proc/{child.pid}/cmdline")
+    while not target.is_waiting(command_line.read_text().split("\0")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert target.is_waiting(command_line.read_text().split("\0"))
     assert child.poll() is None
-    assert target.is_waiting(Path(f"/proc/{child.pid}/cmdline").read_text().split("\0"))
     assert child.end() != 0
     assert not proof.exists()
     child = target.start_child(["touch", str(proof)])
