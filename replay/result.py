@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import polars as pl
 
 from tracekit.errors import FailedError, UsageError
+from tracekit.replay.curves import CURVES
 
 if TYPE_CHECKING:
     from tracekit.replay.costs import Profile
@@ -57,19 +58,28 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """Rows (polars, schema `ROWS`), and `about`: trace hash, scenarios, costs, versions, seed, notes."""
+    """Rows (schema `ROWS`), `about` (trace hash, scenarios, costs, versions, seed), and memory `curves`."""
 
     rows: pl.DataFrame
     about: dict[str, Any]
+    curves: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=CURVES))
 
     @classmethod
-    def of(cls, rows: Sequence[Row], about: dict[str, Any]) -> Result:
-        """Build the frame."""
-        return cls(pl.DataFrame(rows, schema=ROWS, orient="row"), about)
+    def of(cls, rows: Sequence[Row], about: dict[str, Any], curves: Sequence[pl.DataFrame] = ()) -> Result:
+        """Build the frames."""
+        return cls(
+            pl.DataFrame(rows, schema=ROWS, orient="row"),
+            about,
+            pl.concat([pl.DataFrame(schema=CURVES), *curves]),
+        )
 
     def records(self) -> list[dict[str, Any]]:
         """Return the rows as a list of dicts: what `--json` prints and polars reads as it stands."""
         return self.rows.to_dicts()
+
+    def document(self) -> dict[str, Any]:
+        """Return what the result file holds; curves as columns, a third of the size of rows."""
+        return {"about": self.about, "rows": self.records(), "curves": self.curves.to_dict(as_series=False)}
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write rows and provenance as one JSON file. Raises UsageError if it exists and not `force`."""
@@ -77,7 +87,7 @@ class Result:
         if path.exists() and not force:
             raise UsageError(f"{path} exists already", hint="-f to overwrite, or another -o")
         try:
-            path.write_text(json.dumps({"about": self.about, "rows": self.records()}, indent=2) + "\n")
+            path.write_text(json.dumps(self.document(), indent=2) + "\n")
         except OSError as error:
             raise FailedError(f"cannot write {path}: {error.strerror}") from None
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import polars as pl
 
 from tracekit.errors import UsageError
 from tracekit.replay.chain import Chain, chain_of
 from tracekit.replay.costs import Profile, load_profile
+from tracekit.replay.curves import BASELINE, resident_curve
 from tracekit.replay.ledger import UNITS, Figure, Ledger, widened
 from tracekit.replay.losses import with_losses
 from tracekit.replay.mechanisms import Context, Mechanism, known_mechanisms
@@ -64,7 +66,8 @@ def run(
     rows: list[Row] = []
     for scenario in chosen:
         rows += room.rows(scenario)
-    return Result.of(rows, provenance(trace, timeline, facts, chosen, profile, seed))
+    curves = [room.curves[name] for name in (BASELINE, *names) if name in room.curves]
+    return Result.of(rows, provenance(trace, timeline, facts, chosen, profile, seed), curves)
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class _Room:
     seed: int
     closed: bool
     plain: bool | None
+    curves: dict[str, pl.DataFrame] = field(default_factory=dict)
 
     @property
     def known(self) -> Mapping[str, Mechanism]:
@@ -90,9 +94,12 @@ class _Room:
         params = scenario.params[mechanism.name]
         return Context(self.timeline, self.facts, self.profile, params, "point", self.seed)
 
-    def figures(self, contexts: Mapping[str, Context]) -> dict[str, Figure]:
-        """Return the figures with these mechanisms on, under every hypothesis that the trace leaves."""
-        point = self.once(contexts)
+    def figures(self, contexts: Mapping[str, Context], *, curve: str = "") -> dict[str, Figure]:
+        """Return the figures with these mechanisms on, under every hypothesis that the trace leaves.
+
+        `curve` names the scenario whose resident curves are to be kept.
+        """
+        point = self.once(contexts, curve=curve)
         others = []
         if any(self.known[name].bounded(context) for name, context in contexts.items()):
             for end in ("low", "high"):
@@ -102,12 +109,15 @@ class _Room:
             for name, figure in point.items()
         }
 
-    def once(self, contexts: Mapping[str, Context]) -> dict[str, Figure]:
+    def once(self, contexts: Mapping[str, Context], *, curve: str = "") -> dict[str, Figure]:
         """Replay once and return the figures."""
         nominal = self.prices.nominal()
         replay = Replay.run(
             self.timeline, self.chain, contexts, nominal, closed=self.closed, plain=self.plain
         )
+        if curve:
+            self.curves[curve] = resident_curve(replay, self.timeline, 1, curve)
+            self.curves[BASELINE] = resident_curve(replay, self.timeline, 0, BASELINE)
         ledger = Ledger(replay, self.timeline, self.chain.mechanisms, contexts, self.prices)
         return with_losses(ledger.figures(), self.timeline.trace.lost)
 
@@ -115,7 +125,7 @@ class _Room:
         """Return the rows of a scenario: of its one mechanism, or of all of them and of each step."""
         chosen = [m for m in self.chain.mechanisms if m in scenario.mechanisms]
         contexts = {m.name: self.context(scenario, m) for m in chosen}
-        whole = self.figures(contexts)
+        whole = self.figures(contexts, curve=scenario.name)
         if len(chosen) <= 1:
             return _rows(scenario.name, chosen[0].name if chosen else NONE, whole)
         rows = _rows(scenario.name, ALL, whole)
