@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tracekit.errors import FailedError
+from tracekit.errors import CapabilityError, FailedError
 from tracekit.lab import guest_code, small_guest
 from tracekit.lab.guest_memory import HUGE_BYTES
-from tracekit.lab.small_guest import GuestPlan, SmallGuest
+from tracekit.lab.guest_plan import GuestPlan
+from tracekit.lab.linux_guest import can_run_linux_under_kvm
+from tracekit.lab.small_guest import SmallGuest
 
 
 def open_fds() -> set[str]:
@@ -116,8 +118,11 @@ def test_a_failing_guest_is_an_error_and_leaves_nothing_behind(monkeypatch: pyte
 
 
 def test_the_constructor_closes_what_it_opened_when_it_fails(monkeypatch: pytest.MonkeyPatch):
+    def broken(*_):
+        raise FailedError("no")
+
     before = open_fds()
-    monkeypatch.setattr(small_guest, "_enter_long_mode", lambda _: (_ for _ in ()).throw(FailedError("no")))
+    monkeypatch.setattr(small_guest, "_enter_long_mode", broken)
     with pytest.raises(FailedError):
         SmallGuest(GuestPlan(vcpus=2))
     assert open_fds() == before
@@ -172,3 +177,70 @@ def test_an_endless_guest_is_interrupted(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(KeyboardInterrupt), SmallGuest(GuestPlan(vcpus=2)) as guest:
         guest.run()
     assert time.monotonic() - started < 5
+
+
+def run(plan: GuestPlan):
+    with SmallGuest(plan) as guest:
+        return guest.run()
+
+
+def elapsed_ns(result, phase: str) -> int:
+    return result.vcpus[0].phases[phase].elapsed_ns
+
+
+def test_an_enlightened_guest_skips_zeroing_boot_and_added_memory():
+    plan = {"pages": 4099, "zero_first": True, "hot_add_pages": 1009, "vcpus": 2}
+    plain, enlightened = run(GuestPlan(**plan)), run(GuestPlan(**plan, enlightened="port"))
+    for result in (plain, enlightened):
+        assert result.touched_pages == 4099 + 1009
+        assert result.resident_pages == 4099 + 1009
+        assert [slot[:2] for slot in result.memslots] == [(0, 0), (1, 2 << 20), (2, plain.plan.memory_bytes)]
+    assert enlightened.calls == {"call_0x8001": 4, "call_0x8002": 4}
+    names = list(enlightened.vcpus[0].phases)
+    assert names == ["ask", "zero", "touch", "ask_added", "zero_added", "touch_added"]
+    for suffix in ("", "_added"):
+        # Where zeroing is skipped, the first touch is the write that follows.
+        assert elapsed_ns(plain, "zero" + suffix) > elapsed_ns(plain, "touch" + suffix)
+        assert elapsed_ns(enlightened, "zero" + suffix) < elapsed_ns(enlightened, "touch" + suffix)
+
+
+def test_memory_that_was_used_is_zeroed_although_the_guest_asks():
+    with SmallGuest(GuestPlan(pages=101, zero_first=True, enlightened="port")) as guest:
+        guest.memory.view()[4000] = 7
+        guest.run()
+        assert guest.memory.view()[4000] == 7  # the VMM says it is zeroed, and the guest believes it
+        guest.run()
+        assert guest.memory.view()[4000] == 0
+
+
+def test_discarded_pages_leave_exactly_and_fault_again():
+    plan = GuestPlan(pages=4099, enlightened="port", hint="discard", hint_batch=64, hint_lead=-2, passes=2)
+    result = run(plan)
+    # At the start of batch b, batch b - 2 goes: b runs from 2 to 64, so the last two whole batches and the
+    # 3 pages of batch 64 stay, of 4099 = 64 * 64 + 3.
+    assert result.calls["call_0x8003"] == 2 * 63
+    assert result.calls["discard_pages"] == 2 * 63 * 64
+    assert result.resident_pages == 4099 - 63 * 64
+    with SmallGuest(plan) as guest:
+        guest.run()
+        view = guest.memory.view().view("<u8")
+        assert np.flatnonzero(view[::512]).min() == 63 * 64
+        del view
+
+
+def test_hot_hints_prefault_what_is_ahead():
+    plan = GuestPlan(pages=4099, enlightened="port", hint="hot", hint_batch=256, hint_lead=3, think=5000)
+    result = run(plan)
+    assert result.calls["hot_pages"] == 4099 - 3 * 256
+    assert 0 < result.calls["prefaulted_pages"] <= result.calls["hot_pages"]
+    assert result.resident_pages == 4099
+
+
+def test_hyperv_calls_are_made_or_refused_with_the_way_out():
+    plan = GuestPlan(pages=101, enlightened="hyperv")
+    if can_run_linux_under_kvm():
+        assert run(plan).calls == {"call_0x8001": 1, "call_0x8002": 1}
+    else:
+        with pytest.raises(CapabilityError) as caught:
+            SmallGuest(plan)
+        assert "--enlightened port" in caught.value.hint

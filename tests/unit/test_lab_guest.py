@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from tracekit.errors import CapabilityError, UsageError
 from tracekit.lab import guest_code
 from tracekit.lab.guest_memory import HUGE_BYTES, MADV_DONTNEED, GuestMemory
+from tracekit.lab.guest_plan import GuestPlan
 from tracekit.lab.kvm import Kvm, MemoryRegion, Regs, Sregs
-from tracekit.lab.small_guest import GuestPlan
+from tracekit.lab.visit_order import Mixer
 
 
 @given(
@@ -54,6 +55,12 @@ def test_random_order_has_no_long_runs():
         {"pages": 513, "memory_bytes": 2 * HUGE_BYTES},
         {"memory_bytes": 64 * HUGE_BYTES + 4096},
         {"pages": 1 << 27},
+        {"passes": 0},
+        {"hint": "hot"},
+        {"hint": "hot", "enlightened": "port", "order": "random"},
+        {"hint": "hot", "enlightened": "port", "hint_batch": 100},
+        {"hint": "hot", "enlightened": "port", "hint_batch": 4096},
+        {"hot_add_pages": 1, "vcpus": 2},
     ],
 )
 def test_impossible_plans_are_usage_errors(wrong):
@@ -93,13 +100,21 @@ def test_memory_counts_its_resident_pages_and_gives_them_back():
 
 
 @pytest.mark.skipif(not shutil.which("objdump"), reason="objdump (binutils) is not installed")
-def test_the_listing_says_what_a_disassembler_says(tmp_path: Path):
-    phases = {
-        "zero": ("seq", "zero"),
-        "a": ("random", "write"),
-        "b": ("stride", "read"),
+@pytest.mark.parametrize("transport", ["port", "hyperv"])
+def test_the_listing_says_what_a_disassembler_says(tmp_path: Path, transport):
+    hint = guest_code.Hint("discard", 64, -3)
+    loops = {
+        "zero": guest_code.Loop("seq", "zero", skip_zeroed=True),
+        "a": guest_code.Loop("random", "write", hint=hint, think=1000),
+        "b": guest_code.Loop("stride", "read"),
     }
-    code, labels, listing = guest_code.build(phases, seed=5, bits=9, step_bytes=4096)
+    code, labels, listing = guest_code.build(
+        loops,
+        mixer=Mixer.from_seed(5, bits=9),
+        step_bytes=HUGE_BYTES,
+        transport=transport,
+        hypercall_page=0x4000,
+    )
     (tmp_path / "code").write_bytes(code)
     disassembly = subprocess.run(
         ["objdump", "-D", "-b", "binary", "-m", "i386:x86-64", "-M", "intel", tmp_path / "code"],
@@ -110,4 +125,4 @@ def test_the_listing_says_what_a_disassembler_says(tmp_path: Path):
     theirs = [line.split("\t")[2].split()[0] for line in disassembly.splitlines() if line.count("\t") == 2]
     ours = [text.split()[0] for _, _, text in listing]
     assert [name.replace("movabs", "mov") for name in theirs] == ours
-    assert labels["zero"] == 0
+    assert labels["ask"] == 0

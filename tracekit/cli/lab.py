@@ -50,6 +50,20 @@ def guest(
     prealloc: Annotated[
         bool, typer.Option("--prealloc", help="The host populates all memory first.")
     ] = False,
+    passes: Annotated[int, typer.Option(min=1, help="Touch all pages this many times.")] = 1,
+    think: Annotated[int, typer.Option(min=0, help="Loop turns the guest computes between touches.")] = 0,
+    hot_add: Annotated[
+        int, typer.Option(min=0, metavar="PAGES", help="Add so many pages at run time and touch them too.")
+    ] = 0,
+    enlightened: Annotated[
+        Literal["off", "port", "hyperv"],
+        typer.Option(help="The guest asks what is zeroed, by I/O port or Hyper-V's calls."),
+    ] = "off",
+    hint: Annotated[
+        Literal["hot", "cold", "discard"] | None, typer.Option(help="Heat hints an enlightened guest gives.")
+    ] = None,
+    hint_batch: Annotated[int, typer.Option(min=1, help="Pages of a hint (a power of 2).")] = 512,
+    hint_lead: Annotated[int, typer.Option(help="Batches that a hint is ahead; negative: behind.")] = 1,
     wait: Annotated[
         bool, typer.Option("--wait", help="Start on a line on stdin (to attach to the VM before).")
     ] = False,
@@ -62,7 +76,8 @@ def guest(
     import sys
     import time
 
-    from tracekit.lab.small_guest import GuestPlan, SmallGuest
+    from tracekit.lab.guest_plan import GuestPlan
+    from tracekit.lab.small_guest import SmallGuest
 
     plan = GuestPlan(
         pages=pages,
@@ -76,6 +91,13 @@ def guest(
         page_bytes=_PAGE_BYTES[page_size],
         step_bytes=step or 0,
         prealloc=prealloc,
+        passes=passes,
+        think=think,
+        hot_add_pages=hot_add,
+        enlightened=enlightened,
+        hint=hint,
+        hint_batch=hint_batch,
+        hint_lead=hint_lead,
     )
     with SmallGuest(plan) as small_guest:
         if wait:

@@ -62,8 +62,7 @@ def run_demo(folder: Path, *, say: Callable[[str], None]) -> Demo:
     result.save(folder / "result.json", force=True)
     say("writing the report")
     report = folder / "report.html"
-    study = Study(name=path.name, trace=trace, rows=result.rows, provenance=result.about)
-    report.write_text(render(study), encoding="utf-8")
+    report.write_text(render(Study.of(trace, result)), encoding="utf-8")
     return Demo(trace, result, report, instead)
 
 

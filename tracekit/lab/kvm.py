@@ -19,6 +19,8 @@ from typing import Any, Final, Self
 from tracekit.errors import CapabilityError, FailedError
 
 __all__ = [
+    "CAP_HYPERV",
+    "CAP_PRE_FAULT_MEMORY",
     "EXIT_HLT",
     "EXIT_HYPERV",
     "EXIT_INTR",
@@ -115,6 +117,12 @@ _SET_REGS: Final = _ioctl_number(1, 0x82, ctypes.sizeof(Regs))
 _GET_SREGS: Final = _ioctl_number(2, 0x83, ctypes.sizeof(Sregs))
 _SET_SREGS: Final = _ioctl_number(1, 0x84, ctypes.sizeof(Sregs))
 _SET_CPUID2: Final = _ioctl_number(1, 0x90, 8)
+_PRE_FAULT_MEMORY: Final = _ioctl_number(3, 0xD5, 64)
+
+CAP_HYPERV: Final = 44
+CAP_PRE_FAULT_MEMORY: Final = 236
+
+_HYPERV_HCALL: Final = 2
 
 EXIT_IO: Final = 2
 EXIT_HLT: Final = 5
@@ -308,6 +316,25 @@ class Vcpu(_Handle):
     def stop(self) -> None:
         """Ask KVM to leave the guest at once at the next KVM_RUN (kvm_run.immediate_exit)."""
         self.run_page[1] = 1
+
+    def hypercall(self) -> tuple[int, int, int] | None:
+        """Return (control, input gpa, output gpa) of the last EXIT_HYPERV, None if it was no hypercall."""
+        kind, _, control, _, input_gpa, output_gpa = struct.unpack_from("<2I4Q", self.run_page, 32)
+        return (control, input_gpa, output_gpa) if kind == _HYPERV_HCALL else None
+
+    def answer_hypercall(self, result: int) -> None:
+        """Set what the guest gets back when it runs on after an EXIT_HYPERV."""
+        struct.pack_into("<Q", self.run_page, 48, result)
+
+    def pre_fault(self, gpa: int, size_bytes: int) -> None:
+        """Map guest memory as if this vCPU had touched it (KVM_PRE_FAULT_MEMORY); it must not be running."""
+        request = bytearray(struct.pack("<3Q5Q", gpa, size_bytes, 0, *(0,) * 5))
+        while struct.unpack_from("<Q", request, 8)[0]:
+            try:
+                fcntl.ioctl(self.fd, _PRE_FAULT_MEMORY, request)
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EINTR):
+                    raise FailedError(f"KVM_PRE_FAULT_MEMORY failed: {error.strerror}") from error
 
     def io_port(self) -> int:
         """Return the port of the last EXIT_IO."""

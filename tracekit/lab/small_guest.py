@@ -1,9 +1,10 @@
 """A small KVM guest: real vCPUs that touch exactly the pages they were told to, and nothing else.
 
 Guest physical memory: slot 0 is the low area of 2 MiB (page tables, code); slot 1 begins at 2 MiB and holds
-the touched pages. The guest runs in 64-bit mode on an identity map of 2 MiB guest pages. Segments have DPL 3
-and pages the user bit, because a KVM that shadows page tables from user mode (PVM) runs those natively and
-emulates ring 0; I/O privilege level 3 lets `out` pass. vCPU v of n owns pages v, v + n, v + 2n, …
+the touched pages; slot 2, behind it, is added at run time. The guest runs in 64-bit mode on an identity map
+of 2 MiB guest pages. Segments have DPL 3 and pages the user bit, because a KVM that shadows page tables from
+user mode (PVM) runs those natively and emulates ring 0; I/O privilege level 3 lets `out` pass. Only Hyper-V's
+MSRs and hypercalls need ring 0. vCPU v of n owns pages v, v + n, v + 2n, …
 """
 
 from __future__ import annotations
@@ -14,27 +15,41 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import numpy as np
-import numpy.typing as npt
 
-from tracekit.errors import FailedError, UsageError
+from tracekit.errors import CapabilityError, FailedError
 from tracekit.lab import guest_code
+from tracekit.lab.enlightenment import Backing, Enlightenment
 from tracekit.lab.guest_memory import HUGE_BYTES, MADV_POPULATE_WRITE, GuestMemory
-from tracekit.lab.kvm import EXIT_INTR, EXIT_IO, Kvm, Regs, Segment, Vcpu
+from tracekit.lab.guest_plan import LOW_BYTES, RANGE_GPA, GuestPlan, GuestRun, Phase, PhaseRun, VcpuRun
+from tracekit.lab.hyperv import with_hyperv_leaves
+from tracekit.lab.kvm import (
+    CAP_HYPERV,
+    CAP_PRE_FAULT_MEMORY,
+    EXIT_HYPERV,
+    EXIT_INTR,
+    EXIT_IO,
+    Kvm,
+    Regs,
+    Segment,
+    Vcpu,
+)
+from tracekit.lab.linux_guest import can_run_linux_under_kvm
 
-__all__ = ["GuestPlan", "GuestRun", "Phase", "SmallGuest", "VcpuRun"]
+__all__ = ["SmallGuest"]
 
-_LOW_BYTES: Final = HUGE_BYTES
 _PML4: Final = 0x1000
 _PDPT: Final = 0x2000
 _CODE: Final = 0x3000
-_PDS: Final = 0x4000  # one page directory for each GiB
+_CODE_BYTES: Final = 0x1000
+_HYPERCALL: Final = 0x4000  # Hyper-V's hypercall page, filled by KVM
+_CALLS: Final = 0x10000  # each vCPU's call pages: input, output, stack
+_CALLS_BYTES: Final = guest_code.CALL_STACK
+_PDS: Final = 0x100000  # one page directory for each GiB
 _GIB: Final = 1 << 30
-_RANGE_GPA: Final = _LOW_BYTES
 
 # Page-table bits: present, writable, user, accessed, dirty, and "large" in a page directory entry.
 # Accessed and dirty are set beforehand, so that no walk has to write them.
@@ -42,143 +57,11 @@ _TABLE: Final = 0x27
 _LARGE: Final = 0xE7
 
 
-@dataclass(frozen=True)
-class GuestPlan:
-    """What a small guest does; every field has the meaning of `tracekit lab guest`'s option of that name.
-
-    `pages` are touched, `step_bytes` apart (default: `page_bytes`), in `order`, by `vcpus` on interleaved
-    shares. `page_bytes` is the host's backing: 4096 or 2 MiB. Raises `UsageError` for what can't be.
-
-    >>> GuestPlan(pages=7, vcpus=2).share(1), GuestPlan(pages=7).gfns(0)[:2].tolist()
-    (3, [512, 513])
-    """
-
-    pages: int = 4096
-    memory_bytes: int = 0
-    order: guest_code.Order = "seq"
-    stride: int = 2
-    seed: int = 0
-    access: guest_code.Access = "write"
-    zero_first: bool = False
-    vcpus: int = 1
-    page_bytes: int = 4096
-    step_bytes: int = 0
-    prealloc: bool = False
-
-    def __post_init__(self) -> None:
-        if self.page_bytes not in (4096, HUGE_BYTES):
-            raise UsageError(f"no page size {self.page_bytes}", hint="--page-size 4k or --page-size 2m")
-        object.__setattr__(self, "step_bytes", self.step_bytes or self.page_bytes)
-        if self.step_bytes % 4096 or not 4096 <= self.step_bytes <= _GIB:
-            raise UsageError("--step must be a multiple of 4 KiB, at most 1 GiB", hint="--step 4k")
-        if not 1 <= self.vcpus <= min(self.pages, 64):
-            raise UsageError("each vCPU needs a page to touch, and 64 vCPUs is the most", hint="--vcpus 1")
-        if self.stride < 1:
-            raise UsageError("--stride must be at least 1 page", hint="--stride 7")
-        needed = _RANGE_GPA + self.pages * self.step_bytes
-        memory = self.memory_bytes or -(-needed // HUGE_BYTES) * HUGE_BYTES
-        object.__setattr__(self, "memory_bytes", memory)
-        if memory < needed or memory % HUGE_BYTES:
-            raise UsageError(
-                f"--memory must be whole 2 MiB and hold the low area and the pages: {needed} bytes at least",
-                hint="leave --memory out to get just enough",
-            )
-        if memory > 256 * _GIB:
-            raise UsageError("a small guest has at most 256 GiB", hint="fewer --pages or a smaller --step")
-
-    def share(self, vcpu: int) -> int:
-        """Return how many pages a vCPU touches."""
-        return (self.pages - vcpu + self.vcpus - 1) // self.vcpus
-
-    def gfns(self, vcpu: int) -> npt.NDArray[np.int64]:
-        """Return the gfns a vCPU touches in the order it touches them (computed, not observed)."""
-        bits = guest_code.random_bits(self.share(0))
-        indices = np.fromiter(
-            guest_code.order_indices(
-                self.order, self.share(vcpu), seed=self.seed, stride=self.stride, bits=bits
-            ),
-            dtype=np.int64,
-        )
-        return (_RANGE_GPA + (indices * self.vcpus + vcpu) * self.step_bytes) >> 12
-
-    def phases(self) -> dict[str, tuple[guest_code.Order, guest_code.Access]]:
-        """Return the phases in their order, name -> (order, access)."""
-        zero: dict[str, tuple[guest_code.Order, guest_code.Access]] = {"zero": ("seq", "zero")}
-        return {**(zero if self.zero_first else {}), "touch": (self.order, self.access)}
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One phase of one vCPU, timed by its VMM around KVM_RUN on CLOCK_MONOTONIC."""
-
-    start_ns: int
-    elapsed_ns: int
-    touches: int
-
-
-@dataclass
-class VcpuRun:
-    """What one vCPU did: its thread and its phases by name."""
-
-    index: int
-    tid: int
-    phases: dict[str, Phase] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class GuestRun:
-    """What a small guest did: counts are the guest's own, `resident_pages` is the kernel's (4 KiB units)."""
-
-    plan: GuestPlan
-    pid: int
-    first_gfn: int
-    low_gfns: tuple[int, ...]
-    memslots: tuple[tuple[int, int, int, int], ...]
-    vcpus: tuple[VcpuRun, ...]
-    resident_pages: int
-    kvm_counters: dict[str, int]
-
-    def summary(self) -> str:
-        """Return the run in one line of words."""
-        slowest = {
-            name: max(vcpu.phases[name].elapsed_ns for vcpu in self.vcpus) / 1e6
-            for name in self.plan.phases()
-        }
-        touched = sum(vcpu.phases["touch"].touches for vcpu in self.vcpus)
-        times = ", ".join(f"{name} {ms:.1f} ms" for name, ms in slowest.items())
-        return (
-            f"touched {touched} pages from gfn {self.first_gfn} on {self.plan.vcpus} vCPU"
-            f"{'s' if self.plan.vcpus > 1 else ''}: {times}; resident {self.resident_pages * 4} KiB"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the run as one JSON-ready document."""
-        return {
-            "plan": asdict(self.plan),
-            "pid": self.pid,
-            "first_gfn": self.first_gfn,
-            "touched_pages": sum(vcpu.phases["touch"].touches for vcpu in self.vcpus),
-            "low_gfns": list(self.low_gfns),
-            "resident_pages": self.resident_pages,
-            "memslots": [
-                dict(zip(("slot", "gpa", "size_bytes", "hva"), slot, strict=True)) for slot in self.memslots
-            ],
-            "vcpus": [
-                {
-                    "vcpu": v.index,
-                    "tid": v.tid,
-                    "phases": {name: vars(phase) for name, phase in v.phases.items()},
-                }
-                for v in self.vcpus
-            ],
-            "kvm_counters": self.kvm_counters,
-        }
-
-
 class SmallGuest:
     """A VM built after a plan; `run` runs its phases, `close` (or the with block) ends it.
 
-    Raises `CapabilityError` where KVM or an advice is missing, `FailedError` where the guest misbehaves.
+    Raises `CapabilityError` where KVM or something the plan needs is missing, `FailedError` where the guest
+    misbehaves.
     """
 
     def __init__(self, plan: GuestPlan) -> None:
@@ -186,23 +69,26 @@ class SmallGuest:
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as cleanup:
             self.kvm = cleanup.enter_context(Kvm())
-            self.low = cleanup.enter_context(GuestMemory(_LOW_BYTES, page_bytes=4096))
+            if plan.enlightened == "hyperv":
+                self._need_hyperv()
+            self.low = cleanup.enter_context(GuestMemory(LOW_BYTES, page_bytes=4096))
             self.memory = cleanup.enter_context(
-                GuestMemory(plan.memory_bytes - _RANGE_GPA, page_bytes=plan.page_bytes)
+                GuestMemory(plan.memory_bytes - RANGE_GPA, page_bytes=plan.page_bytes)
             )
+            self._backings = [Backing(RANGE_GPA, self.memory)]
+            if plan.hot_add_pages:
+                added = cleanup.enter_context(GuestMemory(plan.added_bytes, page_bytes=plan.page_bytes))
+                self._added = Backing(plan.memory_bytes, added)
             self.vm = cleanup.enter_context(self.kvm.create_vm())
-            self.memslots = (
-                (0, 0, _LOW_BYTES, self.low.address),
-                (1, _RANGE_GPA, self.memory.size_bytes, self.memory.address),
-            )
-            for slot, gpa, size_bytes, hva in self.memslots:
-                self.vm.set_memslot(slot, gpa, size_bytes, hva)
-            self._phase_offsets = self._fill_low_area()
-            cpuid = self.kvm.supported_cpuid()
-            self._vcpus = [cleanup.enter_context(self.vm.create_vcpu(index)) for index in range(plan.vcpus)]
-            for vcpu in self._vcpus:
-                vcpu.set_cpuid(cpuid)
-                _enter_long_mode(vcpu)
+            self._memslots: list[tuple[int, int, int, int]] = []
+            self._add_memslot(0, self.low)
+            self._add_memslot(RANGE_GPA, self.memory)
+            self._labels = self._fill_low_area()
+            self._vcpus = [self._create_vcpu(index, cleanup) for index in range(plan.vcpus)]
+            self._started: set[int] = set()
+            self._enlightenment: Enlightenment | None = None
+            if plan.enlightened != "off":
+                self._enlightenment = cleanup.enter_context(self._enlighten(cleanup))
             self._stack = cleanup.pop_all()
 
     def run(self) -> GuestRun:
@@ -233,12 +119,13 @@ class SmallGuest:
         return GuestRun(
             plan=self.plan,
             pid=os.getpid(),
-            first_gfn=_RANGE_GPA >> 12,
+            first_gfn=RANGE_GPA >> 12,
             low_gfns=self._low_gfns(),
-            memslots=self.memslots,
+            memslots=tuple(self._memslots),
             vcpus=tuple(runs),
-            resident_pages=self.memory.resident_pages(),
+            resident_pages=sum(backing.memory.resident_pages() for backing in self._backings),
             kvm_counters=self.vm.counters(),
+            calls=self._enlightenment.counts() if self._enlightenment else {},
         )
 
     def close(self) -> None:
@@ -251,70 +138,145 @@ class SmallGuest:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _need_hyperv(self) -> None:
+        if not self.kvm.extension(CAP_HYPERV) or not can_run_linux_under_kvm():
+            raise CapabilityError(
+                "this KVM gives guests no Hyper-V hypercalls (it needs hardware virtualisation)",
+                hint="--enlightened port makes the same calls; tracekit lab host run -- … has Hyper-V's",
+            )
+
+    def _add_memslot(self, gpa: int, memory: GuestMemory) -> None:
+        slot = len(self._memslots)
+        self.vm.set_memslot(slot, gpa, memory.size_bytes, memory.address)
+        self._memslots.append((slot, gpa, memory.size_bytes, memory.address))
+
+    def _create_vcpu(self, index: int, cleanup: contextlib.ExitStack) -> Vcpu:
+        vcpu = cleanup.enter_context(self.vm.create_vcpu(index))
+        cpuid = self.kvm.supported_cpuid()
+        ring = 3
+        if self.plan.enlightened == "hyperv":
+            cpuid, ring = with_hyperv_leaves(cpuid), 0
+        vcpu.set_cpuid(cpuid)
+        _enter_long_mode(vcpu, ring)
+        return vcpu
+
+    def _enlighten(self, cleanup: contextlib.ExitStack) -> Enlightenment:
+        """Prefaulting maps into the guest through a vCPU of its own: the others are busy running."""
+        mapper = None
+        if self.kvm.extension(CAP_PRE_FAULT_MEMORY):
+            mapper = self._create_vcpu(self.plan.vcpus, cleanup).pre_fault
+        return Enlightenment(self._backings, map_pages=mapper)
+
     def _low_gfns(self) -> tuple[int, ...]:
-        """The low area's gfns that a running guest needs: tables and code."""
-        directories = -(-self.plan.memory_bytes // _GIB)
-        return tuple(range(_PML4 >> 12, (_PDS >> 12) + directories))
+        """The low area's gfns that a running guest needs: tables, code, call pages."""
+        gfns = [_PML4 >> 12, _PDPT >> 12, _CODE >> 12]
+        gfns += range(_PDS >> 12, (_PDS >> 12) + self._directories())
+        if self.plan.enlightened == "hyperv":
+            gfns.append(_HYPERCALL >> 12)
+        if self.plan.enlightened != "off":
+            gfns += range(_CALLS >> 12, (_CALLS + self.plan.vcpus * _CALLS_BYTES) >> 12)
+        return tuple(sorted(gfns))
+
+    def _directories(self) -> int:
+        return -(-(self.plan.memory_bytes + self.plan.added_bytes) // _GIB)
 
     def _fill_low_area(self) -> dict[str, int]:
-        """Write page tables and code; return each phase's address."""
+        """Write page tables and code; return each loop's address."""
         plan = self.plan
         low = self.low.view()
         table = low.view("<u8")
-        directories = -(-plan.memory_bytes // _GIB)
+        directories = self._directories()
         table[_PML4 // 8] = _PDPT | _TABLE
         table[_PDPT // 8 : _PDPT // 8 + directories] = _PDS + np.arange(directories) * 4096 | _TABLE
-        entries = plan.memory_bytes // HUGE_BYTES
+        entries = (plan.memory_bytes + plan.added_bytes) // HUGE_BYTES
         table[_PDS // 8 : _PDS // 8 + entries] = np.arange(entries) * HUGE_BYTES | _LARGE
         code, labels, _ = guest_code.build(
-            plan.phases(),
-            seed=plan.seed,
-            bits=guest_code.random_bits(plan.share(0)),
+            plan.loops(),
+            mixer=plan.mixer(),
             step_bytes=plan.step_bytes,
+            transport=None if plan.enlightened == "off" else plan.enlightened,
+            hypercall_page=_HYPERCALL,
         )
+        if len(code) > _CODE_BYTES:
+            raise FailedError(f"the guest's code is {len(code)} bytes long, its page {_CODE_BYTES}")
         low[_CODE : _CODE + len(code)] = np.frombuffer(code, dtype=np.uint8)
-        return {name: _CODE + labels[name] for name in plan.phases()}
+        return {name: _CODE + offset for name, offset in labels.items()}
 
     def _run_vcpu(self, vcpu: Vcpu, run: VcpuRun, barrier: threading.Barrier) -> None:
         run.tid = threading.get_native_id()
         # QEMU's name for a vCPU thread: tools that look for vCPUs look for this.
         Path("/proc/thread-self/comm").write_text(f"CPU {run.index}/KVM")
-        first = True
-        for name, address in self._phase_offsets.items():
-            vcpu.set_regs(self._phase_regs(run.index, address, rip=address if first else vcpu.regs().rip))
-            first = False
+        for phase in self.plan.phases():
+            # KVM finishes the `out` of the phase before when the guest runs on, so rip must stay where it is.
+            rip = vcpu.regs().rip if run.index in self._started else 0
+            self._started.add(run.index)
+            vcpu.set_regs(self._phase_regs(run.index, phase, rip=rip))
             barrier.wait()
+            if phase.adds_memory:
+                if run.index == 0:
+                    self._add_memslot(self._added.gpa, self._added.memory)
+                    self._backings.append(self._added)
+                barrier.wait()
             start_ns = time.monotonic_ns()
-            reason = vcpu.run()
+            self._run_phase(vcpu, run.index, phase)
             elapsed_ns = time.monotonic_ns() - start_ns
-            if reason == EXIT_INTR:
+            if self._enlightenment and phase.loop != "ask":
+                self._enlightenment.used()
+            touches = 0 if phase.loop == "ask" else vcpu.regs().rsi
+            run.phases[phase.name] = PhaseRun(start_ns, elapsed_ns, touches)
+
+    def _run_phase(self, vcpu: Vcpu, index: int, phase: Phase) -> None:
+        """Run the guest, answering its calls, until it says that the phase is done."""
+        while True:
+            reason = vcpu.run()
+            if reason == EXIT_IO and vcpu.io_port() == guest_code.DONE_PORT:
+                return
+            if reason == EXIT_IO and vcpu.io_port() == guest_code.CALL_PORT:
+                regs = vcpu.regs()
+                regs.rax = self._answer(regs.rcx, regs.rdx, regs.r8)
+                vcpu.set_regs(regs)
+            elif reason == EXIT_HYPERV and (call := vcpu.hypercall()):
+                vcpu.answer_hypercall(self._answer(*call))
+            elif reason == EXIT_INTR:
                 raise FailedError("the guest was interrupted before it was done")
-            if reason != EXIT_IO or vcpu.io_port() != guest_code.DONE_PORT:
+            else:
                 raise FailedError(
-                    f"vCPU {run.index} left phase {name} with {vcpu.describe_exit(reason)}",
+                    f"vCPU {index} left phase {phase.name} with {vcpu.describe_exit(reason)}",
                     hint="tracekit doctor",
                 )
-            run.phases[name] = Phase(start_ns, elapsed_ns, vcpu.regs().rsi)
 
-    def _phase_regs(self, index: int, address: int, *, rip: int) -> Regs:
+    def _answer(self, control: int, input_gpa: int, output_gpa: int) -> int:
+        """Answer a call whose pages the guest named; they must lie in the low area."""
+        if not self._enlightenment or max(input_gpa, output_gpa) > LOW_BYTES - 4096:
+            raise FailedError(f"call {control:#x} names pages at {input_gpa:#x} and {output_gpa:#x}")
+        low = self.low.view()
+        status, output = self._enlightenment.call(control, low[input_gpa : input_gpa + 4096].tobytes())
+        if output:
+            low[output_gpa : output_gpa + 4096] = np.frombuffer(output, dtype=np.uint8)
+        return status
+
+    def _phase_regs(self, index: int, phase: Phase, *, rip: int) -> Regs:
         plan = self.plan
+        calls = _CALLS + index * _CALLS_BYTES
         return Regs(
-            rip=rip,
-            rbp=address,
+            rip=rip or self._labels[phase.loop],
+            rbp=self._labels[phase.loop],
+            rsp=calls + guest_code.CALL_STACK,
             rflags=0x3002,  # bit 1 is always set; I/O privilege level 3
-            r8=_RANGE_GPA + index * plan.step_bytes,
             r9=plan.vcpus * plan.step_bytes,
-            r10=plan.share(index),
-            r11=(1 << guest_code.random_bits(plan.share(0))) - 1,
+            r10=plan.share(index, phase.pages),
+            r11=(1 << plan.mixer().bits) - 1,
             r13=plan.stride,
+            r14=phase.gpa + index * plan.step_bytes,
+            r15=calls,
         )
 
 
-def _enter_long_mode(vcpu: Vcpu) -> None:
-    """Put a vCPU in 64-bit user mode on the low area's page tables."""
+def _enter_long_mode(vcpu: Vcpu, ring: int) -> None:
+    """Put a vCPU in 64-bit mode on the low area's page tables, in ring 0 or 3."""
     sregs = vcpu.sregs()
-    code = Segment(limit=0xFFFFFFFF, selector=0x33, type=11, present=1, dpl=3, s=1, l=1, g=1)
-    data = Segment(limit=0xFFFFFFFF, selector=0x2B, type=3, present=1, dpl=3, db=1, s=1, g=1)
+    code = Segment(limit=0xFFFFFFFF, selector=0x30 | ring, type=11, present=1, dpl=ring, s=1, l=1, g=1)
+    data = Segment(limit=0xFFFFFFFF, selector=0x28 | ring, type=3, present=1, dpl=ring, db=1, s=1, g=1)
     sregs.cs = code
     for name in ("ds", "es", "fs", "gs", "ss"):
         setattr(sregs, name, data)
