@@ -14,6 +14,7 @@ import typer
 from tracekit.cli import datasets, lab
 from tracekit.cli.compact import compact
 from tracekit.cli.demo import demo
+from tracekit.cli.density import density
 from tracekit.cli.info import info
 from tracekit.cli.output import stderr
 from tracekit.cli.record import record
@@ -40,6 +41,7 @@ app.command()(recover)
 app.command()(replay)
 app.command()(compact)
 app.command()(report)
+app.command()(density)
 app.add_typer(lab.app, name="lab")
 app.add_typer(datasets.app, name="datasets")
 

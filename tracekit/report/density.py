@@ -69,7 +69,9 @@ def _saving(fit: Fit) -> str:
 
 
 def _overflows(answer: Density) -> Table:
-    table = _table("when over", "hosts ever", "a day", "lasts", "mean", "peak", "swap a day", "kills a day")
+    table = _table(
+        "when over", "hosts ever", "a day", "lasts", "peak", "swap a day", "balloons take", "kills a day"
+    )
     for fit in answer.fits:
         over = fit.overflow
         if over is None:
@@ -79,9 +81,9 @@ def _overflows(answer: Density) -> Table:
             f"{over.hosts_ever:.1%}",
             f"{over.episodes:.2g}",
             human(over.mean_s * 1e9, "ns"),
-            human(over.mean_bytes, "bytes"),
             human(over.peak_bytes, "bytes"),
             human(over.swap_bytes, "bytes"),
+            f"{1 - over.balloon_share_of_time / over.share_of_time:.0%}" if over.share_of_time else "",
             f"{over.oom_kills:.2g}",
         )
     return table
