@@ -23,6 +23,7 @@ __all__ = [
     "HINT_HOT",
     "HOST_MAJOR",
     "HOST_MINOR",
+    "HYPERCALL",
     "IGNORE",
     "IN_KERNEL",
     "KSM_BREAK",
@@ -58,6 +59,7 @@ KSM_MERGE: Final = 10
 KSM_BREAK: Final = 11
 POPULATE: Final = 12  # the host backed the page by itself (MADV_POPULATE_*, prefault)
 MARK: Final = 13
+HYPERCALL: Final = 14
 
 # Bits of an event.
 READ: Final = 1

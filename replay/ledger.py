@@ -235,7 +235,9 @@ class Ledger:
     def _tallies(self) -> dict[str, Figure]:
         label = self._label()
         figures = {
-            "hypercalls": Figure.of(0, Amount.exact(-self._tally_sum(ac.HYPERCALLS)), label),
+            "hypercalls": Figure.of(
+                int(self.timeline.seen[ev.HYPERCALL]), Amount.exact(-self._tally_sum(ac.HYPERCALLS)), label
+            ),
             "prefaults_wasted": Figure.of(0, Amount.exact(-self._wasted()), label),
         }
         for metric in ("host_cpu_background", "hypercall_time"):

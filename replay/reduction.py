@@ -101,6 +101,7 @@ def _op_table() -> NDArray[np.uint8]:
         "page_free": ev.FREE,
         "access": ev.ACCESSED,
         "mark": ev.MARK,
+        "hypercall": ev.HYPERCALL,
     }
     table = np.full(256, ev.IGNORE, np.uint8)
     for name, op in ops.items():
@@ -131,7 +132,8 @@ def operation(kind: int, arg: int) -> int:
     if kind == FALLOCATE:
         return ev.DROP if arg & 2 else ev.IGNORE  # FALLOC_FL_PUNCH_HOLE
     if kind == HV_HYPERCALL:
-        return ev.HINT if arg in (0x8003, 0x8006) else ev.IGNORE  # memory heat hint, plain and asynchronous
+        # A range of a memory heat hint is a row with 1 + heat type above the code; the call itself is plain.
+        return ev.HINT if arg >> 16 > 0 else ev.HYPERCALL
     return int(OPS[kind])
 
 
@@ -153,6 +155,10 @@ def flag_bits(kind: int, arg: int, access: int, flags: int, latency: int) -> int
         bits |= ev.PRESENT
     if flags & schema.FLAG_GUEST_WALK:
         bits |= ev.GUEST_WALK
+    if kind == HV_HYPERCALL and arg >> 16 == 2:
+        bits |= ev.HINT_HOT
+    if kind == HV_HYPERCALL and arg >> 16 == 3:
+        bits |= ev.HINT_DISCARD
     if kind in (MADVISE, PROCESS_MADVISE) and arg == 8:
         bits |= ev.LAZY
     return bits
@@ -183,6 +189,15 @@ def lane_of(raw: Raw, row: int, op: int, lanes: Lanes) -> int:
         lanes.of_tid[int(raw.tid[row]) % MAX_TID] = lane
         lanes.name[lane] = -1 - int(raw.tid[row])
     return lane
+
+
+@hot
+def put(out: ev.Columns, o: int, page: int, part: int, latency: int, bits: int) -> None:
+    """Write what belongs to one block of an event."""
+    out.latency[o] = max(latency, 0)
+    out.page[o] = page
+    out.pages[o] = min(part, ev.BLOCK_PAGES)
+    out.bits[o] = bits
 
 
 def reduce_rows(
@@ -238,13 +253,17 @@ def reduce_rows(
                 if o >= len(out.t):
                     return row, begin, FULL
                 out.t[o] = raw.ts[row] - t0
-                out.latency[o] = max(latency, 0) if done == 0 else 0
-                out.page[o] = page
-                out.pages[o] = min(part, ev.BLOCK_PAGES)
                 out.lane[o] = lane
-                out.bits[o] = bits if done == 0 else bits | ev.CONTINUED
                 out.op[o] = op
                 out.level[o] = raw.level[row]
+                put(
+                    out,
+                    o,
+                    page,
+                    part,
+                    latency if done == 0 else -1,
+                    bits if done == 0 else bits | ev.CONTINUED,
+                )
                 o += 1
             done += part
         if outside and kind == HOST_FAULT and int(raw.vcpu[row]) < 0 and len(d.slots) > 0:
@@ -258,7 +277,15 @@ def reduce_rows(
     return row, o, DONE
 
 
+PLAIN_ROWS: Final = 4096
+"""Batches up to this long are reduced uncompiled: quicker than loading the compiled twin."""
+
+
+def kernel(rows: int) -> Callable[..., Any]:
+    """Return `reduce_rows`, compiled if there are enough rows to pay for that."""
+    return _compiled() if rows > PLAIN_ROWS else reduce_rows
+
+
 @cache
-def kernel() -> Callable[..., Any]:
-    """Return the compiled `reduce_rows`."""
+def _compiled() -> Callable[..., Any]:
     return compiled(reduce_rows)

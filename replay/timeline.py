@@ -157,8 +157,9 @@ class Timeline:
         )
         at, filled = 0, 0
         counts = np.zeros(COUNTS, np.int64)
+        reduce = kernel(len(raw.ts))
         while True:
-            at, filled, why = kernel()(
+            at, filled, why = reduce(
                 raw, at, filled, out, self.index.directory, self.lanes, self.start_ns, counts
             )
             if why == NEED_BLOCKS:

@@ -127,7 +127,7 @@ def follow_stride(s: World, e: Event, m: Own, me: int) -> None:
     going_on = m.ints[at + RUN] > 0 and gfn == m.ints[at + EXPECTED]
     if not going_on:
         m.ints[at + RUN] = 0
-        m.ints[at + STRIDE_OF] = distance
+        m.ints[at + STRIDE_OF] = distance if last >= 0 else 0
         if last < 0 or distance == 0 or distance != stride or abs(distance) > int(m.par[REACH]):
             return
     stride = m.ints[at + STRIDE_OF]

@@ -21,7 +21,6 @@ from tracekit.replay.pages import (
     C_DEFERRED,
     C_SWAPPED,
     C_TAKEN,
-    DROPPED,
     OWNER_MASK,
     OWNER_SHIFT,
     World,
@@ -32,6 +31,7 @@ __all__ = ["MECHANISM"]
 
 REGIONS = 1 << 17  # slots of the table of 1 GiB regions: 64 TiB half full
 HUGE, SMALL = 1, 2  # m.block: mapped huge; has 4K pages of its own
+APART = 1 << 40  # word: the page was taken out of its huge mapping
 
 
 @hot
@@ -66,18 +66,21 @@ def set_state(s: World, m: Own, page: int, state: int) -> None:
 @hot
 def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
     """A page of a region that is mapped huge is backed (the region's pages were accounted as one)."""
-    if w & (C_BACKED | C_TAKEN | DROPPED | C_SWAPPED) == 0 and state_of(s, m, e.page) == HUGE:
+    if w & (C_BACKED | C_TAKEN | C_SWAPPED | APART) == 0 and state_of(s, m, e.page) == HUGE:
         return (w & ~(OWNER_MASK | C_DEFERRED)) | C_BACKED | (me << OWNER_SHIFT)
     return w
 
 
 @hot
 def empty(s: World, e: Event) -> bool:
-    """Say whether no page of the event's block is backed yet."""
+    """Say whether no page of the event's block is backed; if so, none is apart from the others any more."""
     first = e.page - e.page % BLOCK_PAGES
     backed = 0
     for p in range(first, first + BLOCK_PAGES):
         backed += s.words[p] & C_BACKED
+    if backed == 0:
+        for p in range(first, first + BLOCK_PAGES):
+            s.words[p] &= ~APART
     return backed == 0
 
 
@@ -100,19 +103,22 @@ def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: in
     cost = int(s.cost[cls])
     resident_change(s, 1, e.start + cost, in_slots(s.directory, vm, gfn, gfn + pages))
     add_fault(s, me, INSTEAD, cls, cost)
-    w = (w & ~OWNER_MASK) | C_BACKED | (me << OWNER_SHIFT)
+    w = (w & ~(OWNER_MASK | C_DEFERRED | APART)) | C_BACKED | (me << OWNER_SHIFT)
     return w, REPRICED, cost
 
 
 @hot
 def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
-    """A block that is taken away as a whole can be mapped huge again."""
-    if e.op == ev.DROP and e.pages == BLOCK_PAGES and m.par[0] == 2 and m.block[e.page // BLOCK_PAGES] != 0:
+    """A page taken by itself splits off; a block that is taken as a whole can be mapped huge again."""
+    if e.op not in (ev.DROP, ev.SWAP_OUT) or state_of(s, m, e.page) == 0:
+        return w
+    if e.pages == BLOCK_PAGES and m.par[0] == 2:
         # Pages not looked at yet belong to the huge mapping: their bit makes the discard count them.
         for p in range(e.page + 1, e.page + BLOCK_PAGES):
             s.words[p] = look(s, Event(e.op, p, 1, 1, e.bits, e.lane, e.start, e.end, 0), s.words[p], m, me)
         m.block[e.page // BLOCK_PAGES] = 0
-    return w
+        return w
+    return w | APART
 
 
 def setup(context: Context) -> Setup:

@@ -134,9 +134,8 @@ def drop(
 
 def alloc(us: float, gfn: int, *, zeroed: bool = False, vcpu: int = 0, pages: int = 1) -> dict[str, Any]:
     """A page_alloc in the guest."""
-    return {
-        "us": us, "kind": "page_alloc", "gfn": gfn, "vcpu": vcpu, "pages": pages, "flags": FLAG_ZEROED * zeroed,
-    }  # fmt: skip
+    flags = FLAG_ZEROED * zeroed
+    return {"us": us, "kind": "page_alloc", "gfn": gfn, "vcpu": vcpu, "pages": pages, "flags": flags}
 
 
 def free(us: float, gfn: int, *, vcpu: int = 0, pages: int = 1) -> dict[str, Any]:

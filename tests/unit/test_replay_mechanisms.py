@@ -1,0 +1,286 @@
+"""The first four mechanisms against answers computed by hand; the arithmetic stands in the comments."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.replay_kit import Tiny, alloc, costs, drop, fault, figure, free, metrics, replayed, saved
+from tracekit.errors import UsageError
+from tracekit.trace.schema import PAGE_BYTES
+
+MIB = 1 << 20
+
+# -- zeroing
+
+
+def test_zeroing_on_a_host_only_trace_lies_between_nothing_and_all_first_touches_by_writes() -> None:
+    # Three first touches by writes of 4 us, one by a read, one refault by a write after a discard.
+    rows = [fault(10, 1), fault(20, 2), fault(30, 3), fault(40, 4, write=False), drop(50, 1), fault(60, 1)]
+    found = metrics(replayed(Tiny(rows), "zeroing"), "zeroing")
+    assert found["faults"] | {"unit": ""} == {
+        "scenario": "zeroing", "mechanism": "zeroing", "metric": "faults", "unit": "",
+        "baseline": 5.0, "counterfactual": 2.0, "saved": 3.0, "low": 0.0, "high": 3.0, "label": "bounded",
+    }  # fmt: skip
+    assert (found["stall"]["low"], found["stall"]["high"]) == (0, 12_000)
+    # Zeroed by the host, then by the guest: 3 pages; the refaulted page was not new.
+    assert found["zeroed_twice"]["baseline"] == found["zeroed_twice"]["saved"] == 3 * PAGE_BYTES
+
+
+def test_zeroing_spares_guest_cpu_only_where_memory_is_there_anyway() -> None:
+    found = metrics(replayed(Tiny([fault(10, 1), fault(20, 2)]), "prealloc+zeroing"), "prealloc+zeroing")
+    # Both faults are saved once, whoever gets the credit; both pages need not be zeroed by the guest.
+    assert found["faults"]["saved"] == 2
+    assert found["zeroed_twice"]["saved"] == 2 * PAGE_BYTES
+
+
+def test_zeroing_with_guest_events_is_exact() -> None:
+    rows = [
+        free(1, 1),  # page 1 is free, then touched while free: that was its zeroing ...
+        fault(20, 1, 4),
+        alloc(50, 1, zeroed=True),  # ... and it is really used from here: the fault happens now after all
+        free(2, 2),  # page 2 is zeroed while free and never used
+        fault(30, 2, 4),
+        alloc(60, 3),  # page 3 is allocated first and touched then: no zeroing
+        fault(70, 3, 4),
+    ]
+    found = metrics(replayed(Tiny(rows, span_us=100), "zeroing"), "zeroing")
+    # Faults: page 2's is gone for ever, page 1's is put off: 3 - 1 = 2 remain, 4 us saved.
+    assert found["faults"]["saved"] == found["faults"]["low"] == found["faults"]["high"] == 1
+    assert found["stall"]["saved"] == 4_000
+    # Resident: page 2's 70 us are saved. Page 1 is backed at 50 us: the vCPU had run 8 us ahead and waits
+    # 4 us, so at 46 us instead of 20; page 3 at 66. The vCPU ends 4 us earlier, at 96 us: (96-46) + (96-66)
+    # = 80 page·us, where the recording has (100-20) + (100-30) + (100-70) = 180.
+    assert found["resident_time"]["saved"] * 2**30 / PAGE_BYTES * 1e6 == pytest.approx(100)
+
+
+def test_zeroing_keeps_to_its_time_and_range() -> None:
+    rows = [fault(10, 1), fault(30, 2), fault(50, 3)]
+    # Starts are 6, 26 and 46 us: only the first is before 20 us.
+    assert saved(Tiny(rows), "zeroing,until_ms=0.02", "faults") == 1
+    assert saved(Tiny(rows), "zeroing,from_gfn=2,to_gfn=3", "faults") == 1
+    assert saved(Tiny(rows), "zeroing,from_gfn=2", "faults") == 2
+
+
+# -- hot_hint
+
+
+def test_an_oracle_with_enough_lead_removes_every_first_touch() -> None:
+    rows = [fault(100 * k, k, 4) for k in range(1, 5)]
+    found = metrics(replayed(Tiny(rows), "hot_hint,lead_ms=0.05", profile=costs()), "hot_hint,lead_ms=0.05")
+    assert found["faults"]["saved"] == 4
+    # 16 us of stall; one hypercall of 1 us carries the four hints; four prefaults of 1 us run beside.
+    assert found["stall"]["saved"] == 16_000
+    assert found["hypercalls"]["counterfactual"] == 1
+    assert found["critical_path"]["saved"] == 15_000
+    assert found["host_cpu_background"]["saved"] == -4_000
+
+
+def test_a_late_prefault_shortens_and_one_not_begun_changes_nothing() -> None:
+    # Prefaults take 3 us; the lead is 1 us; the fault takes 4 us from 96 to 100: ready at 95 + 3 = 98 us,
+    # 2 us after the touch.
+    profile = costs(prefault_4k=3_000, hypercall=0)
+    one = Tiny([fault(100, 1, 4)])
+    assert saved(one, "hot_hint,lead_ms=0.001", "stall", profile=profile) == 2_000
+    assert saved(one, "hot_hint,lead_ms=0.001", "faults", profile=profile) == 0
+    # Lead 0: the worker has not begun when the touch comes.
+    assert saved(one, "hot_hint,lead_ms=0", "stall", profile=profile) == 0
+    # A worker slower than the fault itself shortens nothing.
+    assert saved(one, "hot_hint,lead_ms=0.001", "stall", profile=costs(prefault_4k=9_000, hypercall=0)) == 0
+
+
+def test_one_worker_takes_hints_in_order() -> None:
+    # Two vCPUs touch at the same time; prefaults take 10 us, the lead is 20 us: the hints come at 76 us; the
+    # first page is ready at 86, the second at 96 = just when it is touched. With 15 us of lead the second is
+    # ready at 81 + 20 = 101, after the 4 us fault would be over.
+    rows = [fault(100, 1, 4, vcpu=0), fault(100, 2, 4, vcpu=1)]
+    profile = costs(prefault_4k=10_000, hypercall=0)
+    assert saved(Tiny(rows), "hot_hint,lead_ms=0.020", "faults", profile=profile) == 2
+    assert saved(Tiny(rows), "hot_hint,lead_ms=0.015", "faults", profile=profile) == 1
+    assert saved(Tiny(rows), "hot_hint,lead_ms=0.015,workers=2", "faults", profile=profile) == 2
+
+
+def test_a_stride_needs_two_equal_steps_and_then_saves_n_of_n_plus_1() -> None:
+    # Faults at 0, 1, 2, ...: the second step (at 2) starts it; n = 3 pages ahead: 3, 4, 5 are saved, 6 faults
+    # and continues, 7, 8, 9 are saved, 10 faults, 11 is saved, 12 and 13 were guessed wrong.
+    rows = [fault(100 * (k + 1), k, 4) for k in range(12)]
+    found = metrics(replayed(Tiny(rows), "hot_hint,policy=stride,n=3"), "hot_hint,policy=stride,n=3")
+    assert found["faults"]["counterfactual"] == len([0, 1, 2, 6, 10])
+    assert found["prefaults_wasted"]["counterfactual"] == len([12, 13])
+    assert found["hypercalls"]["counterfactual"] == 0  # the host does it by itself
+
+
+def test_a_stride_crosses_blocks_and_runs_backwards() -> None:
+    rows = [fault(100 * (k + 1), gfn, 4) for k, gfn in enumerate([515, 513, 511, 509])]
+    # Steps of -2: known at 511, so 509 is saved.
+    assert saved(Tiny(rows), "hot_hint,policy=stride,n=1", "faults") == 1
+
+
+def test_hints_for_memory_that_is_never_named_are_wasted_and_outside_memory_are_not_given() -> None:
+    rows = [fault(100 * (k + 1), k, 4) for k in (509, 510, 511)]
+    # n = 4 from page 511 on: 512 .. 515. No event names their block, but it is guest memory: all wasted.
+    name = "hot_hint,policy=stride,n=4"
+    assert figure(Tiny(rows, memory_pages=4096), name, "prefaults_wasted")["counterfactual"] == 4
+    assert figure(Tiny(rows, memory_pages=512), name, "prefaults_wasted")["counterfactual"] == 0
+
+
+def test_on_alloc_hints_what_the_guest_allocates() -> None:
+    # Allocated at 10 and 50 us, prefaulted in 1 us each: ready long before the touches at 26 and 52 us.
+    rows = [alloc(10, 1), fault(30, 1, 4), alloc(50, 2), fault(56, 2, 4), fault(70, 3, 4)]
+    name = "hot_hint,policy=on_alloc"
+    found = metrics(replayed(Tiny(rows), name, profile=costs(hypercall=0)), name)
+    assert found["faults"]["saved"] == 2
+    # A page allocated and never touched is a wasted prefault.
+    rows.append(alloc(80, 9))
+    found = metrics(replayed(Tiny(rows), name, profile=costs(hypercall=0)), name)
+    assert found["prefaults_wasted"]["counterfactual"] == 1
+
+
+def test_a_page_hinted_while_it_is_faulting() -> None:
+    # Allocated at 28 us, in the middle of the fault from 26 to 30 us: the prefault (1 us, 28 to 29 us) was
+    # not begun at 26 us, so the fault stays what it was.
+    rows = [alloc(28, 1), fault(30, 1, 4)]
+    name = "hot_hint,policy=on_alloc"
+    assert saved(Tiny(rows), name, "stall", profile=costs(hypercall=0)) == 0
+
+
+def test_policies_say_what_they_need() -> None:
+    for policy in ("on_alloc", "recorded", "previous"):
+        with pytest.raises(UsageError, match=policy):
+            replayed(Tiny([fault(1, 1)]), f"hot_hint,policy={policy}")
+
+
+def test_recorded_hints_are_replayed() -> None:
+    hint = {"us": 10, "kind": "hv_hypercall", "gfn": 1, "pages": 2, "arg": 0x8003, "vcpu": 0}
+    rows = [hint, fault(30, 1, 4), fault(50, 2, 4), fault(70, 3, 4)]
+    name = "hot_hint,policy=recorded"
+    # A cold hint (heat type 0) backs nothing; a hot one (heat type 1) backs both of its pages.
+    assert saved(Tiny([hint | {"arg": 0x8003 | 1 << 16}, *rows[1:]]), name, "faults", profile=costs()) == 0
+    assert saved(Tiny([hint | {"arg": 0x8003 | 2 << 16}, *rows[1:]]), name, "faults", profile=costs()) == 2
+
+
+# -- hugepages
+
+
+def test_the_first_fault_of_a_huge_region_maps_it_all() -> None:
+    rows = [fault(100, 0, 4), fault(200, 1, 4), fault(300, 511, 4), fault(400, 512, 4)]
+    found = metrics(
+        replayed(Tiny(rows, span_us=1_000), "hugepages", profile=costs(ept_2m=50_000)), "hugepages"
+    )
+    # Two regions: two faults of 50 us instead of four of 4 us.
+    assert found["faults"]["saved"] == 2
+    assert found["faults_ept_4k"]["counterfactual"] == 0
+    assert found["faults_ept_2m"]["counterfactual"] == 2
+    assert found["stall"]["counterfactual"] == 100_000
+    assert found["stall"]["label"] == "assumed"
+    assert found["faults"]["label"] == "measured"
+    assert found["resident_peak"]["counterfactual"] == 4 * MIB
+
+
+def test_a_measured_huge_fault_beats_the_profile() -> None:
+    rows = [fault(100, 0, 4), fault(900, 1024, 77, level=2)]
+    found = figure(Tiny(rows), "hugepages", "stall")
+    # The trace itself holds a 2M fault of 77 us: that is what the other region's fault costs here.
+    assert found["counterfactual"] == 2 * 77_000
+    assert found["label"] == "measured"
+
+
+def test_a_split_region_faults_by_4k_until_it_is_taken_away_as_a_whole() -> None:
+    profile = costs(ept_2m=50_000)
+    rows = [fault(100, 0, 4), drop(200, 5), fault(300, 5, 4), fault(400, 6, 4)]
+    # Page 5 was discarded by itself: its refault stays 4K; page 6 is still mapped.
+    found = metrics(replayed(Tiny(rows), "hugepages", profile=profile), "hugepages")
+    assert (found["faults_ept_2m"]["counterfactual"], found["faults_ept_4k"]["counterfactual"]) == (1, 1)
+    rows = [fault(100, 0, 4), drop(200, 0, 512), fault(300, 5, 4), fault(400, 6, 4)]
+    found = metrics(replayed(Tiny(rows), "hugepages", profile=profile), "hugepages")
+    assert (found["faults_ept_2m"]["counterfactual"], found["faults_ept_4k"]["counterfactual"]) == (2, 0)
+
+
+def test_a_discard_takes_the_untouched_rest_of_a_huge_page_too() -> None:
+    rows = [fault(0, 0, 0), drop(100, 0, 512)]
+    found = metrics(replayed(Tiny(rows, span_us=200), "hugepages", profile=costs(ept_2m=0)), "hugepages")
+    # 512 pages for 100 of 200 us.
+    assert found["resident_mean"]["counterfactual"] == pytest.approx(MIB)
+
+
+def test_a_gigabyte_region_is_bounded_by_the_guests_memory() -> None:
+    rows = [fault(100 * (k + 1), 600 * k, 4) for k in range(4)]
+    trace = Tiny(rows, memory_pages=2048, span_us=1_000)
+    found = metrics(replayed(trace, "hugepages,size=1g", profile=costs(ept_1g=0)), "hugepages,size=1g")
+    assert found["faults"]["counterfactual"] == 1
+    assert found["resident_peak"]["counterfactual"] == 8 * MIB
+
+
+# -- prealloc
+
+
+def test_prealloc_moves_every_fault_to_the_start() -> None:
+    rows = [fault(100, 1, 4), fault(200, 2, 4), drop(300, 1), fault(400, 1, 4)]
+    trace = Tiny(rows, memory_pages=1024, span_us=1_000)
+    found = metrics(replayed(trace, "prealloc", profile=costs()), "prealloc")
+    # The refault after the discard stays; 1024 pages of 1 us each are populated first, by one thread.
+    assert found["faults"]["saved"] == 2
+    assert found["startup"]["counterfactual"] == 1_024_000
+    assert found["critical_path"]["saved"] == 8_000 - 1_024_000
+    # Full from the start; page 1 is away from 292 to 392 us on a vCPU that is 8 us ahead.
+    assert found["resident_peak"]["counterfactual"] == 1024 * PAGE_BYTES
+    four = metrics(replayed(trace, "prealloc,threads=4", profile=costs()), "prealloc,threads=4")
+    assert four["startup"]["counterfactual"] == 256_000
+    assert four["host_cpu_background"]["counterfactual"] == 1_024_000
+
+
+# -- time
+
+
+def test_a_removed_stall_moves_everything_later_on_its_vcpu() -> None:
+    # vCPU 0 loses 4 + 6 us of 100; vCPU 1 loses 20. Independent: the last event (on vCPU 1) is 20 us earlier,
+    # but vCPU 0 gains only 10; all waiting for each other: 30 (no two stalls overlap).
+    rows = [fault(10, 1, 4), fault(40, 2, 6), fault(100, 3, 20, vcpu=1)]
+    found = figure(Tiny(rows, span_us=100), "prealloc", "stall", profile=costs(prefault_4k=0))
+    assert found["saved"] == 30_000
+    path = figure(Tiny(rows, span_us=100), "prealloc", "critical_path", profile=costs(prefault_4k=0))
+    assert (path["low"], path["saved"], path["high"]) == (10_000, 20_000, 30_000)
+    assert path["label"] == "bounded"
+
+
+def test_stalls_that_overlap_are_removed_once() -> None:
+    # vCPU 0 waits from 10 to 30, vCPU 1 from 20 to 40: at most 30 us of elapsed time can be saved.
+    rows = [fault(30, 1, 20), fault(40, 2, 20, vcpu=1)]
+    path = figure(Tiny(rows, span_us=100), "prealloc", "critical_path", profile=costs(prefault_4k=0))
+    assert path["high"] == 30_000
+    # The same two on one vCPU (one inside the other's time): it runs 30 us ahead, not 40.
+    rows = [fault(30, 1, 20), fault(40, 2, 20)]
+    path = figure(Tiny(rows, span_us=100), "prealloc", "critical_path", profile=costs(prefault_4k=0))
+    assert path["saved"] == 30_000
+
+
+def test_open_loop_keeps_every_event_where_it_was() -> None:
+    rows = [fault(10, 1, 4), fault(40, 2, 6)]
+    row = figure(
+        Tiny(rows, span_us=100), "prealloc", "critical_path", closed_loop=False, profile=costs(prefault_4k=0)
+    )
+    assert row["saved"] == 0
+
+
+# -- combinations, losses
+
+
+def test_a_combination_saves_no_page_twice_and_its_steps_add_up() -> None:
+    rows = [fault(100 * k, k, 4) for k in range(1, 6)]
+    name = "zeroing+hot_hint+prealloc"
+    result = replayed(Tiny(rows), name)
+    whole = metrics(result, name)
+    assert whole["faults"]["saved"] == 5
+    steps = {m: metrics(result, name, m)["faults"]["saved"] for m in ("zeroing", "hot_hint", "prealloc")}
+    # Order: zeroing first (nothing is touched at all), then what backs memory; each step starts where the
+    # one before ended.
+    assert steps == {"zeroing": 5, "hot_hint": 0, "prealloc": 0}
+
+
+def test_lost_events_widen_every_interval_that_they_could_change() -> None:
+    rows = [fault(100, 1, 4), fault(200, 2, 4)]
+    none = figure(Tiny(rows), "prealloc", "faults")
+    some = figure(Tiny(rows, lost=3), "prealloc", "faults")
+    unknown = figure(Tiny(rows, lost=None), "prealloc", "faults")
+    assert (none["low"], none["high"], none["label"]) == (2, 2, "measured")
+    assert (some["low"], some["saved"], some["high"], some["label"]) == (-1, 2, 5, "bounded")
+    assert (unknown["low"], unknown["high"]) == (None, None)

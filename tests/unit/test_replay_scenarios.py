@@ -1,0 +1,200 @@
+"""Scenario lines and files, cost profiles, the command and the public API: what is accepted, what is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+import tracekit as tk
+from tests.unit.replay_kit import Tiny, fault, metrics, replayed
+from tracekit.cli.app import app
+from tracekit.errors import TracekitError, UsageError
+from tracekit.replay import load_profile, load_scenarios, parse_scenario
+from tracekit.replay.costs import COSTS
+from tracekit.replay.result import ROWS
+from tracekit.trace import Meta, TraceWriter
+from tracekit.trace.batch import events_batch
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("zeroin", "no scenario or mechanism called zeroin", "zeroing"),
+        ("zeroing+prealoc", "no scenario or mechanism called prealoc", "prealloc"),
+        ("", "no scenario or mechanism called nothing", ""),
+        ("hot_hint,polcy=oracle", "hot_hint has no parameter polcy|no mechanism of the scenario", "policy"),
+        ("hot_hint,policy=orcale", "hot_hint.policy cannot be orcale", "oracle"),
+        ("hot_hint,lead_ms=soon", "lead_ms must be a number", ""),
+        ("hot_hint,lead_ms=-1", "lead_ms must be at least 0", ""),
+        ("hot_hint,n=1.5", "n must be a whole number", ""),
+        ("hot_hint,batch=512", "at most 511", ""),
+        ("hot_hint,lead_ms", "name=value", ""),
+        ("zeroing,hot_hint.lead_ms=5", "no mechanism hot_hint", "zeroing"),
+        ("prealloc+hugepages,size=2m", "size is a parameter of prealloc and hugepages", "size"),
+        ("zeroing+zeroing", "named twice", ""),
+    ],
+)
+def test_a_wrong_scenario_says_what_and_suggests(text: str, message: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        parse_scenario(text)
+    assert hint in caught.value.hint
+    assert caught.value.exit_code == 2
+
+
+def test_parameters_find_their_mechanism() -> None:
+    scenario = parse_scenario("zeroing+hot_hint, policy=stride, n=4 ,zeroing.until_ms=5")
+    assert scenario.params["hot_hint"] | {"policy": "stride", "n": 4} == scenario.params["hot_hint"]
+    assert scenario.params["zeroing"]["until_ms"] == 5.0
+    assert parse_scenario("baseline").mechanisms == ()
+
+
+def test_scenario_files(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(
+        '[[scenario]]\nname = "a"\n[scenario.zeroing]\n[[scenario]]\nname = "b"\n[scenario.hot_hint]\nn = 3\n'
+    )
+    first, second = load_scenarios(path)
+    assert (first.name, second.name, second.params["hot_hint"]["n"]) == ("a", "b", 3)
+    path.write_text("[hugepages]\nsize = '1g'\n")
+    (only,) = load_scenarios(path)
+    assert (only.name, only.params["hugepages"]["size"]) == ("s", "1g")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[hugepages\n", "line 1"),
+        ("[zeroing]\n\n[hugepage]\n", "line 3: no mechanism called hugepage"),
+        ("[hot_hint]\n# a comment\npolicy = 'orcale'\n", "line 3: hot_hint.policy cannot be orcale"),
+        ("zeroing = true\n", "line 1: zeroing must be a table"),
+    ],
+)
+def test_a_wrong_scenario_file_names_the_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        load_scenarios(path)
+    with pytest.raises(UsageError, match="cannot read"):
+        load_scenarios(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("costs = 1\n", "tables"),
+        ("[costs.ept_4kb]\nns = 1\nsource = 'x'\n", "line 1: no such cost: ept_4kb"),
+        ("\n[costs.ept_4k]\nns = -1\nsource = 'x'\n", "line 2: costs.ept_4k: ns must be a time"),
+        ("[costs.ept_4k]\nns = 5\nlow = 6\nsource = 'x'\n", "low <= ns <= high"),
+        ("[costs.ept_4k]\nns = 5\n", "needs a source"),
+        ("[costs.ept_4k]\nns = true\nsource = 'x'\n", "must be a time"),
+        ("[costs.ept_4k]\nns = nan\nsource = 'x'\n", "must be a time"),
+        ("[costs.ept_4k]\nnss = 5\nns = 5\nsource = 'x'\n", "unknown key nss"),
+    ],
+)
+def test_a_wrong_cost_profile_names_the_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        load_profile(path)
+
+
+def test_every_published_cost_has_a_source_and_a_profile_may_name_only_some(tmp_path: Path) -> None:
+    published = load_profile()
+    assert set(published.costs) == set(COSTS)
+    assert all(len(cost.source) > 5 for cost in published.costs.values())
+    path = tmp_path / "mine.toml"
+    path.write_text("name = 'mine'\n[costs.ept_4k]\nns = 7\nsource = 'measured here'\n")
+    mine = load_profile(path)
+    assert (mine.name, mine.ns("ept_4k"), mine.ns("ept_2m")) == ("mine", 7.0, published.ns("ept_2m"))
+
+
+def test_the_profile_prices_what_the_trace_did_not_measure() -> None:
+    rows = [fault(10, 1, None), fault(20, 2, None)]
+    found = metrics(replayed(Tiny(rows), "prealloc"), "prealloc")
+    # Two 4K faults at 3580 [1000, 5600] ns.
+    row = found["stall"]
+    assert (row["saved"], row["low"], row["high"], row["label"]) == (7_160, 2_000, 11_200, "assumed")
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    path = tmp_path / "x.trace"
+    with TraceWriter(path, Meta(source="synthetic", start_ns=1_000, stop_ns=101_000)) as writer:
+        writer.append(
+            events_batch(
+                ts_ns=[11_000, 31_000],
+                kind="ept_violation",
+                vcpu=0,
+                gfn=[0, 1],
+                level=1,
+                access=2,
+                latency_ns=4_000,
+            )
+        )
+    return path
+
+
+def test_the_command_prints_tidy_json_and_writes_a_result(trace: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    done = CliRunner().invoke(
+        app, ["replay", str(trace), "-s", "zeroing", "-s", "hugepages", "--json", "-o", str(out)]
+    )
+    assert done.exit_code == 0, done.output
+    rows = pl.DataFrame(json.loads(done.stdout), schema=ROWS)
+    assert set(rows["scenario"]) == {"zeroing", "hugepages"}
+    saved = json.loads(out.read_text())
+    assert saved["rows"] == json.loads(done.stdout)
+    about = saved["about"]
+    assert len(about["trace"]["sha256"]) == 64
+    assert about["trace"]["events"] == 2
+    assert about["profile"]["name"] == "published"
+    assert {"tracekit", "numba", "python"} <= about["versions"].keys()
+    assert "synthetic" in about["notes"][0]
+
+
+def test_the_command_prints_a_table_in_80_columns_and_names_the_next_command(trace: Path) -> None:
+    done = CliRunner().invoke(
+        app, ["replay", str(trace), "-s", "prealloc"], env={"COLUMNS": "80", "NO_COLOR": "1"}
+    )
+    assert done.exit_code == 0, done.output
+    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+    assert "guest stall" in done.stdout
+    assert "next: tracekit report" in done.stderr
+
+
+def test_an_existing_result_is_not_overwritten(trace: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    out.write_text("precious")
+    with pytest.raises(TracekitError, match="exists already"):
+        CliRunner().invoke(
+            app, ["replay", str(trace), "-s", "zeroing", "-o", str(out)], catch_exceptions=False
+        )
+    assert out.read_text() == "precious"
+
+
+def test_the_api_takes_paths_traces_and_one_or_many_scenarios(trace: Path) -> None:
+    opened = tk.open(trace)
+    assert opened.events.collect().height == 2
+    one = tk.what_if(opened, "zeroing")
+    many = tk.what_if(trace, ["zeroing", "hugepages"])
+    assert one.schema == many.schema == ROWS
+    assert one.equals(many.filter(scenario="zeroing"))
+    with pytest.raises(UsageError, match="given twice"):
+        tk.what_if(opened, ["zeroing", "zeroing"])
+    with pytest.raises(UsageError, match="no scenario given"):
+        tk.what_if(opened, [])
+
+
+def test_importing_the_front_door_imports_nothing_heavy() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, tracekit; print([m for m in ('numba', 'polars', 'scipy', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
