@@ -6,7 +6,6 @@ releases the interpreter lock, so vCPU threads inside KVM_RUN really run side by
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import fcntl
@@ -117,12 +116,15 @@ _SET_REGS: Final = _ioctl_number(1, 0x82, ctypes.sizeof(Regs))
 _GET_SREGS: Final = _ioctl_number(2, 0x83, ctypes.sizeof(Sregs))
 _SET_SREGS: Final = _ioctl_number(1, 0x84, ctypes.sizeof(Sregs))
 _SET_CPUID2: Final = _ioctl_number(1, 0x90, 8)
+_GET_STATS_FD: Final = _ioctl_number(0, 0xCE, 0)
 _PRE_FAULT_MEMORY: Final = _ioctl_number(3, 0xD5, 64)
 
 CAP_HYPERV: Final = 44
 CAP_PRE_FAULT_MEMORY: Final = 236
 
 _HYPERV_HCALL: Final = 2
+_STATS_DESCRIPTOR: Final = struct.Struct("<IhHII")
+"""Flags, exponent, words, offset, bucket size; the counter's name follows."""
 
 EXIT_IO: Final = 2
 EXIT_HLT: Final = 5
@@ -170,6 +172,28 @@ class _Handle:
         except OSError as error:
             code = errno.errorcode.get(error.errno or 0, str(error.errno))
             raise FailedError(f"{what} failed: {error.strerror} ({code})", hint="tracekit doctor") from error
+
+
+class _Counted(_Handle):
+    """A VM or vCPU: KVM counts what it does for it."""
+
+    def counters(self) -> dict[str, int]:
+        """Return KVM's own counters, name -> value (pf_fixed, exits, pages_4k, …); {} before Linux 5.14."""
+        try:
+            fd = fcntl.ioctl(self.fd, _GET_STATS_FD, 0)
+        except OSError:
+            return {}
+        with _Handle(fd):
+            _, name_bytes, count, _, descriptors_at, data_at = struct.unpack("<6I", os.pread(fd, 24, 0))
+            size = _STATS_DESCRIPTOR.size + name_bytes
+            descriptors = os.pread(fd, count * size, descriptors_at)
+            values: dict[str, int] = {}
+            for start in range(0, len(descriptors), size):
+                _, _, words, offset, _ = _STATS_DESCRIPTOR.unpack_from(descriptors, start)
+                name = descriptors[start + _STATS_DESCRIPTOR.size : start + size].split(b"\0")[0].decode()
+                if words == 1:  # more are histograms
+                    (values[name],) = struct.unpack("<Q", os.pread(fd, 8, data_at + offset))
+        return values
 
 
 class Kvm(_Handle):
@@ -233,7 +257,7 @@ class Kvm(_Handle):
         )
 
 
-class Vm(_Handle):
+class Vm(_Counted):
     """A VM: memslots and vCPUs; closing it (and its vCPUs) frees the guest."""
 
     def __init__(self, fd: int, run_bytes: int) -> None:
@@ -249,21 +273,8 @@ class Vm(_Handle):
         """Return vCPU number `index`."""
         return Vcpu(self._call(f"KVM_CREATE_VCPU {index}", _CREATE_VCPU, index), self._run_bytes)
 
-    def counters(self) -> dict[str, int]:
-        """Return KVM's own counters of this VM from debugfs, name -> value; empty where unreadable.
 
-        Raises nothing: the counters (pf_fixed, pages_4k, …) are a cross-check, not a need.
-        """
-        folder = Path(f"/sys/kernel/debug/kvm/{os.getpid()}-{self.fd}")
-        values: dict[str, int] = {}
-        with contextlib.suppress(OSError):
-            for entry in folder.iterdir():
-                with contextlib.suppress(OSError, ValueError):
-                    values[entry.name] = int(entry.read_text())
-        return values
-
-
-class Vcpu(_Handle):
+class Vcpu(_Counted):
     """A vCPU with its shared kvm_run page."""
 
     def __init__(self, fd: int, run_bytes: int) -> None:

@@ -14,6 +14,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Self
@@ -124,7 +125,7 @@ class SmallGuest:
             memslots=tuple(self._memslots),
             vcpus=tuple(runs),
             resident_pages=sum(backing.memory.resident_pages() for backing in self._backings),
-            kvm_counters=self.vm.counters(),
+            kvm_counters=self._counters(),
             calls=self._enlightenment.counts() if self._enlightenment else {},
         )
 
@@ -176,6 +177,13 @@ class SmallGuest:
         if self.plan.enlightened != "off":
             gfns += range(_CALLS >> 12, (_CALLS + self.plan.vcpus * _CALLS_BYTES) >> 12)
         return tuple(sorted(gfns))
+
+    def _counters(self) -> dict[str, int]:
+        """KVM's counters of the VM and, summed, of its vCPUs."""
+        total = Counter(self.vm.counters())
+        for vcpu in self._vcpus:
+            total.update(vcpu.counters())
+        return dict(total)
 
     def _directories(self) -> int:
         return -(-(self.plan.memory_bytes + self.plan.added_bytes) // _GIB)
