@@ -37,7 +37,10 @@ def in_memory(batch: Any) -> Any:
     """A trace of one batch that was never on disk."""
     frame = pl.from_arrow(batch)
     assert isinstance(frame, pl.DataFrame)
-    return SimpleNamespace(events=frame.lazy(), batches=lambda columns: iter([batch.select(columns)]))
+    meta = SimpleNamespace(start_ns=None, stop_ns=None)
+    return SimpleNamespace(
+        meta=meta, events=frame.lazy(), batches=lambda columns: iter([batch.select(columns)])
+    )
 
 
 def test_extent_is_the_box_of_all_located_events(trace: Trace) -> None:

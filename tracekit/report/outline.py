@@ -116,7 +116,7 @@ class Outline:
 
     @cached_property
     def extent(self) -> Extent | None:
-        """The box of all events; None for an empty trace."""
+        """The box of the recording: from its start to its stop, and all gfns; None for an empty trace."""
         box = self.classes.select(
             pl.col("first_ns").min(),
             pl.col("last_ns").max(),
@@ -126,7 +126,10 @@ class Outline:
         ).row(0)
         if box[0] is None:
             return None
-        return Extent(box[0], box[1], box[2] or 0, box[3] or 0, box[4] + 1)
+        meta = self.trace.meta
+        start = min(box[0], box[0] if meta.start_ns is None else meta.start_ns)
+        stop = max(box[1], meta.stop_ns or 0)
+        return Extent(start, stop, box[2] or 0, box[3] or 0, box[4] + 1)
 
     @cached_property
     def timeline(self) -> pl.DataFrame:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from tracekit.errors import UsageError
+from tracekit.errors import TracekitError, UsageError
 from tracekit.report.ledger import checked
 from tracekit.report.outline import Outline
 from tracekit.report.text import plain
 
 if TYPE_CHECKING:
+    from tracekit.replay import Result
     from tracekit.trace import Trace
 
 __all__ = ["DEFAULT_SCENARIOS", "Study", "load_result", "open_study"]
@@ -67,6 +68,17 @@ class Study:
     zeroing: pl.DataFrame | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, trace: Trace, result: Result) -> Study:
+        """Return the study of a trace and a replay of it."""
+        return cls(
+            name=trace.path.absolute().name,
+            trace=trace,
+            rows=checked(result.rows),
+            curves=result.curves,
+            provenance=dict(result.about),
+        )
+
     @cached_property
     def outline(self) -> Outline | None:
         """The trace boiled down for the charts; None where there is no trace."""
@@ -84,14 +96,12 @@ def open_study(path: Path, scenarios: Sequence[str] | None = None, *, replay: bo
         return load_result(path)
     from tracekit.trace import open_trace
 
-    study = Study(name=path.absolute().name, trace=open_trace(path))
-    if replay and study.trace is not None:
-        from tracekit.replay import run
+    trace = open_trace(path)
+    if not replay:
+        return Study(name=path.absolute().name, trace=trace)
+    from tracekit.replay import run
 
-        result = run(study.trace, list(scenarios or DEFAULT_SCENARIOS))
-        study.rows = checked(result.rows)
-        study.provenance = dict(result.about)
-    return study
+    return Study.of(trace, run(trace, list(scenarios or DEFAULT_SCENARIOS)))
 
 
 def load_result(path: Path) -> Study:
@@ -112,6 +122,8 @@ def load_result(path: Path) -> Study:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows) or not rows:
         raise UsageError(f"{plain(path)} is not a replay result: it holds no rows", hint=hint)
     tables = {name: _table(path, name, document.get(name)) for name in _TABLES}
+    about = document.get("about")
+    provenance = about if isinstance(about, dict) else {}
     return Study(
         name=path.name,
         rows=checked(rows),
@@ -119,8 +131,26 @@ def load_result(path: Path) -> Study:
         swings=tables["swings"],
         miss_ratio=tables["miss_ratio"],
         zeroing=tables["zeroing"],
-        provenance=about if isinstance(about := document.get("about"), dict) else {},
+        provenance=provenance,
+        trace=_its_trace(path, provenance),
     )
+
+
+def _its_trace(result: Path, provenance: dict[str, Any]) -> Trace | None:
+    """Return the trace that a result was made from, if it is still where it was and still the same."""
+    from tracekit.replay.result import trace_hash
+    from tracekit.trace import open_trace
+
+    named = provenance.get("trace")
+    if not isinstance(named, dict) or not isinstance(named.get("path"), str):
+        return None
+    for place in (Path(named["path"]), result.parent / Path(named["path"]).name):
+        try:
+            if (place / "meta.json").is_file() and trace_hash(place) == named.get("sha256"):
+                return open_trace(place)
+        except (TracekitError, OSError, ValueError):
+            continue  # a report without the trace's own charts is better than none
+    return None
 
 
 def _table(path: Path, name: str, value: object) -> pl.DataFrame | None:

@@ -58,7 +58,7 @@ def series(names: list[str], field: str = "series", *, ink_first: bool = False) 
     >>> sorted(series(["baseline", "zeroing"], ink_first=True))
     ['color', 'strokeDash']
     """
-    legend = alt.Legend(title=None, orient="top")
+    legend = alt.Legend(title=None, orient="top", symbolType="stroke", symbolStrokeWidth=2)
     dashes = [_DASHES[i % len(_DASHES)] for i in range(len(names))]
     colours = alt.Scale(domain=names, range="ordinal") if ink_first else alt.Scale(domain=names)
     return {

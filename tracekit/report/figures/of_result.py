@@ -44,7 +44,7 @@ def draw_resident(study: Study) -> Figure | None:
             )
         )
     if outline is not None and extent is not None:
-        parts.append(rss(outline, extent).with_columns(pl.lit("RSS of the VMM, sampled").alias("series")))
+        parts.append(rss(outline, extent).with_columns(pl.lit(resident.SAMPLED).alias("series")))
     parts = [part.select("series", "time_s", "resident_bytes") for part in parts if part.height]
     if not parts:
         return None
@@ -56,11 +56,9 @@ def draw_resident(study: Study) -> Figure | None:
         title="Resident memory over time",
         says=f"Peaks: {said}.",
         alt_text=f"Line chart of resident memory over time for {peaks.height} series. Peaks: {said}.",
-        chart=resident.chart(
-            curves, None if outline is None or outline.extent is None else outline.extent.span_s
-        ),
+        chart=resident.chart(curves, extent.span_s if extent else None),
         table=peaks.rename({"resident_bytes": "peak_bytes"}),
-        known_by="Model curves come from the replay; sampled RSS also counts the VMM's own memory.",
+        known_by="Curves are each scenario's point figure, bounds are in the ledger; RSS has the VMM's own memory too.",
         units={"peak_bytes": "bytes"},
     )
 
