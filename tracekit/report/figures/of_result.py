@@ -58,7 +58,7 @@ def draw_resident(study: Study) -> Figure | None:
         alt_text=f"Line chart of resident memory over time for {peaks.height} series. Peaks: {said}.",
         chart=resident.chart(curves, extent.span_s if extent else None),
         table=peaks.rename({"resident_bytes": "peak_bytes"}),
-        known_by="Curves are each scenario's point figure, bounds are in the ledger; RSS has the VMM's own memory too.",
+        known_by="Curves are each scenario's point figure, bounds are in the ledger; RSS is all of the VMM.",
         units={"peak_bytes": "bytes"},
     )
 

@@ -1,28 +1,22 @@
-"""Writes the report: one HTML file that holds its charts, its data and its runtime, and loads nothing."""
+"""The report of a study: what would be saved, the ledger, the charts, what it all rests on."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-from functools import cache
-from importlib.metadata import version
-from importlib.resources import files
 from typing import Any, Final
 
 import polars as pl
 
-from tracekit.report.figure import Figure, theme
+from tracekit.report.figure import Figure
 from tracekit.report.figures import draw
 from tracekit.report.ledger import LABELS, Entry, entries, headline, scenarios, title
 from tracekit.report.notices import assumptions, costs, losses, notices, provenance, subject
+from tracekit.report.page.assembly import assemble
 from tracekit.report.study import Study
 from tracekit.report.text import plain
 from tracekit.report.units import human, human_interval
 
 __all__ = ["render"]
 
-_TABLE_ROWS: Final = 60
 _BESIDE: Final = (
     "critical_path",
     "faults",
@@ -35,14 +29,11 @@ _BESIDE: Final = (
 
 def render(study: Study, figures: list[Figure] | None = None) -> str:
     """Return the page of a study; `figures` may be given where they were drawn already."""
-    from jinja2 import Environment, StrictUndefined
-
     figures = draw(study) if figures is None else figures
-    runtime, script = _runtime(), _asset("page.js")
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(
-        _asset("page.html")
-    )
-    return page.render(
+    return assemble(
+        "study.html",
+        figures,
+        kicker="tracekit report",
         heading="What enlightened memory would save"
         if study.rows is not None
         else "What this VM's memory did",
@@ -52,84 +43,12 @@ def render(study: Study, figures: list[Figure] | None = None) -> str:
         cards=_cards(study.rows),
         labels=[(name, LABELS[name]) for name in LABELS if _uses(study.rows, name)],
         ledger=_ledger(study.rows),
-        figures=[_words(figure) for figure in figures],
         missing=_missing(study, figures),
         assumptions=assumptions(study),
         provenance=provenance(study),
         costs=costs(study),
         losses=losses(study),
-        version=version("tracekit"),
-        style=_asset("page.css"),
-        script_hashes=" ".join(f"'sha256-{_digest(text)}'" for text in (runtime, script)),
-        figures_json=_inert_json(
-            {"config": theme("page"), "figures": [_drawing(figure) for figure in figures]}
-        ),
-        runtime=runtime,
-        script=script,
     )
-
-
-def _asset(name: str) -> str:
-    return (files("tracekit.report") / name).read_text(encoding="utf-8")
-
-
-@cache
-def _runtime() -> str:
-    """Return Vega, Vega-Lite and Vega-Embed as one script; a closing tag inside it would end the page's."""
-    import vl_convert
-
-    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    return bundle.replace("</script", "<\\/script")
-
-
-def _digest(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _inert_json(value: Any) -> str:
-    """Return JSON that no HTML parser can mistake for markup."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
-
-
-def _drawing(figure: Figure) -> dict[str, Any]:
-    spec = figure.spec()
-    datasets = {name: _columns(rows) for name, rows in spec.pop("datasets", {}).items()}
-    spec.pop("$schema", None)
-    return {"name": figure.name, "spec": spec, "datasets": datasets}
-
-
-def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Return rows as columns: each name once instead of once a row."""
-    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
-
-
-def _words(figure: Figure) -> dict[str, Any]:
-    table = figure.table.head(_TABLE_ROWS)
-    return {
-        "name": figure.name,
-        "title": figure.title,
-        "says": figure.says,
-        "alt_text": figure.alt_text,
-        "known_by": figure.known_by,
-        "columns": [
-            {"name": name.replace("_", " "), "number": dtype.is_numeric()}
-            for name, dtype in table.schema.items()
-        ],
-        "rows": [
-            [_cell(value, figure.units.get(name)) for name, value in row.items()]
-            for row in table.iter_rows(named=True)
-        ],
-        "more": max(0, figure.table.height - _TABLE_ROWS),
-    }
-
-
-def _cell(value: object, unit: str | None) -> str:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return "unknown" if value is None else plain(value)
-    return human(value, unit or "count")
 
 
 def _uses(rows: pl.DataFrame | None, label: str) -> bool:

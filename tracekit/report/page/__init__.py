@@ -1,0 +1,5 @@
+"""The pages: one self-contained HTML file each."""
+
+from tracekit.report.page.of_study import render
+
+__all__ = ["render"]
