@@ -59,7 +59,7 @@ class FrameReader:
     """Iterates over the verified frames of a part, closed or not; stops at the first bad byte.
 
     `part` is the whole file as a buffer (memory-mapped: nothing is copied). After iterating, `end` is
-    the offset behind the last good frame, `closed` tells whether Arrow's end-of-stream mark follows
+    the offset behind the last good frame, `closed` tells whether Arrow's end mark and footer follow
     it, and `trouble` says why reading stopped early ("" = the data ended between two frames).
     """
 
@@ -103,7 +103,10 @@ class FrameReader:
         start, at = 0, BODY_START
         while at < size:
             if self._part[at : at + 8].to_pybytes() == b"\xff\xff\xff\xff\0\0\0\0":
-                self.closed = True
+                # Arrow's end mark may be stray bytes; the footer behind it must reach to the file's end.
+                footer = int.from_bytes(self._part[size - 10 : size - 6].to_pybytes(), "little")
+                self.closed = at + 8 + footer + 10 == size
+                self.trouble = "" if self.closed else f"byte {at}: an end mark, but no footer behind it"
                 return
             stream.seek(at)
             try:

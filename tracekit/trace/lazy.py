@@ -1,4 +1,4 @@
-"""A compacted trace as a polars LazyFrame: not in time order on disk, so it is sorted while reading."""
+"""A trace whose files are not in time order (compacted, or with late rows) as an ordered LazyFrame."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from tracekit.trace.holdback import concat, sort_by_time, times
 
-__all__ = ["Source", "chains", "merge_sources", "rebatch"]
+__all__ = ["Source", "merge_sources", "rebatch"]
 
 
 class Source:
@@ -83,19 +83,3 @@ def rebatch(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordB
             held += rest.num_rows
     if held:
         yield concat(pending)
-
-
-def chains(spans: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Group spans (first, last), by index, into as few sequences without overlap as possible.
-
-    >>> chains([(0, 10), (5, 7), (10, 20)])
-    [[0, 2], [1]]
-    """
-    made: list[list[int]] = []
-    for index in sorted(range(len(spans)), key=lambda at: spans[at]):
-        fitting = [chain for chain in made if spans[chain[-1]][1] <= spans[index][0]]
-        if fitting:
-            max(fitting, key=lambda chain: spans[chain[-1]][1]).append(index)
-        else:
-            made.append([index])
-    return made

@@ -6,6 +6,7 @@ import difflib
 import errno
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from tracekit.trace.decode import check_crc, part_batches
 from tracekit.trace.folder import EVENTS_DIR, Folder, part_name
 from tracekit.trace.journal import read_table
 from tracekit.trace.lazy import scan_in_order
-from tracekit.trace.merging import Source, chains, merge_sources, rebatch
+from tracekit.trace.merging import Source, merge_sources, rebatch
 from tracekit.trace.meta import Meta
 from tracekit.trace.part import PartLine
 from tracekit.trace.schema import EVENTS
@@ -67,20 +68,11 @@ class Trace:
         import polars as pl
 
         self._verified  # noqa: B018
-        if self.compacted:
+        spans = self._by_time()
+        if self.compacted or any(one[1] >= other[0] for one, other in pairwise(spans)):
             return scan_in_order(self)
-        parts = [part for part in self.parts if part.rows]
-        spans = [(part.first_ts_ns or 0, part.last_ts_ns or 0) for part in parts]
-        frames = [
-            pl.scan_ipc([self.path / EVENTS_DIR / parts[index].part for index in chain])
-            for chain in chains(spans)
-        ]
-        if not frames:
-            return pl.scan_ipc(self.path / EVENTS_DIR / self.parts[0].part)
-        merged = frames[0]
-        for frame in frames[1:]:
-            merged = merged.merge_sorted(frame, key="ts_ns")
-        return merged
+        parts = [part for _, _, part in spans] or self.parts
+        return pl.scan_ipc([self.path / EVENTS_DIR / part.part for part in parts])
 
     @cached_property
     def memslots(self) -> pl.DataFrame:
@@ -127,13 +119,8 @@ class Trace:
             raise UsageError("batch_rows must be at least 1")
         wanted = sorted({"ts_ns", *names}, key=EVENTS.get_field_index)
         sources = [
-            Source(
-                part.first_ts_ns or 0,
-                part.last_ts_ns or 0,
-                partial(part_batches, self.path / EVENTS_DIR, part, wanted),
-            )
-            for part in self.parts
-            if part.rows
+            Source(first, last, partial(part_batches, self.path / EVENTS_DIR, part, wanted))
+            for first, last, part in self._by_time()
         ]
         for batch in rebatch(merge_sources(sources), batch_rows):
             yield batch if wanted == names else batch.select(names)
@@ -142,6 +129,11 @@ class Trace:
         """Compare every part with its checksum in the manifest; DamagedError at the first that differs."""
         for part in self.parts:
             check_crc(self.path / EVENTS_DIR, part)
+
+    def _by_time(self) -> list[tuple[int, int, PartLine]]:
+        """Return (first ts_ns, last ts_ns, part) of the parts that hold events, in time order."""
+        spans = [(part.first_ts_ns or 0, part.last_ts_ns or 0, part) for part in self.parts if part.rows]
+        return sorted(spans, key=lambda span: span[:2])
 
     @cached_property
     def _verified(self) -> bool:
