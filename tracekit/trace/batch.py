@@ -11,7 +11,7 @@ import pyarrow as pa
 from tracekit.errors import UsageError
 from tracekit.trace.schema import EVENTS, KIND_CODE, KINDS
 
-__all__ = ["KIND_DICTIONARY", "check_batch", "events_batch"]
+__all__ = ["KIND_DICTIONARY", "check_batch", "events_batch", "newer_kinds"]
 
 KIND_DICTIONARY: Final[pa.Array] = pa.array(KINDS, pa.string())
 """The values of every `kind` column: one constant, so that all batches of a part share it."""
@@ -69,6 +69,12 @@ def check_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
     if len(codes) and codes.max() >= len(KINDS):
         raise UsageError(f"kind code {codes.max()} is not in KINDS")
     return batch
+
+
+def newer_kinds() -> UsageError:
+    """Return the error for events of kinds that are not in KINDS."""
+    hint = "pip install --upgrade tracekit"
+    return UsageError("the trace has event kinds of a newer tracekit", hint=hint)
 
 
 def _column(column: pa.Field, values: Any, mask: Any, rows: int) -> pa.Array:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from tracekit.errors import DamagedError
-from tracekit.trace.batch import KIND_DICTIONARY
+from tracekit.trace.batch import KIND_DICTIONARY, newer_kinds
 from tracekit.trace.framing import FrameReader
 from tracekit.trace.part import PartLine
 from tracekit.trace.schema import EVENTS
@@ -104,4 +104,6 @@ def _kind(column: pa.DictionaryArray) -> pa.DictionaryArray:
     import pyarrow.compute as pc
 
     codes = pc.index_in(column.dictionary, KIND_DICTIONARY).cast(pa.uint8())
+    if codes.null_count:
+        raise newer_kinds()
     return pa.DictionaryArray.from_arrays(codes.take(column.indices), KIND_DICTIONARY)

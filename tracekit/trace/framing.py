@@ -16,8 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 
-from tracekit.errors import UsageError
-from tracekit.trace.batch import KIND_DICTIONARY
+from tracekit.trace.batch import KIND_DICTIONARY, newer_kinds
 from tracekit.trace.schema import EVENTS
 
 __all__ = ["BODY_START", "Frame", "FrameReader", "frame_metadata", "seal"]
@@ -144,9 +143,6 @@ def _current_kinds(batch: pa.RecordBatch) -> pa.RecordBatch:
         return batch
     kind: Any = batch.column(at)
     if not KIND_DICTIONARY.slice(0, len(kind.dictionary)).equals(kind.dictionary):
-        raise UsageError(
-            "the trace has event kinds that this tracekit does not know",
-            hint="pip install --upgrade tracekit",
-        )
+        raise newer_kinds()
     kind = pa.DictionaryArray.from_arrays(kind.indices, KIND_DICTIONARY)
     return batch.set_column(at, EVENTS.field("kind"), kind)

@@ -7,14 +7,27 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from tracekit.trace.schema import EVENTS
+from tracekit.trace.batch import newer_kinds
+from tracekit.trace.schema import EVENTS, KINDS
 
 if TYPE_CHECKING:
     import polars as pl
 
     from tracekit.trace.reader import Trace
 
-__all__ = ["scan_in_order"]
+__all__ = ["current_kinds", "scan_in_order"]
+
+
+def current_kinds(events: pl.LazyFrame) -> pl.LazyFrame:
+    """Give `kind` all the categories of today; a trace of an older tracekit knows fewer."""
+    import polars as pl
+
+    found = events.collect_schema()["kind"]
+    if not isinstance(found, pl.Enum) or tuple(found.categories) == KINDS:
+        return events
+    if tuple(found.categories) != KINDS[: len(found.categories)]:
+        raise newer_kinds()
+    return events.with_columns(pl.col("kind").cast(pl.Enum(KINDS)))
 
 
 def scan_in_order(trace: Trace) -> pl.LazyFrame:

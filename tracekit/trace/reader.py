@@ -16,7 +16,7 @@ from tracekit.errors import DamagedError, UsageError
 from tracekit.trace.decode import check_crc, part_batches
 from tracekit.trace.folder import EVENTS_DIR, Folder, part_name
 from tracekit.trace.journal import read_table
-from tracekit.trace.lazy import scan_in_order
+from tracekit.trace.lazy import current_kinds, scan_in_order
 from tracekit.trace.merging import Source, merge_sources, rebatch
 from tracekit.trace.meta import Meta
 from tracekit.trace.part import PartLine
@@ -72,7 +72,7 @@ class Trace:
         if self.compacted or any(one[1] >= other[0] for one, other in pairwise(spans)):
             return scan_in_order(self)
         parts = [part for _, _, part in spans] or self.parts
-        return pl.scan_ipc([self.path / EVENTS_DIR / part.part for part in parts])
+        return current_kinds(pl.scan_ipc([self.path / EVENTS_DIR / part.part for part in parts]))
 
     @cached_property
     def memslots(self) -> pl.DataFrame:
