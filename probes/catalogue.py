@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["HOST_PROBES", "Probe"]
+__all__ = ["GUEST_PROBES", "HOST_PROBES", "Probe"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Probe:
     kinds: tuple[str, ...]
     optional: tuple[str, ...] = ()
     constants: tuple[str, ...] = ()
+    faults: bool = False  # has on_NAME_minor and on_NAME_major, for the kernel's page-fault counts
 
 
 HOST_PROBES: Final[tuple[Probe, ...]] = (
@@ -37,6 +38,7 @@ HOST_PROBES: Final[tuple[Probe, ...]] = (
         "host_fault",
         ("host_fault",),
         optional=("exceptions:page_fault_user", "exceptions:page_fault_kernel"),
+        faults=True,
     ),
     Probe("reclaim", ("madvise", "process_madvise", "fallocate")),
     Probe("notifier", ("unmap", "age"), optional=("kvm:kvm_unmap_hva_range", "kvm:kvm_age_hva")),
@@ -49,4 +51,16 @@ HOST_PROBES: Final[tuple[Probe, ...]] = (
     Probe("ksm", ("ksm_merge", "ksm_break"), constants=("KSM_ADDRESS_OFFSET",)),
     Probe("halt", ("vcpu_block", "vcpu_wake")),
     Probe("swap", ("swap_in", "swap_out"), constants=("ITEM_PSWPIN", "ITEM_PSWPOUT", "MMU_ADDRESS_IS_GPA")),
+)
+
+GUEST_PROBES: Final[tuple[Probe, ...]] = (
+    Probe("guest_pages", ("page_alloc", "page_free"), constants=("RECORDER", "INIT_ON_ALLOC")),
+    Probe(
+        "guest_fault",
+        ("guest_fault",),
+        optional=("exceptions:page_fault_user", "exceptions:page_fault_kernel"),
+        constants=("RECORDER",),
+        faults=True,
+    ),
+    Probe("guest_access", ("access",), constants=("DAMON_IS_PHYSICAL",)),
 )

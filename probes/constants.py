@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Final
+
 from tracekit.probes import btf
 
-__all__ = ["kernel_constants"]
+__all__ = ["damon_is_physical", "guest_constants", "init_on_alloc", "kernel_constants", "why_unknown"]
 
 _ISA_VMX, _ISA_SVM = 1, 2  # as kvm_exit's `isa` counts them
+_DAMON: Final = Path("/sys/kernel/mm/damon/admin/kdamonds")
 
 
 def kernel_constants(mmu_mode: str, kvm_module: str) -> dict[str, int]:
-    """Return the constants that can be known here, by the names that the C files use."""
+    """Return what the host's probes need, by the names that the C files use."""
     # The structure was called rmap_item until 6.0.
     ksm = btf.field_offset("ksm_rmap_item", "address")
     known = {
@@ -21,3 +30,47 @@ def kernel_constants(mmu_mode: str, kvm_module: str) -> dict[str, int]:
         "ITEM_PSWPOUT": btf.enum_value("vm_event_item", "PSWPOUT"),
     }
     return {name: value for name, value in known.items() if value is not None}
+
+
+def guest_constants() -> dict[str, int]:
+    """Return what the probes inside a guest need: who the recorder is, and what this kernel zeroes."""
+    known = {"RECORDER": os.getpid(), "INIT_ON_ALLOC": int(init_on_alloc())}
+    return {**known, "DAMON_IS_PHYSICAL": 1} if damon_is_physical() else known
+
+
+def why_unknown(name: str) -> str:
+    """Say why a constant is not known here."""
+    if name == "DAMON_IS_PHYSICAL":
+        return "DAMON is not watching physical memory here"
+    return f"this kernel has no type information (BTF) that tells {name}"
+
+
+def damon_is_physical(kdamonds: Path = _DAMON) -> bool:
+    """Return whether DAMON runs, and all its contexts watch physical addresses (only reads)."""
+    operations = []
+    with contextlib.suppress(OSError):
+        for kdamond in kdamonds.glob("[0-9]*"):
+            if (kdamond / "state").read_text().strip() == "on":
+                operations += [path.read_text().strip() for path in kdamond.glob("contexts/*/operations")]
+    return bool(operations) and set(operations) == {"paddr"}
+
+
+def init_on_alloc(command_line: str | None = None, config: str | None = None) -> bool:
+    """Return whether this kernel zeroes every page it hands out, by its command line or how it was built.
+
+    >>> init_on_alloc("ro init_on_alloc=1", "")
+    True
+    """
+    given = Path("/proc/cmdline").read_text() if command_line is None else command_line
+    if match := re.search(r"\binit_on_alloc=(\w+)", given):
+        return match[1].lower() in ("1", "on", "y", "yes", "true")
+    built = _kernel_config() if config is None else config
+    return "CONFIG_INIT_ON_ALLOC_DEFAULT_ON=y" in built
+
+
+def _kernel_config() -> str:
+    with contextlib.suppress(OSError):
+        return gzip.decompress(Path("/proc/config.gz").read_bytes()).decode(errors="replace")
+    with contextlib.suppress(OSError):
+        return Path(f"/boot/config-{platform.release()}").read_text()
+    return ""

@@ -28,6 +28,7 @@ __all__ = ["access_and_flags", "columns", "to_batch"]
 _GUEST_FAULT_KIND: Final = KIND_CODE["ept_violation"]
 _MAP_KIND: Final = KIND_CODE["map"]
 _HOST_FAULT_KIND: Final = KIND_CODE["host_fault"]
+_OWN_FAULT_KIND: Final = KIND_CODE["guest_fault"]
 
 # x86 #PF error code, which SVM's NPT fault code extends (AMD APM vol. 2, 15.25.6; Intel SDM vol. 3, 4.7)
 _PF_PRESENT: Final = 1 << 0
@@ -83,7 +84,11 @@ def columns(records: np.ndarray, mmu_mode: str) -> dict[str, np.ndarray]:
         if name not in ("length", "page")
     }
     kind = out["kind"]
-    for code, mode in ((_GUEST_FAULT_KIND, mmu_mode), (_HOST_FAULT_KIND, "host")):
+    for code, mode in (
+        (_GUEST_FAULT_KIND, mmu_mode),
+        (_HOST_FAULT_KIND, "host"),
+        (_OWN_FAULT_KIND, "host"),
+    ):
         rows = _rows(kind == code)
         if rows is None:
             continue

@@ -13,6 +13,7 @@ from tracekit.errors import CapabilityError, FailedError
 from tracekit.probes import source, tracefs
 from tracekit.probes.bcc_package import compile_program, load_bcc
 from tracekit.probes.catalogue import Probe
+from tracekit.probes.constants import why_unknown
 from tracekit.probes.losses import LossReader
 from tracekit.probes.ring import RingReader
 
@@ -27,6 +28,7 @@ _CAP_SYS_ADMIN: Final = 21
 class ProgramStats:
     """What the kernel says of one BPF program: runs and time where statistics are on, misses always."""
 
+    probe: str
     function: str
     runs: int
     run_ns: int
@@ -56,7 +58,7 @@ class LoadedProbes:
     refused: dict[str, str] = field(default_factory=dict)
     _bpf: Any = None
     _ring: RingReader | None = None
-    _programs: dict[str, int] = field(default_factory=dict)
+    _programs: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     @classmethod
     def load(
@@ -81,7 +83,7 @@ class LoadedProbes:
             if missing := source.missing_tracepoints(probe, tracefs.tracepoint):
                 loaded._refuse(probe.name, f"this kernel has no tracepoint {', '.join(missing)}", required)
             elif unknown := [name for name in probe.constants if name not in defines]:
-                loaded._refuse(probe.name, f"this kernel's BTF does not tell {', '.join(unknown)}", required)
+                loaded._refuse(probe.name, why_unknown(unknown[0]), required)
             else:
                 chosen.append(probe)
         text = source.build(chosen, tracefs.tracepoint, ring_pages=ring_bytes // 4096, defines=dict(defines))
@@ -91,10 +93,10 @@ class LoadedProbes:
                 try:
                     for program in text.programs:
                         if program.probe == probe.name:
-                            loaded._load(program.function, bcc.BPF.TRACEPOINT)
+                            loaded._load(probe.name, program.function, bcc.BPF.TRACEPOINT)
                             bpf.attach_tracepoint(tp=program.tracepoint, fn_name=program.function)
-                    if probe.name == "host_fault":
-                        loaded._attach_fault_ends(bcc)
+                    if probe.faults:
+                        loaded._attach_fault_ends(bcc, probe.name)
                 except Exception as error:
                     # bcc raises bare Exceptions for whatever the kernel refuses.
                     loaded._refuse(probe.name, str(error), required)
@@ -125,15 +127,13 @@ class LoadedProbes:
     def program_stats(self) -> list[ProgramStats]:
         """Return what the kernel counted for each program (`missed`: another BPF program was running)."""
         stats = []
-        for function, fd in self._programs.items():
+        for function, (probe, fd) in self._programs.items():
             text = Path(f"/proc/self/fdinfo/{fd}").read_text()
             values = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-            number = {
-                name: int(values.get(name, "0")) for name in ("run_cnt", "run_time_ns", "recursion_misses")
-            }
-            stats.append(
-                ProgramStats(function, number["run_cnt"], number["run_time_ns"], number["recursion_misses"])
+            runs, run_ns, missed = (
+                int(values.get(name, "0")) for name in ("run_cnt", "run_time_ns", "recursion_misses")
             )
+            stats.append(ProgramStats(probe, function, runs, run_ns, missed))
         return stats
 
     def close(self) -> None:
@@ -156,22 +156,22 @@ class LoadedProbes:
         """Detach and unload everything."""
         self.close()
 
-    def _load(self, function: str, kind: int) -> None:
-        self._programs[function] = self._bpf.load_func(function, kind).fd
+    def _load(self, probe: str, function: str, kind: int) -> None:
+        self._programs[function] = probe, self._bpf.load_func(function, kind).fd
 
     def _refuse(self, probe: str, reason: str, required: Iterable[str]) -> None:
         if probe in required:
             raise CapabilityError(f"the probe {probe} cannot run: {reason}", hint="tracekit doctor")
         self.refused[probe] = reason
 
-    def _attach_fault_ends(self, bcc: Any) -> None:
+    def _attach_fault_ends(self, bcc: Any, probe: str) -> None:
         """Hook the kernel's page-fault counts: software events, on each CPU, at every single event."""
         kinds = {
-            "on_host_fault_minor": bcc.PerfSWConfig.PAGE_FAULTS_MIN,
-            "on_host_fault_major": bcc.PerfSWConfig.PAGE_FAULTS_MAJ,
+            f"on_{probe}_minor": bcc.PerfSWConfig.PAGE_FAULTS_MIN,
+            f"on_{probe}_major": bcc.PerfSWConfig.PAGE_FAULTS_MAJ,
         }
         for function, config in kinds.items():
-            self._load(function, bcc.BPF.PERF_EVENT)
+            self._load(probe, function, bcc.BPF.PERF_EVENT)
             self._bpf.attach_perf_event(
                 ev_type=bcc.PerfType.SOFTWARE, ev_config=config, fn_name=function, sample_period=1
             )

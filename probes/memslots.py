@@ -13,7 +13,7 @@ from tracekit.trace.memslots import MemslotMap
 from tracekit.trace.schema import KIND_CODE, MEMSLOTS, PAGE_BYTES
 
 if TYPE_CHECKING:
-    from tracekit.trace import TraceWriter
+    from tracekit.probes.writers import Writer
 
 __all__ = ["Memslot", "MemslotTable"]
 
@@ -44,7 +44,7 @@ class MemslotTable:
     Notes each in the trace and fills gfns in from hvas.
     """
 
-    def __init__(self, writer: TraceWriter) -> None:
+    def __init__(self, writer: Writer) -> None:
         self._writer = writer
         self._slots: list[Memslot] = []
         self._map: MemslotMap | None = None

@@ -8,35 +8,71 @@ from typing import Any
 
 from tracekit.errors import UsageError
 
-__all__ = ["RecordPlan", "RecordReport"]
+__all__ = ["RecordPlan", "RecordReport", "Status"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordPlan:
-    """What to record: a command, or processes that already run; into which trace; for how long.
+    """What to record, into which trace, for how long.
 
-    `seconds` None = until the command or the processes end. `ring_bytes` is a power of two: at 88 bytes
-    a record it is how far the recorder may fall behind before events are lost.
+    A command, or processes that already run (`pids`), or with `guest` the machine this is, from inside.
+    `seconds` None = until the command or the processes end, or a signal. `ring_bytes` is a power of two: at
+    88 bytes a record it is how far the recorder may fall behind before events are lost. `max_bytes` ends
+    the recording at that size; `rotate_seconds` begins a new trace that often and keeps the last
+    `rotate_keep` (0 = all); `keep_last_seconds` keeps events in memory and writes the last ones at the end
+    and on SIGUSR1. `user` and `group` own the trace and run the command. `monitor` is a QEMU monitor
+    socket (QMP) to ask for memory ranges.
     """
 
     out: Path
     command: tuple[str, ...] = ()
     pids: tuple[int, ...] = ()
+    guest: bool = False
     seconds: float | None = None
     force: bool = False
     ring_bytes: int = 32 << 20
+    max_bytes: int | None = None
+    rotate_seconds: float | None = None
+    rotate_keep: int = 0
+    keep_last_seconds: float | None = None
+    user: int | None = None
+    group: int | None = None
+    monitor: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse what can't be (UsageError)."""
-        if bool(self.command) == bool(self.pids):
-            raise UsageError(
-                "record needs a command or a running process, and not both",
-                hint="tracekit record -- COMMAND…   or   tracekit record -p PID",
-            )
+        if self.pids and (self.command or self.guest):
+            raise UsageError("-p is for VMs that run already: no command and no --guest with it", hint=_WAYS)
+        if not (self.command or self.pids or self.guest):
+            raise UsageError("record needs a COMMAND, a running process or --guest", hint=_WAYS)
         if self.ring_bytes < 4096 or self.ring_bytes & (self.ring_bytes - 1):
             raise UsageError("the ring's size must be a power of two, at least 4096", hint="--buffer 32M")
-        if self.seconds is not None and self.seconds <= 0:
-            raise UsageError("the duration must be more than 0 seconds", hint="-d 10")
+        for name, value in (
+            ("duration", self.seconds),
+            ("largest size", self.max_bytes),
+            ("time between traces", self.rotate_seconds),
+            ("time to keep", self.keep_last_seconds),
+        ):
+            if value is not None and value <= 0:
+                raise UsageError(f"the {name} must be more than 0", hint="tracekit record --help")
+        if self.rotate_seconds and self.keep_last_seconds:
+            raise UsageError("--rotate and --keep-last exclude each other", hint="tracekit record --help")
+
+
+_WAYS = "tracekit record -- COMMAND…   or   tracekit record -p PID   or   tracekit record --guest"
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a recording stands: rows of each kind so far, the newest samples, what was lost and written."""
+
+    seconds: float
+    kinds: dict[str, int]
+    samples: dict[str, float]
+    lost: int | None
+    bytes_written: int
+    held_bytes: int
+    ring_share: float
 
 
 @dataclass
@@ -54,6 +90,8 @@ class RecordReport:
     stopped_by: str = ""
     active: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    where: list[str] = field(default_factory=list)
+    cost: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as one JSON-ready document."""
@@ -62,12 +100,8 @@ class RecordReport:
     def lines(self) -> list[str]:
         """Return the report in lines for people: how much, and what was lost where and when."""
         size = self.bytes_written / 1e6
-        lines = [f"{self.rows:,} events in {self.seconds:.1f} s, {size:.1f} MB, {self._lost_in_words()}"]
-        lines += [
-            f"  lost {'?' if lost is None else f'{lost:,}'}: {reason}" for reason, lost in self.losses.items()
-        ]
+        lost = "an unknown number lost" if self.lost is None else f"{self.lost:,} lost"
+        lines = [f"{self.rows:,} events in {self.seconds:.1f} s, {size:.1f} MB, {lost}"]
+        lines += [f"  lost {line}" for line in self.where]
         lines += [f"  without {probe}: {why}" for probe, why in self.refused.items()]
         return lines
-
-    def _lost_in_words(self) -> str:
-        return "an unknown number lost" if self.lost is None else f"{self.lost:,} lost"

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
 from tracekit.probes import decode
 from tracekit.probes.attribution import Attribution
+from tracekit.probes.catalogue import Probe
+from tracekit.probes.cost import CostMeter
 from tracekit.probes.filemap import fill_hvas
+from tracekit.probes.ledger import LossLedger
 from tracekit.probes.loader import LoadedProbes
+from tracekit.probes.losses import Loss
 from tracekit.probes.memslots import MemslotTable
-from tracekit.probes.plan import RecordPlan, RecordReport
+from tracekit.probes.plan import RecordPlan, RecordReport, Status
 from tracekit.probes.samples import sample_host, sample_process
+from tracekit.probes.slots import SlotFinder, is_emulated
 from tracekit.probes.vmm import classify
-from tracekit.probes.vms import VmList
-from tracekit.trace import TraceWriter
+from tracekit.probes.vms import Vms
+from tracekit.probes.writers import FlightWriter, Writer
 from tracekit.trace.schema import KINDS
 
 __all__ = ["Recorder"]
@@ -28,38 +34,48 @@ _SAMPLE_NS: Final = 1_000_000_000
 class Recorder:
     """One recording, step by step: `drain` carries what is in the ring to the trace, `finish` closes it."""
 
-    def __init__(self, plan: RecordPlan, probes: LoadedProbes, writer: TraceWriter) -> None:
-        self._plan, self._probes, self._writer = plan, probes, writer
+    def __init__(
+        self, plan: RecordPlan, probes: LoadedProbes, writer: Writer, vms: Vms, *, catalogue: Sequence[Probe]
+    ) -> None:
+        self._plan, self._probes, self._writer, self._vms = plan, probes, writer, vms
         self._meta = writer.meta
         self._mode = self._meta.host["mmu_mode"]
         self._memslots = MemslotTable(writer)
+        start_ns = self._meta.start_ns or time.monotonic_ns()
+        self._finder = SlotFinder(self._memslots, probes.bpf, self._meta.vms, plan.monitor, start_ns)
         self._losses = probes.loss_reader()
-        self._vms = VmList(probes.bpf, self._meta.vms, plan.command)
-        self._attribution = Attribution(self._memslots, lambda: self._vms.pids)
+        self._ledger = LossLedger()
+        self._attribution = Attribution(self._memslots, lambda: vms.pids)
+        self._cost = CostMeter(probes, catalogue)
         self._kinds = np.zeros(len(KINDS), np.int64)
-        self._start_ns = time.monotonic_ns()
-        self._flushed_ns = self._sampled_ns = 0
+        self._samples: dict[str, float] = {}
+        self._start_ns = start_ns
+        self._flushed_ns = self._sampled_ns = self._newest_ns = 0
         self.report = RecordReport(plan.out, active=probes.active, refused=probes.refused)
 
     def drain(self) -> int:
         """Carry all finished records from the ring to the trace; returns how many."""
+        if not self._plan.guest:
+            self._finder.look(running=bool(self._plan.pids))
         records = self._probes.ring.read()
         if len(records):
+            self._newest_ns = int(records["ts_ns"][-1])
             out = decode.columns(records, self._mode)
             self._memslots.take_from(out)
             out = self._attribution.resolve(out)
-            if len(out["vm"]) and int(out["vm"].max()) >= len(self._meta.vms):
-                self._vms.refresh()
-            hugetlb = fill_hvas(out, self._vms.pids)
-            self._memslots.fill_gfns(out)
-            classify(out, self._vms.signatures, hugetlb)
-            self._writer.append(decode.to_batch(out))
-            self._kinds += np.bincount(out["kind"], minlength=len(KINDS))
+            if len(out["vm"]):
+                self._vms.know(int(out["vm"].max()))
+                hugetlb = fill_hvas(out, self._vms.pids)
+                self._memslots.fill_gfns(out)
+                classify(out, self._vms.signatures, hugetlb)
+                self._writer.append(decode.to_batch(out))
+                self._kinds += np.bincount(out["kind"], minlength=len(KINDS))
         return len(records)
 
     def tick(self) -> None:
         """Do what is due: flush four times a second, sample once a second."""
         now = time.monotonic_ns()
+        self._cost.step(now, self.kinds)
         if now - self._flushed_ns >= _FLUSH_NS:
             self._flushed_ns = now
             self._vms.refresh()
@@ -70,32 +86,66 @@ class Recorder:
             self._sampled_ns = now
             self._sample(now)
 
+    @property
+    def kinds(self) -> dict[str, int]:
+        """How many rows of each kind there are so far."""
+        return {KINDS[code]: int(self._kinds[code]) for code in np.flatnonzero(self._kinds)}
+
+    @property
+    def bytes_written(self) -> int:
+        """How much has been written."""
+        return self._writer.bytes_written
+
+    def status(self) -> Status:
+        """Return how the recording stands."""
+        held = self._writer.held_bytes if isinstance(self._writer, FlightWriter) else 0
+        return Status(
+            seconds=(time.monotonic_ns() - self._start_ns) / 1e9,
+            kinds=self.kinds,
+            samples=dict(self._samples),
+            lost=self._ledger.lost,
+            bytes_written=self._writer.bytes_written,
+            held_bytes=held,
+            ring_share=self._probes.ring.pending_bytes / self._probes.ring.size_bytes,
+        )
+
     def finish(self) -> RecordReport:
-        """Carry over the rest, enter the last losses, finalise the trace."""
-        while self.drain():
+        """Carry over what happened until now, enter the last losses, finalise the trace."""
+        stop_ns = time.monotonic_ns()
+        # What is still traced goes on filling the ring: stop at what is newer than the end.
+        while self.drain() and self._newest_ns < stop_ns:
             pass
         self._vms.refresh()
         self._enter_losses()
         self._enter_misses()
-        self._meta.stop_ns = time.monotonic_ns()
+        meta, report = self._meta, self.report
+        meta.stop_ns = stop_ns
+        if foreign := self._attribution.foreign:
+            meta.notes.append(f"left out: {foreign} events of kernel threads on no traced VM's memory")
+        if any(is_emulated(vm["argv"]) for vm in meta.vms) and not any(vm["vcpus"] for vm in meta.vms):
+            meta.host["mmu_mode"] = "tcg"
+        report.cost = meta.extra["cost"] = self._cost.finish(stop_ns, self.kinds)
         self._writer.close()
-        report = self.report
-        report.rows = self._meta.rows or 0
+        report.rows = meta.rows or 0
         report.bytes_written = self._writer.bytes_written
-        report.kinds = {KINDS[code]: int(count) for code, count in enumerate(self._kinds) if count}
-        report.seconds = (self._meta.stop_ns - self._start_ns) / 1e9
+        report.kinds = self.kinds
+        report.seconds = (stop_ns - self._start_ns) / 1e9
+        report.lost, report.losses = self._ledger.lost, self._ledger.by_reason
+        report.where = self._ledger.lines(self._start_ns)
         return report
 
     def _sample(self, now_ns: int) -> None:
         for metric, value in sample_host():
+            self._samples[metric] = value
             self._writer.add_sample(now_ns, 0, metric, value)
         for vm, pid in enumerate(self._vms.pids):
             for metric, value in sample_process(pid):
+                self._samples[metric] = value
                 self._writer.add_sample(now_ns, vm, metric, value)
 
     def _enter_losses(self) -> None:
         for loss in self._losses.read():
-            self._lose(loss.cpu, loss.t0_ns, loss.t1_ns, loss.lost, loss.reason)
+            self._enter(loss)
 
     def _enter_misses(self) -> None:
         """Enter runs that the kernel left out because another BPF program was running on that CPU.
@@ -104,12 +154,9 @@ class Recorder:
         """
         missed = sum(stats.missed for stats in self._probes.program_stats())
         if missed:
-            now = time.monotonic_ns()
-            self._lose(None, self._start_ns, now, None, f"nested_bpf, at most {missed}")
+            reason = f"nested BPF programs (at most {missed:,})"
+            self._enter(Loss(None, self._start_ns, time.monotonic_ns(), None, reason))
 
-    def _lose(self, cpu: int | None, t0_ns: int, t1_ns: int, lost: int | None, reason: str) -> None:
-        self._writer.add_loss(cpu, t0_ns, t1_ns, lost, reason)
-        report = self.report
-        known = report.losses.get(reason, 0)
-        report.losses[reason] = None if known is None or lost is None else known + lost
-        report.lost = None if report.lost is None or lost is None else report.lost + lost
+    def _enter(self, loss: Loss) -> None:
+        self._ledger.add(loss)
+        self._writer.add_loss(loss.cpu, loss.t0_ns, loss.t1_ns, loss.lost, loss.reason)

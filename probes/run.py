@@ -1,74 +1,70 @@
-"""Runs a recording from start to end: permission, command, probes, trace, signals."""
+"""Runs a recording from start to end: permission, command, probes, trace, until something ends it."""
 
 from __future__ import annotations
 
-import os
-import select
-import signal
-import threading
+import copy
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
 
 from tracekit.errors import UsageError
-from tracekit.probes import host, target
-from tracekit.probes.catalogue import HOST_PROBES, Probe
-from tracekit.probes.constants import kernel_constants
+from tracekit.probes import constants, host, target
+from tracekit.probes.attach import attach
+from tracekit.probes.catalogue import GUEST_PROBES, HOST_PROBES, Probe
 from tracekit.probes.loader import LoadedProbes, require_permission
-from tracekit.probes.plan import RecordPlan, RecordReport
+from tracekit.probes.plan import RecordPlan, RecordReport, Status
 from tracekit.probes.recorder import Recorder
-from tracekit.probes.vms import redact
+from tracekit.probes.signals import on_trigger, stop_signals, until_end
+from tracekit.probes.vms import ThisGuest, VmList, redact
+from tracekit.probes.writers import FlightWriter, RotatingWriter, Writer, numbered
 from tracekit.trace import Meta, TraceWriter
-from tracekit.trace.meta import Probes
+from tracekit.trace.meta import Host, Probes
 
 __all__ = ["record"]
 
 _DRAIN_S: Final = 0.05
+_WATCH_S: Final = 0.25
 
 
-def record(plan: RecordPlan) -> RecordReport:
+def record(plan: RecordPlan, watch: Callable[[Status], None] | None = None) -> RecordReport:
     """Record as planned until the command ends, the time is over, or SIGINT or SIGTERM comes.
 
     A second signal aborts: KeyboardInterrupt, and the trace is left for `tracekit recover`. Only the
     main thread can take signals; called from another thread, it stops by time or with the command.
+    `watch` is called four times a second with how the recording stands.
 
     Raises UsageError (trace exists, no such program or process), CapabilityError (permission, bcc,
     tracefs), FailedError (the disk, the kernel).
     """
-    if plan.out.exists() and not plan.force:
-        raise UsageError(f"{plan.out} exists", hint="add -f to replace it, or choose another name with -o")
+    first = numbered(plan.out, 1) if plan.rotate_seconds else plan.out
+    if first.exists() and not plan.force:
+        raise UsageError(f"{first} exists", hint="add -f to replace it, or choose another name with -o")
     require_permission()
     target.require_processes(plan.pids)
     with ExitStack() as stack:
         child = None
         if plan.command:
-            child = target.start_child(plan.command)
+            child = target.start_child(plan.command, user=plan.user, group=plan.group)
             stack.callback(child.end)
+        pids = [child.pid] if child else list(plan.pids)
         described = host.describe()
-        probes = stack.enter_context(
-            LoadedProbes.load(
-                _probes_for(described["mmu_mode"]),
-                ring_bytes=plan.ring_bytes,
-                defines=kernel_constants(described["mmu_mode"], described["kvm_module"]),
-                required=("process",),
-            )
-        )
-        meta = Meta(
-            host=described,
-            clock=host.clock(),
-            probes=Probes(active=probes.active, refused=probes.refused),
-            filters={"pids": list(plan.pids)} if plan.pids else {"command_and_its_children": True},
-            command=redact(plan.command),
-            start_ns=time.monotonic_ns(),
-        )
-        writer = stack.enter_context(TraceWriter(plan.out, meta, force=plan.force))
-        recorder = Recorder(plan, probes, writer)
-        target.attach(probes.bpf, [child.pid] if child else plan.pids, armed=child is not None)
-        stop = stack.enter_context(_stop_signals())
+        if plan.guest:
+            described["mmu_mode"] = "none"
+        catalogue = GUEST_PROBES if plan.guest else _host_probes(described["mmu_mode"])
+        probes = stack.enter_context(_load(plan, described, catalogue))
+        meta = _meta(plan, described, probes)
+        vms = ThisGuest(meta.vms) if plan.guest else VmList(probes.bpf, meta.vms, plan.command)
+        if not plan.guest:
+            attach(probes.bpf, pids, armed=child is not None)
+        vms.refresh()
+        writer = _writer(plan, meta, stack)
+        recorder = Recorder(plan, probes, writer, vms, catalogue=catalogue)
+        stop = stack.enter_context(stop_signals())
         if child:
             child.release()
-        recorder.report.stopped_by = _run(recorder, plan, [child.pid] if child else list(plan.pids), stop)
+        recorder.report.stopped_by = _run(recorder, plan, pids, stop, watch)
         running = child is not None and child.poll() is None
         report = recorder.finish()
         probes.close()
@@ -79,70 +75,79 @@ def record(plan: RecordPlan) -> RecordReport:
         return report
 
 
-def _run(recorder: Recorder, plan: RecordPlan, pids: list[int], stop: Callable[[], str]) -> str:
+def _run(
+    recorder: Recorder,
+    plan: RecordPlan,
+    pids: Sequence[int],
+    stop: Callable[[], str],
+    watch: Callable[[Status], None] | None,
+) -> str:
     """Go on until there is a reason to stop; return it."""
-    deadline = None if plan.seconds is None else time.monotonic() + plan.seconds
-    with _ends_of(pids) as ended:
+    start = watched = time.monotonic()
+    with until_end(pids) as ended:
         while True:
             over = ended(_DRAIN_S)
             recorder.drain()
             recorder.tick()
+            now = time.monotonic()
+            if watch and now - watched >= _WATCH_S:
+                watched = now
+                watch(recorder.status())
             if reason := stop():
                 return reason
             if over:
                 return "exit"
-            if deadline is not None and time.monotonic() >= deadline:
+            if plan.seconds is not None and now - start >= plan.seconds:
                 return "time"
+            if plan.max_bytes is not None and recorder.bytes_written >= plan.max_bytes:
+                return "size"
 
 
-def _probes_for(mode: str) -> list[Probe]:
+def _host_probes(mode: str) -> tuple[Probe, ...]:
     """Return the probes of a host: a guest's faults are seen one way with nested paging, another without."""
     other = {"ept": "fault_shadow", "npt": "fault_shadow", "shadow": "fault_tdp"}
     left_out = (other[mode],) if mode in other else ("fault_shadow", "fault_tdp")
-    return [probe for probe in HOST_PROBES if probe.name not in left_out]
+    return tuple(probe for probe in HOST_PROBES if probe.name not in left_out)
 
 
-@contextmanager
-def _ends_of(pids: list[int]) -> Iterator[Callable[[float], bool]]:
-    """Yield a function that waits so many seconds at most and returns whether all processes have ended."""
-    poller = select.poll()
-    descriptors: dict[int, int] = {}
-    for pid in pids:
-        try:
-            descriptor = os.pidfd_open(pid)
-        except ProcessLookupError:
-            continue
-        descriptors[descriptor] = pid
-        poller.register(descriptor, select.POLLIN)
-
-    def ended(seconds: float) -> bool:
-        for descriptor, _ in poller.poll(seconds * 1000) if descriptors else ():
-            poller.unregister(descriptor)
-            os.close(descriptor)
-            del descriptors[descriptor]
-        return not descriptors
-
-    try:
-        yield ended
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
+def _load(plan: RecordPlan, described: Host, catalogue: Sequence[Probe]) -> LoadedProbes:
+    if plan.guest:
+        return LoadedProbes.load(catalogue, ring_bytes=plan.ring_bytes, defines=constants.guest_constants())
+    known = constants.kernel_constants(described["mmu_mode"], described["kvm_module"])
+    return LoadedProbes.load(catalogue, ring_bytes=plan.ring_bytes, defines=known, required=("process",))
 
 
-@contextmanager
-def _stop_signals() -> Iterator[Callable[[], str]]:
-    """Take SIGINT and SIGTERM: the first is remembered (the yielded function names it), the second raises."""
-    seen: list[str] = []
+def _meta(plan: RecordPlan, described: Host, probes: LoadedProbes) -> Meta:
+    filters: dict[str, object] = {}
+    if plan.guest:
+        filters["whole_guest_but_the_recorder"] = True
+    elif plan.pids:
+        filters["pids"] = list(plan.pids)
+    else:
+        filters["command_and_its_children"] = True
+    if plan.keep_last_seconds:
+        filters["keep_last_s"] = plan.keep_last_seconds
+    return Meta(
+        host=described,
+        clock=host.clock(),
+        probes=Probes(active=probes.active, refused=probes.refused),
+        filters=filters,
+        command=redact(plan.command),
+        start_ns=time.monotonic_ns(),
+        extra={"side": "guest" if plan.guest else "host"},
+    )
 
-    def on_signal(number: int, _: Any) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(signal.Signals(number).name)
 
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, on_signal) for number in numbers}
-    try:
-        yield lambda: seen[0] if seen else ""
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _writer(plan: RecordPlan, meta: Meta, stack: ExitStack) -> Writer:
+    owner = None if plan.user is None or plan.group is None else (plan.user, plan.group)
+
+    def open_trace(path: Path) -> TraceWriter:
+        return TraceWriter(path, copy.deepcopy(meta), force=plan.force, owner=owner)
+
+    if plan.keep_last_seconds:
+        flight = FlightWriter(plan.out, meta, open_trace, seconds=plan.keep_last_seconds)
+        stack.enter_context(on_trigger(flight.want_dump))
+        return flight
+    if plan.rotate_seconds:
+        return RotatingWriter(plan.out, meta, open_trace, seconds=plan.rotate_seconds, keep=plan.rotate_keep)
+    return stack.enter_context(TraceWriter(plan.out, meta, force=plan.force, owner=owner))

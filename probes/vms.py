@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from tracekit.probes.target import is_waiting, processes_seen
+from tracekit.probes.attach import processes_seen
+from tracekit.probes.target import is_waiting
 from tracekit.probes.vmm import Signature, signature_of
 from tracekit.trace.meta import Vm
 from tracekit.trace.schema import PAGE_BYTES
 
-__all__ = ["VmList", "redact"]
+__all__ = ["ThisGuest", "VmList", "Vms", "redact"]
 
 _SECRET: Final = re.compile(r"(?i)((?:pass(?:word|wd|phrase)?|secret|token|key|credential)s?)([=:])[^,;\s]+")
 _SECRET_OPTION: Final = re.compile(r"(?i)^--?[\w-]*(?:pass(?:word|wd|phrase)?|secret|token|api-?key)$")
@@ -44,6 +46,39 @@ def redact(argv: Sequence[str]) -> list[str]:
 _signature: Final = cache(signature_of)
 
 
+class Vms(Protocol):
+    """The VMs of a recording."""
+
+    @property
+    def pids(self) -> list[int]:
+        """The process of each VM, by the VM's index."""
+
+    @property
+    def signatures(self) -> list[Signature]:
+        """How each VM's balloon looks from the host, by its index."""
+
+    def know(self, newest: int) -> None:
+        """Make sure that VMs up to this index are known."""
+
+    def refresh(self) -> None:
+        """Bring `meta.vms` up to date."""
+
+
+class ThisGuest:
+    """The machine this is, recorded from inside: one VM, and no process of ours to look at."""
+
+    def __init__(self, vms: list[Vm]) -> None:
+        self.pids: list[int] = []
+        self.signatures: list[Signature] = []
+        vms.append(Vm(pid=0, argv=[], vcpus=os.cpu_count() or 1, page_bytes=PAGE_BYTES))
+
+    def know(self, newest: int) -> None:
+        """There is only one."""
+
+    def refresh(self) -> None:
+        """Nothing changes."""
+
+
 class VmList:
     """Keeps `meta.vms` up to date with the processes that the BPF programs found."""
 
@@ -59,6 +94,11 @@ class VmList:
     def signatures(self) -> list[Signature]:
         """How each VM's balloon looks from the host, by its index."""
         return [_signature(tuple(vm["argv"])) for vm in self._vms]
+
+    def know(self, newest: int) -> None:
+        """Make sure that VMs up to this index are known."""
+        if newest >= len(self._vms):
+            self.refresh()
 
     def refresh(self) -> None:
         """Add new processes; read the command line of those that live, as an exec may have changed it."""

@@ -50,6 +50,13 @@ struct process {
 BPF_HASH(processes, u32, struct process, MAX_PROCESSES);
 BPF_ARRAY(next_vm, u32, 1);
 
+// What a program on a software event gets (struct bpf_perf_event_data, x86-64).
+struct fault_context {
+    u64 registers[21];
+    u64 sample_period;
+    u64 address;
+};
+
 // Losses by CPU and reason. The reader raises `epoch` at each reading, so first_ts is that of the losses
 // since about then.
 struct loss {

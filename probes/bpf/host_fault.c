@@ -2,12 +2,6 @@
 // count (software event, minor or major) the end. With a period of one no software event is throttled.
 // Faults that KVM takes for a guest count in no software event: those are ept_violation records.
 
-struct fault_context {
-    u64 registers[21];
-    u64 sample_period;
-    u64 address;
-};
-
 static __always_inline int fault_begin(u64 address, u64 ip, u64 error)
 {
     struct thread *t = current_thread();

@@ -255,7 +255,7 @@ def test_curves_are_read_from_parquet_folders_and_results(tmp_path: Path) -> Non
         target = folder / "curves" / f"vm_class={vm_class}"
         target.mkdir(parents=True)
         rows(name, "baseline", [(0, 1), (9, 1)]).write_parquet(target / f"{name}.parquet")
-    found = load_curves([folder])
+    found = load_curves([str(folder)])
     assert (found.traces, found.classes) == (("a", "b"), ("web", "db"))
     assert found.of_class("db").traces == ("b",)
     with pytest.raises(UsageError, match="no VM of class 'x'"):
@@ -263,7 +263,7 @@ def test_curves_are_read_from_parquet_folders_and_results(tmp_path: Path) -> Non
     result = tmp_path / "c.json"
     curve = rows("", "baseline", [(0, 1), (9, 2)]).drop("trace").to_dicts()
     result.write_text(json.dumps({"rows": [], "curves": curve}))
-    assert load_curves([folder, result]).traces == (str(result), "a", "b")
+    assert load_curves([str(folder), str(result)]).traces == (str(result), "a", "b")
 
 
 @pytest.mark.parametrize(
@@ -297,9 +297,9 @@ def test_bad_questions_and_files_are_refused(tmp_path: Path) -> None:
         ("none.parquet", "cannot read"),
     ):
         with pytest.raises(UsageError, match=words):
-            load_curves([tmp_path / name])
+            load_curves([str(tmp_path / name)])
     (tmp_path / "folder").mkdir()
     with pytest.raises(UsageError, match="no Parquet files"):
-        load_curves([tmp_path / "folder"])
+        load_curves([str(tmp_path / "folder")])
     with pytest.raises(UsageError, match="no results"):
         load_curves([])

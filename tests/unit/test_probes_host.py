@@ -13,7 +13,8 @@ import pytest
 
 from tracekit.errors import CapabilityError, UsageError
 from tracekit.probes import bcc_package, host, samples, target
-from tracekit.probes.losses import LossReader
+from tracekit.probes.ledger import LossLedger
+from tracekit.probes.losses import Loss, LossReader
 from tracekit.probes.memslots import MemslotTable
 from tracekit.probes.plan import RecordPlan, RecordReport
 from tracekit.probes.vms import redact
@@ -157,10 +158,13 @@ def test_a_plan_must_make_sense(tmp_path: Path) -> None:
     ("lost", "words"), [(0, "0 lost"), (1234, "1,234 lost"), (None, "unknown number lost")]
 )
 def test_the_report_says_what_was_lost(lost: int | None, words: str) -> None:
-    report = RecordReport(Path("x.trace"), rows=5, lost=lost, losses={"ring_full": lost} if lost != 0 else {})
+    ledger = LossLedger()
+    if lost != 0:
+        ledger.add(Loss(3, 2_000_000_000, 2_500_000_000, lost, "ring_full"))
+    report = RecordReport(Path("x.trace"), rows=5, lost=ledger.lost, where=ledger.lines(1_000_000_000))
     text = "\n".join(report.lines())
     assert words in text
-    assert ("ring_full" in text) is (lost != 0)
+    assert ("ring_full, CPU 3, 1.000 s to 1.500 s" in text) is (lost != 0)
     assert report.to_json()["lost"] == lost
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tracekit.probes import source
-from tracekit.probes.catalogue import HOST_PROBES
+from tracekit.probes.catalogue import GUEST_PROBES, HOST_PROBES
 from tracekit.probes.tracefs import Field, Tracepoint, parse_format
 from tracekit.probes.wire import LOST
 from tracekit.trace.schema import KIND_CODE, KINDS
@@ -42,9 +42,12 @@ print fmt: "vcpu %u rip 0x%lx address 0x%016llx error_code 0x%llx", REC->vcpu_id
 """
 
 
+ALL = (*HOST_PROBES, *GUEST_PROBES)
+
+
 def everything(category: str, event: str) -> Tracepoint:
     """A kernel that has every tracepoint, with every field that any probe reads."""
-    text = "".join((source.BPF_FOLDER / f"{probe.name}.c").read_text() for probe in HOST_PROBES)
+    text = "".join((source.BPF_FOLDER / f"{probe.name}.c").read_text() for probe in ALL)
     names = sorted(set(re.findall(r"args->(\w+)", text)))
     return Tracepoint(category, event, tuple(Field(n, 8 + 8 * i, 8, False) for i, n in enumerate(names)))
 
@@ -90,10 +93,10 @@ def test_a_field_that_a_kernel_lacks_is_left_out_of_its_program(text: str, has_v
 
 
 def test_every_hook_of_a_file_becomes_one_program_with_its_own_function() -> None:
-    built = source.build(HOST_PROBES, everything, ring_pages=16, defines={})
+    built = source.build(ALL, everything, ring_pages=16, defines={})
     functions = [program.function for program in built.programs]
     assert len(set(functions)) == len(functions)
-    for probe in HOST_PROBES:
+    for probe in ALL:
         mine = {program.tracepoint for program in built.programs if program.probe == probe.name}
         assert mine == {f"{c}:{e}" for c, e in source.tracepoints_of(probe)}
 
@@ -108,8 +111,8 @@ def test_kinds_and_reasons_have_one_number_on_both_sides() -> None:
 
 def test_every_probe_file_is_in_the_catalogue_and_its_kinds_exist() -> None:
     files = {path.stem for path in Path(source.BPF_FOLDER).glob("*.c")}
-    assert files == {probe.name for probe in HOST_PROBES}
-    for probe in HOST_PROBES:
+    assert files == {probe.name for probe in ALL}
+    for probe in ALL:
         assert set(probe.kinds) <= set(KINDS)
         hooked = {f"{c}:{e}" for c, e in source.tracepoints_of(probe)}
         assert set(probe.optional) <= hooked

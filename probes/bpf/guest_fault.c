@@ -1,0 +1,47 @@
+// Inside a guest: the page faults of all its processes. See host_fault.c, which does the same for one VMM.
+
+struct guest_fault {
+    u64 start, address, ip, error;
+};
+BPF_TABLE("lru_hash", u32, struct guest_fault, guest_faults, 65536);
+
+static __always_inline int guest_fault_begin(u64 address, u64 ip, u64 error)
+{
+    u64 id = bpf_get_current_pid_tgid();
+    u32 tid = id;
+    if (id >> 32 == RECORDER)
+        return 0;
+    struct guest_fault fault = {.start = bpf_ktime_get_ns(), .address = address, .ip = ip, .error = error};
+    if (guest_faults.update(&tid, &fault))
+        lose(LOST_TABLE_FULL);
+    return 0;
+}
+
+#ifdef HAVE_exceptions__page_fault_user
+ON(exceptions, page_fault_user) { return guest_fault_begin(args->address, args->ip, args->error_code); }
+#endif
+
+#ifdef HAVE_exceptions__page_fault_kernel
+ON(exceptions, page_fault_kernel) { return guest_fault_begin(args->address, args->ip, args->error_code); }
+#endif
+
+static __always_inline int guest_fault_end(u64 address, u32 flags)
+{
+    u64 now = bpf_ktime_get_ns(), id = bpf_get_current_pid_tgid();
+    u32 tid = id;
+    if (id >> 32 == RECORDER)
+        return 0;
+    s16 cpu = bpf_get_smp_processor_id();
+    struct guest_fault *fault = guest_faults.lookup(&tid);
+    if (fault && fault->start && fault->address >> 12 == address >> 12) {
+        EMIT_AS(0, cpu, KIND_GUEST_FAULT, now, VALID_GVA | VALID_LATENCY | VALID_RIP | VALID_ARG, .gva = address,
+                .latency = now - fault->start, .rip = fault->ip, .arg = fault->error, .pages = 1, .flags = flags);
+        fault->start = 0;
+    } else {
+        EMIT_AS(0, cpu, KIND_GUEST_FAULT, now, VALID_GVA, .gva = address, .pages = 1, .flags = flags);
+    }
+    return 0;
+}
+
+int on_guest_fault_minor(struct fault_context *ctx) { return guest_fault_end(ctx->address, 0); }
+int on_guest_fault_major(struct fault_context *ctx) { return guest_fault_end(ctx->address, FLAG_MAJOR); }

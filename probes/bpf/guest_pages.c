@@ -1,0 +1,26 @@
+// Inside a guest: every page its kernel hands out or takes back, whoever asks. `vcpu` is the CPU it happened on.
+
+#define NOT_A_PAGE (~0ULL)
+#define GFP_ZERO 0x100
+
+static __always_inline int is_own(void) { return bpf_get_current_pid_tgid() >> 32 == RECORDER; }
+
+ON(kmem, mm_page_alloc)
+{
+    u64 pfn = args->pfn;
+    if (pfn == NOT_A_PAGE || is_own())
+        return 0;
+    u32 flags = INIT_ON_ALLOC || (args->gfp_flags & GFP_ZERO) ? FLAG_ZEROED : 0;
+    EMIT_AS(0, bpf_get_smp_processor_id(), KIND_PAGE_ALLOC, bpf_ktime_get_ns(), VALID_GFN, .gfn = pfn,
+            .pages = 1 << args->order, .flags = flags);
+    return 0;
+}
+
+ON(kmem, mm_page_free)
+{
+    if (is_own())
+        return 0;
+    EMIT_AS(0, bpf_get_smp_processor_id(), KIND_PAGE_FREE, bpf_ktime_get_ns(), VALID_GFN, .gfn = args->pfn,
+            .pages = 1 << args->order);
+    return 0;
+}

@@ -1,0 +1,80 @@
+"""What ends a recording: signals, the end of processes."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["on_trigger", "stop_signals", "until_end"]
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], str]]:
+    """Take SIGINT and SIGTERM: the first is remembered (the yielded function names it), the second raises.
+
+    In another thread than the main one, signals are left alone.
+    """
+    seen: list[str] = []
+
+    def on_signal(number: int, _: Any) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(signal.Signals(number).name)
+
+    with _handled(on_signal, signal.SIGINT, signal.SIGTERM):
+        yield lambda: seen[0] if seen else ""
+
+
+@contextmanager
+def on_trigger(action: Callable[[], None]) -> Iterator[None]:
+    """Call `action` at each SIGUSR1."""
+    with _handled(lambda *_: action(), signal.SIGUSR1):
+        yield
+
+
+@contextmanager
+def until_end(pids: Sequence[int]) -> Iterator[Callable[[float], bool]]:
+    """Yield a function that waits so many seconds at most and returns whether all processes have ended.
+
+    Without processes nothing ends: it only waits.
+    """
+    poller = select.poll()
+    descriptors: set[int] = set()
+    for pid in pids:
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        descriptors.add(descriptor)
+        poller.register(descriptor, select.POLLIN)
+
+    def ended(seconds: float) -> bool:
+        for descriptor, _ in poller.poll(seconds * 1000):
+            poller.unregister(descriptor)
+            os.close(descriptor)
+            descriptors.discard(descriptor)
+        return bool(pids) and not descriptors
+
+    try:
+        yield ended
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+@contextmanager
+def _handled(handler: Callable[[int, Any], None], *numbers: signal.Signals) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)

@@ -1,0 +1,130 @@
+"""Memslots that were not seen being made: asked of QEMU's monitor, or assumed from /proc/PID/maps.
+
+A VM that runs already has made its memslots, and one without KVM (TCG) never makes any. What is assumed is
+marked so in the trace (`known_by`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path, PurePath
+from typing import Any, Final
+
+from tracekit.probes.attach import holds_vm
+from tracekit.probes.filemap import Mapping, parse_maps
+from tracekit.probes.memslots import Memslot, MemslotTable
+from tracekit.probes.qemu_monitor import ask_monitor, memory_ranges
+from tracekit.trace.meta import Vm
+
+__all__ = ["SlotFinder", "assume", "is_emulated", "ram_bytes"]
+
+_GIB: Final = 1 << 30
+_LEAST_RAM: Final = 16 << 20
+_UNITS: Final = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}  # -m counts MiB
+# Where memory below 4 GiB ends, and from which size on (QEMU hw/i386/pc_piix.c and pc_q35.c; Cloud Hypervisor
+# and Firecracker arch/x86_64 layout): the rest continues at 4 GiB.
+_LOW_END: Final = {
+    "i440fx": (0xE0000000, 0xC0000000),
+    "q35": (0xB0000000, 0x80000000),
+    "cloud-hypervisor": (0xC0000000, 0xC0000000),
+    "firecracker": (0xD0000000, 0xD0000000),
+}
+
+
+class SlotFinder:
+    """Finds the memslots of VMs that have none yet; `monitor` is a QEMU monitor socket of the first VM."""
+
+    def __init__(
+        self,
+        memslots: MemslotTable,
+        bpf: Any,
+        listed: Sequence[Vm],
+        monitor: Path | None,
+        start_ns: int,
+    ) -> None:
+        self._memslots, self._bpf, self._listed = memslots, bpf, listed
+        self._monitor, self._start_ns = monitor, start_ns
+        self._looked: set[int] = set()
+
+    def look(self, *, running: bool) -> None:
+        """Look at every VM without memslots; `running` says that they ran before the recording."""
+        known = {slot.vm for slot in self._memslots.slots}
+        for vm, listed in enumerate(self._listed):
+            if vm in known:
+                continue
+            argv, pid = listed["argv"], listed["pid"]
+            first_look = pid not in self._looked
+            self._looked.add(pid)
+            if vm == 0 and self._monitor is not None and self._monitor.exists():
+                ranges, known_by = memory_ranges(ask_monitor(self._monitor)), "monitor"
+                self._monitor = None
+            elif (running and first_look and holds_vm(pid)) or is_emulated(argv):
+                ranges, known_by = self._assumed(pid, argv), "assumed"
+            else:
+                continue
+            for slot, (gpa, size, hva) in enumerate(ranges):
+                self._add(Memslot(vm, slot, gpa, size, hva, 0, self._start_ns, known_by), pid)
+
+    def _assumed(self, pid: int, argv: Sequence[str]) -> list[tuple[int, int, int]]:
+        with contextlib.suppress(OSError):
+            return assume(argv, parse_maps(Path(f"/proc/{pid}/maps").read_text()))
+        return []
+
+    def _add(self, slot: Memslot, pid: int) -> None:
+        self._memslots.add(slot)
+        table = self._bpf["memslots"]
+        region = table.Leaf(slot=slot.slot, flags=0, gpa=slot.gpa, size=slot.size_bytes, hva=slot.hva)
+        table[table.Key(tgid=pid, slot=slot.slot)] = region
+
+
+def ram_bytes(argv: Sequence[str]) -> int | None:
+    """Return the memory that QEMU's -m asks for, or None.
+
+    >>> ram_bytes(["qemu", "-m", "size=2G,slots=4"]), ram_bytes(["qemu", "-m", "512"]), ram_bytes(["qemu"])
+    (2147483648, 536870912, None)
+    """
+    for option, value in pairwise(argv):
+        if option in ("-m", "--m", "-memory") and (
+            match := re.match(r"(?:size=)?(\d+(?:\.\d+)?)([KMGT]?)", value, re.IGNORECASE)
+        ):
+            return int(float(match[1]) * _UNITS[match[2].upper()])
+    return None
+
+
+def assume(argv: Sequence[str], maps: Sequence[Mapping]) -> list[tuple[int, int, int]]:
+    """Guess a guest's memory as (gpa, bytes, hva): the mapping of the size asked for, or the largest.
+
+    The layout is the usual one of the VMM: from 0 on, and what is too much below 4 GiB continues there.
+    """
+    plain = [m for m in maps if m.permissions.startswith("rw") and not m.path.startswith("[")]
+    size = ram_bytes(argv)
+    fitting = [m for m in plain if size is not None and m.end - m.start == size]
+    candidates = fitting or ([] if size is not None else [m for m in plain if m.end - m.start >= _LEAST_RAM])
+    if not candidates:
+        return []
+    ram = max(candidates, key=lambda m: m.end - m.start)
+    total = ram.end - ram.start
+    machine = _machine(argv)
+    limit, low_end = _LOW_END[machine]
+    low = total if total < limit else low_end
+    ranges = [(0, low, ram.start)]
+    if total > low:
+        ranges.append((4 * _GIB, total - low, ram.start + low))
+    return ranges
+
+
+def _machine(argv: Sequence[str]) -> str:
+    name = PurePath(argv[0]).name if argv else ""
+    if name in _LOW_END:
+        return name
+    return "q35" if any("q35" in word for word in argv) else "i440fx"
+
+
+def is_emulated(argv: Sequence[str]) -> bool:
+    """Return whether this is a QEMU that was not told to use KVM."""
+    if not argv or not PurePath(argv[0]).name.startswith("qemu-system"):
+        return False
+    return not any("kvm" in word for word in argv[1:])

@@ -1,0 +1,269 @@
+"""Where a recording goes: one trace, a new trace every so often, or memory until the last seconds are wanted.
+
+All three take what `TraceWriter` takes. A trace begun later gets the memslots that stand, so that each is
+whole in itself.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tracekit.trace import Meta, TraceWriter
+
+__all__ = ["FlightWriter", "RotatingWriter", "Writer", "numbered"]
+
+_IPC: Final = pa.ipc.IpcWriteOptions(compression="zstd")
+
+
+class Writer(Protocol):
+    """What the recorder needs of a trace being written."""
+
+    meta: Meta
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of events on the disk so far."""
+
+    def append(self, batch: pa.RecordBatch) -> None:
+        """Take in rows of the event table."""
+
+    def add_memslot(
+        self,
+        *,
+        vm: int,
+        slot: int,
+        gpa: int,
+        size_bytes: int,
+        hva: int,
+        flags: int,
+        from_ns: int,
+        known_by: str,
+    ) -> None:
+        """Note a memslot."""
+
+    def add_sample(self, ts_ns: int, vm: int, metric: str, value: float) -> None:
+        """Note one value of a metric."""
+
+    def add_loss(self, cpu: int | None, t0_ns: int, t1_ns: int, lost: int | None, reason: str) -> None:
+        """Enter lost events into the ledger."""
+
+    def flush(self) -> int:
+        """Do what is due; returns how many rows are safe."""
+
+    def close(self) -> Meta:
+        """Finalise."""
+
+
+def numbered(path: Path, number: int) -> Path:
+    """Return the name of the n-th trace of a series.
+
+    >>> numbered(Path("vm.trace"), 2).name
+    'vm-0002.trace'
+    """
+    return path.with_name(f"{path.stem}-{number:04d}{path.suffix}")
+
+
+class _Memslots:
+    """The memslots that stand, as they were noted."""
+
+    def __init__(self) -> None:
+        self._standing: dict[tuple[int, int], dict[str, Any]] = {}
+
+    def note(self, memslot: dict[str, Any]) -> None:
+        key = memslot["vm"], memslot["slot"]
+        self._standing.pop(key, None)
+        if memslot["size_bytes"]:
+            self._standing[key] = memslot
+
+    def tell(self, writer: TraceWriter) -> None:
+        for memslot in self._standing.values():
+            writer.add_memslot(**memslot)
+
+
+class RotatingWriter:
+    """A new trace every `seconds`: NAME-0001.trace, NAME-0002.trace, …; of these the last `keep` (0 = all).
+
+    `open_trace` opens a writer on a path, with a meta of its own; `meta` is what they all start from.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        meta: Meta,
+        open_trace: Callable[[Path], TraceWriter],
+        *,
+        seconds: float,
+        keep: int = 0,
+    ) -> None:
+        self.meta = meta
+        self.rows = 0
+        self._path, self._open = path, open_trace
+        self._every_ns, self._keep = int(seconds * 1e9), keep
+        self._memslots = _Memslots()
+        self._paths: deque[Path] = deque()
+        self._closed_bytes = self._number = 0
+        self._begin()
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of events in all traces of the series, those that were dropped again included."""
+        return self._closed_bytes + self._writer.bytes_written
+
+    def append(self, batch: pa.RecordBatch) -> None:
+        """Take in rows of the event table."""
+        self._writer.append(batch)
+
+    def add_memslot(self, **memslot: Any) -> None:
+        """Note a memslot."""
+        self._memslots.note(memslot)
+        self._writer.add_memslot(**memslot)
+
+    def add_sample(self, ts_ns: int, vm: int, metric: str, value: float) -> None:
+        """Note one value of a metric."""
+        self._writer.add_sample(ts_ns, vm, metric, value)
+
+    def add_loss(self, cpu: int | None, t0_ns: int, t1_ns: int, lost: int | None, reason: str) -> None:
+        """Enter lost events into the ledger of the trace that is being written."""
+        self._writer.add_loss(cpu, t0_ns, t1_ns, lost, reason)
+
+    def flush(self) -> int:
+        """Flush; when the time is over, finalise this trace and begin the next."""
+        if time.monotonic_ns() - self._began_ns >= self._every_ns:
+            self._end()
+            self._begin()
+            return self.rows
+        return self.rows + self._writer.flush()
+
+    def close(self) -> Meta:
+        """Finalise the last trace."""
+        self._end()
+        self.meta.rows = self.rows
+        return self.meta
+
+    def _begin(self) -> None:
+        self._number += 1
+        self._began_ns = time.monotonic_ns()
+        path = numbered(self._path, self._number)
+        self._writer = self._open(path)
+        self._writer.meta.start_ns = self._began_ns
+        self._memslots.tell(self._writer)
+        self._paths.append(path)
+        while self._keep and len(self._paths) > self._keep:
+            shutil.rmtree(self._paths.popleft(), ignore_errors=True)
+
+    def _end(self) -> None:
+        _copy_facts(self.meta, self._writer.meta)
+        self._closed_bytes += self._writer.bytes_written
+        self.rows += self._writer.close().rows or 0
+
+
+class FlightWriter:
+    """Keeps the last `seconds` in memory, compressed; `dump` and `close` write them out as a trace.
+
+    About 10 bytes an event: 100,000 events/s for 60 s are 60 MB.
+    """
+
+    def __init__(
+        self, path: Path, meta: Meta, open_trace: Callable[[Path], TraceWriter], *, seconds: float
+    ) -> None:
+        self.meta = meta
+        self.bytes_written = 0
+        self._path, self._open, self._keep_ns = path, open_trace, int(seconds * 1e9)
+        self._memslots = _Memslots()
+        self._frames: deque[tuple[int, pa.Buffer]] = deque()
+        self._samples: deque[tuple[int, int, str, float]] = deque()
+        self._losses: deque[tuple[int | None, int, int, int | None, str]] = deque()
+        self._dumps = 0
+        self._wanted = False
+
+    @property
+    def held_bytes(self) -> int:
+        """How much memory the kept events take."""
+        return sum(frame.size for _, frame in self._frames)
+
+    def append(self, batch: pa.RecordBatch) -> None:
+        """Take in rows of the event table."""
+        if batch.num_rows:
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, batch.schema, options=_IPC) as stream:
+                stream.write_batch(batch)
+            newest = int(batch.column("ts_ns").to_numpy().max())
+            self._frames.append((newest, sink.getvalue()))
+        self._forget()
+
+    def add_memslot(self, **memslot: Any) -> None:
+        """Note a memslot."""
+        self._memslots.note(memslot)
+
+    def add_sample(self, ts_ns: int, vm: int, metric: str, value: float) -> None:
+        """Note one value of a metric."""
+        self._samples.append((ts_ns, vm, metric, value))
+
+    def add_loss(self, cpu: int | None, t0_ns: int, t1_ns: int, lost: int | None, reason: str) -> None:
+        """Enter lost events into the ledger."""
+        self._losses.append((cpu, t0_ns, t1_ns, lost, reason))
+
+    def want_dump(self) -> None:
+        """Ask for a dump at the next flush (all that a signal handler may do)."""
+        self._wanted = True
+
+    def flush(self) -> int:
+        """Write a dump if one was asked for."""
+        self._forget()
+        if self._wanted:
+            self._wanted = False
+            self._dumps += 1
+            self._dump(numbered(self._path, self._dumps))
+        return 0
+
+    def close(self) -> Meta:
+        """Write the last seconds to the path itself."""
+        self._forget()
+        self.meta.rows = self._dump(self._path)
+        return self.meta
+
+    def _forget(self) -> None:
+        oldest = time.monotonic_ns() - self._keep_ns
+        while self._frames and self._frames[0][0] < oldest:
+            self._frames.popleft()
+        while self._samples and self._samples[0][0] < oldest:
+            self._samples.popleft()
+        while self._losses and self._losses[0][2] < oldest:
+            self._losses.popleft()
+
+    def _dump(self, path: Path) -> int:
+        """Write what is kept as a trace; returns its number of rows."""
+        oldest = time.monotonic_ns() - self._keep_ns
+        writer = self._open(path)
+        with writer:
+            _copy_facts(self.meta, writer.meta)
+            writer.meta.start_ns = oldest
+            writer.meta.stop_ns = time.monotonic_ns()
+            self._memslots.tell(writer)
+            for _, frame in self._frames:
+                for batch in pa.ipc.open_stream(frame):
+                    writer.append(batch.filter(pc.greater_equal(batch.column("ts_ns"), np.uint64(oldest))))
+            for sample in self._samples:
+                writer.add_sample(*sample)
+            for loss in self._losses:
+                writer.add_loss(*loss)
+        self.bytes_written += writer.bytes_written
+        return writer.meta.rows or 0
+
+
+def _copy_facts(source: Meta, target: Meta) -> None:
+    """Give a trace of a series what was learned since it was begun."""
+    target.vms = list(source.vms)
+    target.notes = list(source.notes)
+    target.extra = dict(source.extra)
+    if source.stop_ns is not None:
+        target.stop_ns = source.stop_ns

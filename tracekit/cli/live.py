@@ -1,0 +1,79 @@
+"""What `tracekit record` shows while it records: rates by kind, memory, losses, disk."""
+
+from __future__ import annotations
+
+from collections import deque
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+
+    from tracekit.probes.plan import Status
+
+__all__ = ["LiveView"]
+
+_WINDOW_S: Final = 2.0
+
+
+class LiveView:
+    """A table on the terminal, brought up to date by `update`; nothing at all when it is not `shown`."""
+
+    def __init__(self, console: Console, *, shown: bool) -> None:
+        self._console, self._shown = console, shown
+        self._live: Live | None = None
+        self._recent: deque[Status] = deque()
+
+    def update(self, status: Status) -> None:
+        """Show how the recording stands."""
+        if self._live is None:
+            return
+        self._recent.append(status)
+        while status.seconds - self._recent[0].seconds > _WINDOW_S:
+            self._recent.popleft()
+        self._live.update(self._table(status), refresh=True)
+
+    def __enter__(self) -> Self:
+        """Begin to show."""
+        if self._shown:
+            from rich.live import Live
+
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        """Take the table away."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _table(self, status: Status) -> Table:
+        from rich.table import Table
+
+        before = self._recent[0]
+        seconds = max(status.seconds - before.seconds, 1e-9)
+        table = Table(title=f"recording, {status.seconds:.0f} s  (Ctrl-C ends it)", title_justify="left")
+        for heading in ("kind", "events", "per second"):
+            table.add_column(heading, justify="left" if heading == "kind" else "right")
+        for kind, count in sorted(status.kinds.items(), key=lambda item: -item[1]):
+            rate = (count - before.kinds.get(kind, 0)) / seconds if before is not status else 0.0
+            table.add_row(kind, f"{count:,}", f"{rate:,.0f}")
+        table.caption = self._caption(status)
+        table.caption_justify = "left"
+        return table
+
+    @staticmethod
+    def _caption(status: Status) -> str:
+        from tracekit.report.units import human
+
+        lost = "unknown" if status.lost is None else f"{status.lost:,}"
+        disk = human(status.bytes_written, "bytes")
+        parts = [f"lost {lost}", f"ring {status.ring_share:.0%}", f"disk {disk}"]
+        if status.held_bytes:
+            parts.append("held " + human(status.held_bytes, "bytes"))
+        if "rss_bytes" in status.samples:
+            parts.append("VMM resident " + human(status.samples["rss_bytes"], "bytes"))
+        return " · ".join(parts)
