@@ -13,8 +13,12 @@ import typer
 
 from tracekit.cli import datasets, lab
 from tracekit.cli.compact import compact
+from tracekit.cli.compare import compare
 from tracekit.cli.demo import demo
 from tracekit.cli.density import density
+from tracekit.cli.export import export
+from tracekit.cli.import_ import import_
+from tracekit.cli.fleet import fleet
 from tracekit.cli.info import info
 from tracekit.cli.output import stderr
 from tracekit.cli.record import record
@@ -40,7 +44,11 @@ app.command()(info)
 app.command()(recover)
 app.command()(replay)
 app.command()(compact)
+app.command("import")(import_)
+app.command()(export)
 app.command()(report)
+app.command()(compare)
+app.command()(fleet)
 app.command()(density)
 app.add_typer(lab.app, name="lab")
 app.add_typer(datasets.app, name="datasets")

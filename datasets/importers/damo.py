@@ -1,0 +1,163 @@
+"""DAMON records of damo: its JSON (plain, or zlib-compressed as `damo record` writes it) and its raw report.
+
+`damo report access --raw_form` text is streamed; JSON has to be in memory as a whole. perf.data and perf
+script text of damon:damon_aggregated are read by the perf importers. A row's `ts_ns` is its
+snapshot's end, `arg` the number of samples in which the region was seen accessed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from tracekit.datasets.importers.blocks import line_blocks, open_bytes
+from tracekit.datasets.importers.sink import Sink
+from tracekit.errors import DamagedError
+from tracekit.trace import events_batch
+
+__all__ = ["duration_ns", "read_damo_json", "read_damo_raw"]
+
+_UNIT_NS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+_UNIT_NS["d"] = 24 * _UNIT_NS["h"]
+_PART = re.compile(r"([\d,.]+)\s*([a-z]+)?")
+_REGION = r"^(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) \([^)]*\)\s+(?P<accesses>\d+)"
+_HEADING = r"^(base_time_absolute|monitoring_end|target_id):\s*(.*)$"
+_QUIET = r"^(#.*|data source:.*|monitoring_start:.*|monitoring_duration:.*|nr_regions:.*|\s*)$"
+
+
+def duration_ns(text: str) -> int:
+    """Return nanoseconds of damo's times: a plain number is nanoseconds.
+
+    >>> duration_ns("1 h 6 m 18 s 891 ms 560 us"), duration_ns("104.599 ms"), duration_ns("1,250")
+    (3978891560000, 104599000, 1250)
+    """
+    total = 0.0
+    parts = _PART.findall(text)
+    if not parts or _PART.sub("", text).strip():
+        raise ValueError(text)
+    exact = 0
+    for number, unit in parts:
+        plain = number.replace(",", "")
+        if "." in plain:
+            total += float(plain) * _UNIT_NS[unit or "ns"]
+        else:
+            exact += int(plain) * _UNIT_NS[unit or "ns"]
+    return exact + round(total)
+
+
+def read_damo_json(path: Path | str, sink: Sink) -> None:
+    """Read damo's JSON records. Raises DamagedError when it is something else."""
+    with open_bytes(path) as stream:
+        content = b"".join(iter(lambda: bytes(stream.read(1 << 22)), b""))
+    try:
+        text = content if content.lstrip()[:1] in (b"[", b"{") else zlib.decompress(content)
+        records = json.loads(text)
+        sink.report.lines = text.count(b"\n") + 1
+        targets: dict[Any, int] = {}
+        for record in records if isinstance(records, list) else [records]:
+            vm = targets.setdefault(record["target_id"], len(targets))
+            for snapshot in record["snapshots"]:
+                _snapshot(sink, vm, snapshot)
+    except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+        raise DamagedError(
+            f"{path} is not a record of damo: {type(error).__name__} {error}",
+            hint="damo report access --json --raw_number > FILE",
+        ) from None
+    sink.vms([-1] * len(targets))
+
+
+def _snapshot(sink: Sink, vm: int, snapshot: dict[str, Any]) -> None:
+    regions = snapshot["regions"]
+    # A column at a time: damo writes numbers as text, with commas.
+    columns = [
+        np.array([int(str(value).replace(",", "")) for value in values], np.uint64)
+        for values in (
+            (region["start"] for region in regions),
+            (region["end"] for region in regions),
+            (_samples(region["nr_accesses"]) for region in regions),
+        )
+    ]
+    _rows(sink, vm, duration_ns(str(snapshot["end_time"])), columns)
+
+
+def _samples(accesses: Any) -> Any:
+    return accesses["samples"] if isinstance(accesses, dict) else accesses
+
+
+def read_damo_raw(path: Path | str, sink: Sink) -> None:
+    """Read the text of `damo report access --raw_form` (older: `damo report raw`); `-` is stdin."""
+    base_ns = end_ns = vm = 0
+    targets: dict[str, int] = {}
+    line = 1
+    with open_bytes(path) as stream:
+        for block in line_blocks(stream):
+            texts = pl.Series(block.decode(errors="replace").splitlines())
+            for first, heading, regions in _sections(texts):
+                if heading:
+                    key, value = heading
+                    try:
+                        if key == "base_time_absolute":
+                            base_ns = duration_ns(value)
+                        elif key == "monitoring_end":
+                            end_ns = base_ns + duration_ns(value)
+                        else:
+                            vm = targets.setdefault(value, len(targets))
+                    except (ValueError, KeyError):
+                        sink.bad(line + first, f"{key}: {value}", "not a time of damo")
+                found = regions.str.extract_groups(_REGION).struct.unnest()
+                good = found["start"].is_not_null()
+                odd = regions.filter(~good)
+                at = np.flatnonzero(~good.to_numpy())
+                for offset, text in zip(at.tolist(), odd.to_list(), strict=True):
+                    if not re.match(_QUIET, text):
+                        sink.bad(line + first + bool(heading) + offset, text, "not a region of damo")
+                found = found.filter(good)
+                if found.height:
+                    regions_found = [
+                        *(found[name].str.to_integer(base=16, dtype=pl.UInt64) for name in ("start", "end")),
+                        found["accesses"].cast(pl.UInt64),
+                    ]
+                    _rows(sink, vm, end_ns, [column.to_numpy() for column in regions_found])
+            line += texts.len()
+            sink.report.lines = line - 1
+    sink.vms([-1] * len(targets))
+
+
+def _sections(texts: pl.Series) -> Iterator[tuple[int, tuple[str, str] | None, pl.Series]]:
+    """Cut a block at its headings; yields (first line, heading (key, value), the lines after it)."""
+    heads = np.flatnonzero(texts.str.contains(_HEADING).to_numpy())
+    if not heads.size or heads[0] > 0:
+        yield 0, None, texts[: int(heads[0])] if heads.size else texts
+    for head, following in zip(heads, [*heads[1:], texts.len()], strict=True):
+        match = re.match(_HEADING, texts[int(head)])
+        assert match
+        yield int(head), (match[1], match[2].strip()), texts[int(head) + 1 : int(following)]
+
+
+def _rows(
+    sink: Sink,
+    vm: int,
+    ts_ns: int,
+    regions: list[npt.NDArray[np.uint64]],
+) -> None:
+    start, end, accesses = regions
+    virtual = sink.options.addresses == "gva"
+    where = {"gva": start} if virtual else {"gfn": start >> np.uint64(12)}
+    sink.batch(
+        events_batch(
+            ts_ns=np.full(start.size, ts_ns, np.uint64),
+            kind="access",
+            vm=vm,
+            pages=((end - start + np.uint64(4095)) >> np.uint64(12)).astype(np.uint32),
+            arg=accesses,
+            **where,
+        )
+    )
