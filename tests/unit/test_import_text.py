@@ -96,6 +96,25 @@ def test_processes_become_vms_where_the_file_names_them(tmp_path: Path) -> None:
     assert vms[0]["vcpus"] == 1
 
 
+@pytest.mark.parametrize("kernel", ["6.1", "6.12"])
+def test_a_real_guest_under_nested_paging(tmp_path: Path, kernel: str) -> None:
+    """Read from tracefs of `tracekit lab host --kernel …` (SVM with NPT) while the same guest ran on it."""
+    events, report, _ = load(f"ftrace-npt-{kernel}.txt.gz", tmp_path, "ftrace", strict=True)
+    assert report.mmu_mode == "npt"
+    faults = guest_faults(events)
+    # Besides the 101 pages and the code: three pages of the guest's page tables, which the walk touches.
+    walks = faults.filter(pl.col("flags") & FLAG_GUEST_WALK != 0)
+    assert set(faults["gfn"]) - set(walks["gfn"]) == GUEST_PAGES
+    assert faults.height == 101 + 1 + walks.height
+    assert walks.height == 3
+    assert set(faults["level"]) == {1}
+    assert faults["latency_ns"].null_count() == faults["vcpu"].null_count() == faults["rip"].null_count() == 0
+    touched = faults.filter(pl.col("gfn") >= 512)
+    assert set(touched["access"]) == {2}
+    assert set(touched["flags"]) == {0}
+    assert events.filter(pl.col("kind") == "map").height == 0
+
+
 def test_ept_violations_of_a_new_kernel(tmp_path: Path) -> None:
     events, report, _ = load("ept-6.12.txt", tmp_path, strict=True)
     assert report.mmu_mode == "ept"
