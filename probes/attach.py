@@ -32,13 +32,13 @@ def attach(bpf: Any, pids: Sequence[int], *, armed: bool) -> None:
     `armed` ones are silent until they exec. `bpf` has the maps of bpf/common.h by name.
     A process that has ended meanwhile has no threads: that is no error here.
     """
-    threads, processes = bpf["threads"], bpf["processes"]
+    threads, processes = bpf[b"threads"], bpf[b"processes"]
     for vm, pid in enumerate(pids):
         key = ctypes.c_uint32(vm)
         processes[key] = processes.Leaf(tgid=pid, parent=0)
         by_fd = vcpu_descriptors(pid)
         for fd, vcpu in by_fd.items():
-            vcpus = bpf["vcpus"]
+            vcpus = bpf[b"vcpus"]
             vcpus[vcpus.Key(tgid=pid, fd=fd)] = ctypes.c_uint32(vcpu)
         done: set[int] = set()
         # New threads of a thread in the table join by themselves: list until nothing new is there.
@@ -47,12 +47,12 @@ def attach(bpf: Any, pids: Sequence[int], *, armed: bool) -> None:
                 leaf = threads.Leaf(tgid=pid, vm=vm, vcpu=_vcpu_of_thread(pid, tid), vcpu_fd=-1, armed=armed)
                 threads[ctypes.c_uint32(tid)] = leaf
             done |= new
-    bpf["next_vm"][0] = ctypes.c_uint32(len(pids))
+    bpf[b"next_vm"][0] = ctypes.c_uint32(len(pids))
 
 
 def processes_seen(bpf: Any) -> list[Process]:
     """Return every process that was ever traced, in order of `vm`."""
-    seen = [Process(key.value, leaf.tgid, leaf.parent) for key, leaf in bpf["processes"].items()]
+    seen = [Process(key.value, leaf.tgid, leaf.parent) for key, leaf in bpf[b"processes"].items()]
     return sorted(seen, key=lambda process: process.vm)
 
 

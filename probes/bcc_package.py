@@ -77,7 +77,7 @@ def compile_program(text: str) -> Any:
         os.environ["BCC_KERNEL_SOURCE"] = str(KERNEL_TREE)
     with _stderr_kept() as said:
         try:
-            return bcc.BPF(text=text)
+            return bcc.BPF(text=text.encode())
         except Exception as error:
             lines = [line for line in said() if "error" in line.lower()] or [str(error)]
             raise FailedError(

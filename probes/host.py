@@ -10,10 +10,11 @@ from typing import Final
 
 from tracekit.trace.meta import Clock, Host
 
-__all__ = ["clock", "describe", "mmu_mode"]
+__all__ = ["clock", "describe", "in_first_pid_namespace", "mmu_mode"]
 
 _MODULES: Final = Path("/sys/module")
 _NESTED: Final = {"kvm_intel": ("ept", "ept"), "kvm_amd": ("npt", "npt")}
+_FIRST_PID_NAMESPACE: Final = 0xEFFFFFFC  # the kernel's PROC_PID_INIT_INO
 _YES: Final = {"Y", "1"}
 
 
@@ -34,6 +35,14 @@ def mmu_mode(modules: Path = _MODULES) -> tuple[str, str]:
     if others:
         return "shadow", others[0]
     return ("shadow", "kvm") if (modules / "kvm").is_dir() else ("none", "")
+
+
+def in_first_pid_namespace() -> bool:
+    """Return whether process ids here are those the kernel's programs see: not so in most containers."""
+    try:
+        return Path("/proc/self/ns/pid").readlink().name == f"pid:[{_FIRST_PID_NAMESPACE}]"
+    except OSError:
+        return True
 
 
 def describe() -> Host:

@@ -94,7 +94,9 @@ class LoadedProbes:
                     for program in text.programs:
                         if program.probe == probe.name:
                             loaded._load(probe.name, program.function, bcc.BPF.TRACEPOINT)
-                            bpf.attach_tracepoint(tp=program.tracepoint, fn_name=program.function)
+                            bpf.attach_tracepoint(
+                                tp=program.tracepoint.encode(), fn_name=program.function.encode()
+                            )
                     if probe.faults:
                         loaded._attach_fault_ends(bcc, probe.name)
                 except Exception as error:
@@ -102,7 +104,7 @@ class LoadedProbes:
                     loaded._refuse(probe.name, str(error), required)
                 else:
                     loaded.active.append(probe.name)
-            loaded._ring = RingReader(bpf["ring"].map_fd, ring_bytes)
+            loaded._ring = RingReader(bpf[b"ring"].map_fd, ring_bytes)
         except BaseException:
             loaded.close()
             raise
@@ -122,7 +124,7 @@ class LoadedProbes:
 
     def loss_reader(self) -> LossReader:
         """Return a reader of the loss counters."""
-        return LossReader(self._bpf["losses"], self._bpf["epoch"])
+        return LossReader(self._bpf[b"losses"], self._bpf[b"epoch"])
 
     def program_stats(self) -> list[ProgramStats]:
         """Return what the kernel counted for each program (`missed`: another BPF program was running)."""
@@ -157,7 +159,7 @@ class LoadedProbes:
         self.close()
 
     def _load(self, probe: str, function: str, kind: int) -> None:
-        self._programs[function] = probe, self._bpf.load_func(function, kind).fd
+        self._programs[function] = probe, self._bpf.load_func(function.encode(), kind).fd
 
     def _refuse(self, probe: str, reason: str, required: Iterable[str]) -> None:
         if probe in required:
@@ -173,5 +175,5 @@ class LoadedProbes:
         for function, config in kinds.items():
             self._load(probe, function, bcc.BPF.PERF_EVENT)
             self._bpf.attach_perf_event(
-                ev_type=bcc.PerfType.SOFTWARE, ev_config=config, fn_name=function, sample_period=1
+                ev_type=bcc.PerfType.SOFTWARE, ev_config=config, fn_name=function.encode(), sample_period=1
             )

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from tracekit.errors import UsageError
-from tracekit.probes import constants, host, target
+from tracekit.errors import CapabilityError, UsageError
+from tracekit.probes import constants, host, target, tracefs
 from tracekit.probes.attach import attach
 from tracekit.probes.catalogue import GUEST_PROBES, HOST_PROBES, Probe
 from tracekit.probes.loader import LoadedProbes, require_permission
@@ -42,7 +42,13 @@ def record(plan: RecordPlan, watch: Callable[[Status], None] | None = None) -> R
     if first.exists() and not plan.force:
         raise UsageError(f"{first} exists", hint="add -f to replace it, or choose another name with -o")
     require_permission()
+    if not host.in_first_pid_namespace():
+        raise CapabilityError(
+            "in this container, process ids are not those that the kernel's programs see",
+            hint="docker run --pid=host --privileged …, or record on the host",
+        )
     target.require_processes(plan.pids)
+    tracefs.mount_missing()
     with ExitStack() as stack:
         child = None
         if plan.command:

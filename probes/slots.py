@@ -75,7 +75,7 @@ class SlotFinder:
 
     def _add(self, slot: Memslot, pid: int) -> None:
         self._memslots.add(slot)
-        table = self._bpf["memslots"]
+        table = self._bpf[b"memslots"]
         region = table.Leaf(slot=slot.slot, flags=0, gpa=slot.gpa, size=slot.size_bytes, hva=slot.hva)
         table[table.Key(tgid=pid, slot=slot.slot)] = region
 

@@ -86,7 +86,9 @@ def start_child(command: Sequence[str], *, user: int | None = None, group: int |
         )
     except OSError as error:
         os.close(gate)
-        raise FailedError(f"cannot start {command[0]!r}: {error.strerror}") from error
+        who = "" if user is None else f" as user {pwd.getpwuid(user).pw_name} with {sys.executable}"
+        hint = "" if user is None else "--as-root runs the command as root"
+        raise FailedError(f"cannot start {command[0]!r}{who}: {error.strerror}", hint=hint) from error
     finally:
         os.close(read_end)
     return Child(process, gate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -10,7 +11,7 @@ from typing import Final
 
 from tracekit.errors import CapabilityError
 
-__all__ = ["Field", "Tracepoint", "parse_format", "tracefs_root", "tracepoint"]
+__all__ = ["Field", "Tracepoint", "mount_missing", "parse_format", "tracefs_root", "tracepoint"]
 
 # bcc (libbcc) looks in these two, in this order, and opens a tracepoint by the number found there.
 _PLACES: Final = (Path("/sys/kernel/debug/tracing"), Path("/sys/kernel/tracing"))
@@ -76,6 +77,17 @@ def tracefs_root() -> Path:
                 f"no permission to read {place}", hint="run it as root: sudo tracekit record …"
             ) from None
     raise CapabilityError("tracefs is not mounted", hint="sudo mount -t tracefs tracefs /sys/kernel/tracing")
+
+
+def mount_missing() -> None:
+    """Mount tracefs, and debugfs for KVM's counters, at their usual places where they are not and we may."""
+    libc = ctypes.CDLL(None)
+    for kind, place, sign in (
+        ("tracefs", "/sys/kernel/tracing", "events"),
+        ("debugfs", "/sys/kernel/debug", "kvm"),
+    ):
+        if Path(place).is_dir() and not (Path(place) / sign).exists():
+            libc.mount(kind.encode(), place.encode(), kind.encode(), 0, None)
 
 
 @cache

@@ -109,7 +109,7 @@ class VmList:
             elif self._command:
                 entry["argv"] = redact(self._command)
             self._vms.append(entry)  # type: ignore[arg-type]
-        vcpus = Counter(key.tgid for key in self._bpf["vcpus"])
+        vcpus = Counter(key.tgid for key in self._bpf[b"vcpus"])
         for vm in self._vms:
             vm["vcpus"] = max(vm["vcpus"], vcpus[vm["pid"]])
             with contextlib.suppress(OSError):

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from tracekit.errors import CapabilityError, UsageError
-from tracekit.probes import bcc_package, host, samples, target
+from tracekit.probes import bcc_package, btf, constants, doctor, host, samples, target
+from tracekit.probes.filemap import Mapping
 from tracekit.probes.ledger import LossLedger
 from tracekit.probes.losses import Loss, LossReader
 from tracekit.probes.memslots import MemslotTable
 from tracekit.probes.plan import RecordPlan, RecordReport
+from tracekit.probes.slots import assume
 from tracekit.probes.vms import redact
 from tracekit.probes.wire import LOST, RECORD, VALID
 from tracekit.trace.schema import KIND_CODE
@@ -215,3 +217,99 @@ def test_a_held_back_command_ends_with_its_recorder(tmp_path: Path) -> None:
         time.sleep(0.01)
     assert child.poll() == 0
     assert proof.exists()
+
+
+def test_the_doctor_names_what_mends_each_thing_that_is_not_ok() -> None:
+    checks = doctor.examine()
+    assert {"permission", "kernel", "bcc", "tracefs", "KVM"} <= {check.name for check in checks}
+    for check in checks:
+        assert (check.state == "ok") == (check.mend == ""), check
+        assert check.found
+
+
+def test_the_doctor_sees_a_missing_bcc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bcc_package, "_FOLDERS", ())
+    bcc_package.load_bcc.cache_clear()
+    try:
+        found = {check.name: check for check in doctor.examine()}
+    finally:
+        bcc_package.load_bcc.cache_clear()
+    assert found["bcc"].state == "missing"
+    assert "python3-bpfcc" in found["bcc"].mend
+
+
+@pytest.mark.parametrize(
+    ("kdamonds", "physical"),
+    [
+        ([], False),
+        ([("on", ["paddr"])], True),
+        ([("on", ["paddr", "vaddr"])], False),
+        ([("off", ["paddr"])], False),
+        ([("off", ["vaddr"]), ("on", ["paddr"])], True),
+    ],
+)
+def test_damon_is_read_only_where_its_addresses_are_physical(
+    tmp_path: Path, kdamonds: list[tuple[str, list[str]]], physical: bool
+) -> None:
+    for number, (state, operations) in enumerate(kdamonds):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "state").write_text(f"{state}\n")
+        for context, operation in enumerate(operations):
+            (folder / "contexts" / str(context)).mkdir(parents=True)
+            (folder / "contexts" / str(context) / "operations").write_text(f"{operation}\n")
+    assert constants.damon_is_physical(tmp_path) is physical
+
+
+@pytest.mark.parametrize(
+    ("command_line", "config", "zeroes"),
+    [
+        ("ro quiet", "", False),
+        ("init_on_alloc=1", "", True),
+        ("init_on_alloc=0", "CONFIG_INIT_ON_ALLOC_DEFAULT_ON=y", False),
+        ("ro", "CONFIG_INIT_ON_ALLOC_DEFAULT_ON=y", True),
+        ("ro", "# CONFIG_INIT_ON_ALLOC_DEFAULT_ON is not set", False),
+    ],
+)
+def test_init_on_alloc_is_the_command_lines_word_before_the_builds(
+    command_line: str, config: str, zeroes: bool
+) -> None:
+    assert constants.init_on_alloc(command_line, config) is zeroes
+
+
+def test_btf_tells_offsets_and_values_that_a_program_can_check() -> None:
+    assert btf.field_offset("list_head", "prev") in (8, None)
+    assert btf.enum_value("zone_type", "no_such_zone") is None
+    assert btf.field_offset("no_such_structure", "x") is None
+
+
+GIB = 1 << 30
+
+
+def mapping(start: int, size: int, path: str = "", permissions: str = "rw-p") -> Mapping:
+    return Mapping(start, start + size, permissions, 0, 0, 0, path)
+
+
+@pytest.mark.parametrize(
+    ("argv", "maps", "expected"),
+    [
+        (["qemu-system-x86_64", "-m", "1G"], [mapping(8 * GIB, GIB)], [(0, GIB, 8 * GIB)]),
+        (
+            ["qemu-system-x86_64", "-m", "6G"],
+            [mapping(8 * GIB, 6 * GIB), mapping(1, 7 * GIB, permissions="---p")],
+            [(0, 3 * GIB, 8 * GIB), (4 * GIB, 3 * GIB, 11 * GIB)],
+        ),
+        (
+            ["qemu-system-x86_64", "-M", "q35", "-m", "4096"],
+            [mapping(8 * GIB, 4 * GIB)],
+            [(0, 2 * GIB, 8 * GIB), (4 * GIB, 2 * GIB, 10 * GIB)],
+        ),
+        (["qemu-system-x86_64", "-m", "2G"], [mapping(8 * GIB, GIB)], []),
+        (["vmm"], [mapping(GIB, 64 << 20), mapping(0, 1 << 20)], [(0, 64 << 20, GIB)]),
+        (["vmm"], [mapping(GIB, 64 << 20, "[heap]")], []),
+    ],
+)
+def test_memory_that_is_assumed_has_the_vmms_usual_layout(
+    argv: list[str], maps: list[Mapping], expected: list[tuple[int, int, int]]
+) -> None:
+    assert assume(argv, maps) == expected

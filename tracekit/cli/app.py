@@ -16,6 +16,7 @@ from tracekit.cli.compact import compact
 from tracekit.cli.compare import compare
 from tracekit.cli.demo import demo
 from tracekit.cli.density import density
+from tracekit.cli.doctor import doctor
 from tracekit.cli.export import export
 from tracekit.cli.import_ import import_
 from tracekit.cli.fleet import fleet
@@ -50,6 +51,7 @@ app.command()(report)
 app.command()(compare)
 app.command()(fleet)
 app.command()(density)
+app.command()(doctor)
 app.add_typer(lab.app, name="lab")
 app.add_typer(datasets.app, name="datasets")
 
