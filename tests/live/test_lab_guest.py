@@ -57,7 +57,7 @@ def test_every_page_is_touched_once_in_order_and_no_other(plan: GuestPlan):
     backing = max(plan.page_bytes, 4096)
     backed = len(np.unique(np.arange(plan.pages, dtype=np.int64) * plan.step_bytes // backing))
     assert run.resident_pages == backed * backing >> 12
-    # KVM's own count: the touched pages, and the low area's (tables too where KVM maps guest memory directly).
+    # The touched pages and the low area (tables too where KVM maps guest memory directly).
     mapped = run.kvm_counters["pages_4k"] + run.kvm_counters["pages_2m"]
     assert backed < mapped <= backed + len(run.low_gfns)
     # vCPUs may meet in a large page, or in a table that both need: those faults find their work done.
@@ -179,6 +179,8 @@ def test_an_endless_guest_is_interrupted(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(KeyboardInterrupt), SmallGuest(GuestPlan(vcpus=2)) as guest:
         guest.run()
     assert time.monotonic() - started < 5
+    names = {path.read_text() for path in Path("/proc/self/task").glob("*/comm")}
+    assert not [name for name in names if "KVM" in name]
 
 
 def run(plan: GuestPlan):

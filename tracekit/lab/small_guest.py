@@ -108,13 +108,16 @@ class SmallGuest:
             except BaseException as error:  # carried to the caller's thread
                 failures.append(error)
                 barrier.abort()
+            finally:
+                left[index].set()
 
+        left = [threading.Event() for _ in runs]
         threads = [threading.Thread(target=vcpu_thread, args=(index,)) for index in range(self.plan.vcpus)]
-        with _kick_on_exit(threads, self._vcpus):
+        with self._kicked_out(threads, left):
             for thread in threads:
                 thread.start()
-            for thread in threads:
-                thread.join()
+            for event in left:
+                event.wait()
         if failures:
             raise failures[0]
         return GuestRun(
@@ -167,6 +170,31 @@ class SmallGuest:
         if self.kvm.extension(CAP_PRE_FAULT_MEMORY):
             mapper = self._create_vcpu(self.plan.vcpus, cleanup).pre_fault
         return Enlightenment(self._backings, map_pages=mapper)
+
+    @contextlib.contextmanager
+    def _kicked_out(self, threads: list[threading.Thread], left: list[threading.Event]) -> Iterator[None]:
+        """Make an exception in the block (Ctrl-C) end the vCPU threads: only a signal ends KVM_RUN.
+
+        Waits for events, not for threads: an interrupted Thread.join takes a running thread for a dead one
+        (Python 3.11), and a vCPU that ran on would write to memory that is no longer the guest's.
+        """
+        kick = signal.SIGRTMIN
+        in_main = threading.current_thread() is threading.main_thread()
+        previous = signal.signal(kick, lambda *_: None) if in_main else None
+        try:
+            yield
+        except BaseException:
+            for vcpu in self._vcpus:
+                vcpu.stop()
+            for thread, event in zip(threads, left, strict=True):
+                while thread.ident and not event.wait(0.05):
+                    if in_main:
+                        with contextlib.suppress(ProcessLookupError):
+                            signal.pthread_kill(thread.ident, kick)
+            raise
+        finally:
+            if in_main:
+                signal.signal(kick, previous)
 
     def _low_gfns(self) -> tuple[int, ...]:
         """The low area's gfns that a running guest needs: tables, code, call pages."""
@@ -293,26 +321,3 @@ def _enter_long_mode(vcpu: Vcpu, ring: int) -> None:
     sregs.efer = 1 << 8 | 1 << 10  # long mode enabled and active
     sregs.cr0 = 1 << 31 | 1 << 16 | 1 << 5 | 1 << 4 | 1  # paging, write protect, NE, ET, protected mode
     vcpu.set_sregs(sregs)
-
-
-@contextlib.contextmanager
-def _kick_on_exit(threads: list[threading.Thread], vcpus: list[Vcpu]) -> Iterator[None]:
-    """Make an exception in the block (Ctrl-C) end the vCPU threads: only a signal ends KVM_RUN."""
-    kick = signal.SIGRTMIN
-    in_main = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(kick, lambda *_: None) if in_main else None
-    try:
-        yield
-    except BaseException:
-        for vcpu in vcpus:
-            vcpu.stop()
-        for thread in threads:
-            while thread.is_alive():
-                if in_main and thread.ident:
-                    with contextlib.suppress(ProcessLookupError):
-                        signal.pthread_kill(thread.ident, kick)
-                thread.join(0.05)
-        raise
-    finally:
-        if in_main:
-            signal.signal(kick, previous)
