@@ -8,11 +8,12 @@ disk, so only the first replay on a machine pays for the compiler.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar, cast
 
 import numpy as np
 
-__all__ = ["compiled", "hot", "int64"]
+__all__ = ["compiled", "hot", "int64", "prefetch"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -46,12 +47,52 @@ def compiled(function: F) -> F:
     import numba
     from numba.extending import register_jitable
 
+    _teach_prefetch()
     while _marked:
         register_jitable(forceinline=True, **_OPTIONS)(_marked.pop())
-    return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy", **_OPTIONS)(function))
+    # Under any other name (doctests see this package as `replay`) numba would leave kernels in the cache
+    # whose argument types nobody else can load.
+    own = function.__module__.startswith("tracekit.")
+    return cast(F, numba.njit(cache=own, nogil=True, error_model="numpy", **_OPTIONS)(function))
 
 
 @hot
 def int64(value: Any) -> Any:
     """Return a number as int64, whatever column it came from: one type for all that hooks see."""
     return np.int64(value)
+
+
+def prefetch(array: Any, index: Any) -> None:
+    """Call `array[index]` into the cache, if compiled; as plain Python it does nothing. Any index is safe."""
+
+
+@cache
+def _teach_prefetch() -> None:
+    """Tell numba how to compile `prefetch`: one LLVM intrinsic (numba itself has none for it)."""
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic, overload
+
+    byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+    head = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+
+    @intrinsic
+    def call(typing: Any, array: Any, index: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            data = context.make_array(signature.args[0])(context, builder, args[0]).data
+            at = builder.bitcast(builder.gep(data, [args[1]]), byte)
+            function = builder.module.globals.get("llvm.prefetch.p0")
+            if function is None:
+                function = ir.Function(builder.module, head, "llvm.prefetch.p0")
+            builder.call(function, [at, word(1), word(3), word(1)])  # for writing, keep close, data
+            return context.get_dummy_value()
+
+        return types.void(array, index), generate
+
+    def compiled_prefetch(array: Any, index: Any) -> Any:
+        def body(array: Any, index: Any) -> None:
+            call(array, index)
+
+        return body
+
+    overload(prefetch, jit_options={"forceinline": True, **_OPTIONS})(compiled_prefetch)
