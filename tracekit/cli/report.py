@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tracekit.cli.output import next_command, print_json, stderr
+from tracekit.cli.output import next_command, print_json, quoted, stderr
 
 __all__ = ["report"]
 
@@ -48,4 +48,4 @@ def report(
     talk = stderr()
     for line in written.words():
         talk.print(line, markup=False, highlight=False)
-    next_command(f"xdg-open {written.page}")
+    next_command(f"xdg-open {quoted(written.page)}")

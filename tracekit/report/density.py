@@ -69,9 +69,8 @@ def _saving(fit: Fit) -> str:
 
 
 def _overflows(answer: Density) -> Table:
-    table = _table(
-        "when over", "hosts ever", "a day", "lasts", "peak", "swap a day", "balloons take", "kills a day"
-    )
+    names = ("hosts\never", "a day", "lasts", "peak", "swap\na day", "balloons\ntake", "kills\na day")
+    table = _table("when over", *names)
     for fit in answer.fits:
         over = fit.overflow
         if over is None:

@@ -19,15 +19,12 @@ if TYPE_CHECKING:
 
     from tracekit.trace import Trace
 
-__all__ = ["BINS_PER_DECADE", "GFN_BINS", "RETURNS", "TIME_BINS", "Extent", "Outline"]
+__all__ = ["BINS_PER_DECADE", "DISCARD", "FAULT_KINDS", "GFN_BINS", "TIME_BINS", "Extent", "Outline"]
 
 TIME_BINS: Final = 160
 GFN_BINS: Final = 64
 BINS_PER_DECADE: Final = 50
 """Latency bins: each is 10^(1/50) wide, so a quantile read off them is right to 4.7 %."""
-
-RETURNS: Final = ("balloon_inflate", "free_page_report", "swap_out")
-"""Kinds that always take a page's memory away; madvise and fallocate do with some arguments only."""
 
 # MADV_DONTNEED, _FREE, _REMOVE, _COLD, _PAGEOUT and _DONTNEED_LOCKED (asm-generic/mman-common.h)
 _DROPPING_ADVICE: Final = (4, 8, 9, 20, 21, 24)
@@ -38,6 +35,19 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 # Guests are told apart from garbage here: above 64 TiB of guest-physical span a page bitmap would not fit.
 _MOST_PAGES: Final = 1 << 34
 _LAST_GFN: Final = 1 << 52  # more than any x86 guest can have; what lies beyond is drawn there
+DISCARD: Final = (
+    pl.col("kind").is_in(["balloon_inflate", "free_page_report", "swap_out"])
+    | (
+        pl.col("kind").is_in(["madvise", "process_madvise"])
+        & pl.col("arg").fill_null(0).is_in(list(_DROPPING_ADVICE))
+    )
+    | ((pl.col("kind") == "fallocate") & ((pl.col("arg").fill_null(0) & _PUNCH_HOLE) != 0))
+)
+"""Whether an event takes memory away from the guest; madvise and fallocate do with some arguments only."""
+
+FAULT_KINDS: Final = ("ept_violation", "host_fault")
+"""Faults that a VM waits for, where they are on guest memory (as the replay counts them)."""
+
 _TOUCH_KINDS: Final = ("ept_violation", "host_fault", "guest_fault")
 
 
@@ -144,7 +154,7 @@ class Outline:
                 "kind",
                 "level",
                 ((pl.col("flags") & FLAG_MAJOR) != 0).alias("major"),
-                _returned().alias("returned"),
+                DISCARD.alias("returned"),
                 pl.col("gfn").is_not_null().alias("located"),
                 self.extent.time_bin(),
             )
@@ -181,7 +191,7 @@ class Outline:
             else:
                 faults = (pl.col("kind") == kind) & ((pl.col("flags") & FLAG_PRESENT) == 0)
                 parts.append(_spread(self.trace.events.filter(faults), extent, "fault"))
-        parts.append(_spread(self.trace.events.filter(_returned()), extent, "discard"))
+        parts.append(_spread(self.trace.events.filter(DISCARD), extent, "discard"))
         return pl.concat(parts).sort("what", "gfn_bin", "time_bin")
 
     def _touches(self, kind: str) -> Iterator[tuple[Ints, Ints, Ints, Ints]]:
@@ -202,14 +212,6 @@ class Outline:
 
 def _gfn() -> pl.Expr:
     return pl.col("gfn").clip(upper_bound=_LAST_GFN).cast(pl.Int64)
-
-
-def _returned() -> pl.Expr:
-    """Whether an event takes memory away from the guest."""
-    kind, arg = pl.col("kind"), pl.col("arg").fill_null(0)
-    advised = kind.is_in(["madvise", "process_madvise"]) & arg.is_in(list(_DROPPING_ADVICE))
-    punched = (kind == "fallocate") & ((arg & _PUNCH_HOLE) != 0)
-    return kind.is_in(list(RETURNS)) | advised | punched
 
 
 def _first_touches(touches: Iterator[tuple[Ints, Ints, Ints, Ints]], extent: Extent) -> list[pl.DataFrame]:

@@ -47,6 +47,5 @@ def chart(curves: pl.DataFrame, span_s: float | None = None) -> alt.LayerChart:
     sampled = base.transform_filter(alt.datum.series == SAMPLED).mark_line(
         strokeWidth=1, point={"size": 36, "filled": True}
     )
-    layers = [modelled, sampled] if SAMPLED in names else [modelled]
-    drawn: alt.LayerChart = alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
+    drawn: alt.LayerChart = (modelled + sampled).properties(width=WIDTH, height=HEIGHT)
     return drawn

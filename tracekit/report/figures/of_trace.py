@@ -8,7 +8,7 @@ import polars as pl
 
 from tracekit.report.charts import balloon, heat, latency, stall
 from tracekit.report.figure import Figure
-from tracekit.report.outline import BINS_PER_DECADE, Extent, Outline
+from tracekit.report.outline import BINS_PER_DECADE, FAULT_KINDS, Extent, Outline
 from tracekit.report.study import Study
 from tracekit.report.units import human, human_share
 from tracekit.trace.schema import PAGE_BYTES
@@ -130,7 +130,7 @@ def draw_stall(study: Study) -> Figure | None:
     if outline is None or outline.extent is None:
         return None
     # As the replay counts it: faults on guest memory. A swap-in is none of its own, it happens inside one.
-    own = outline.timeline.filter(pl.col("kind").is_in(["ept_violation", "host_fault"]) & pl.col("located"))
+    own = outline.timeline.filter(pl.col("kind").is_in(list(FAULT_KINDS)) & pl.col("located"))
     waits = _causes(own).filter(pl.col("latency_ns") > 0)
     if not waits.height:
         return None
