@@ -50,7 +50,11 @@ HOST_PROBES: Final[tuple[Probe, ...]] = (
     ),
     Probe("ksm", ("ksm_merge", "ksm_break"), constants=("KSM_ADDRESS_OFFSET",)),
     Probe("halt", ("vcpu_block", "vcpu_wake")),
-    Probe("swap", ("swap_in", "swap_out"), constants=("ITEM_PSWPIN", "ITEM_PSWPOUT", "MMU_ADDRESS_IS_GPA")),
+    Probe(
+        "memcg",
+        ("swap_in", "swap_out"),
+        constants=("ITEM_PSWPIN", "ITEM_PSWPOUT", "ITEM_THP_FAULT_ALLOC", "MMU_ADDRESS_IS_GPA"),
+    ),
 )
 
 GUEST_PROBES: Final[tuple[Probe, ...]] = (

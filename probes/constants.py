@@ -28,6 +28,7 @@ def kernel_constants(mmu_mode: str, kvm_module: str) -> dict[str, int]:
         "KSM_ADDRESS_OFFSET": btf.field_offset("rmap_item", "address") if ksm is None else ksm,
         "ITEM_PSWPIN": btf.enum_value("vm_event_item", "PSWPIN"),
         "ITEM_PSWPOUT": btf.enum_value("vm_event_item", "PSWPOUT"),
+        "ITEM_THP_FAULT_ALLOC": btf.enum_value("vm_event_item", "THP_FAULT_ALLOC"),
     }
     return {name: value for name, value in known.items() if value is not None}
 

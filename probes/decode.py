@@ -21,6 +21,7 @@ from tracekit.trace.schema import (
     FLAG_KERNEL,
     FLAG_PRESENT,
     KIND_CODE,
+    PAGE_BYTES,
 )
 
 __all__ = ["access_and_flags", "columns", "to_batch"]
@@ -75,8 +76,8 @@ def access_and_flags(error: np.ndarray, mode: str) -> tuple[np.ndarray, np.ndarr
 def columns(records: np.ndarray, mmu_mode: str) -> dict[str, np.ndarray]:
     """Turn records (dtype RECORD, n) into contiguous columns of n; `valid` has their validity bits.
 
-    Faults get `access` and `flags` from their error code, and `gfn` and `pages` become those of the whole
-    page that was mapped; `arg` then has the exact gfn that was touched, where that is another one.
+    Faults get `access` and `flags` from their error code; `gfn` (of a host_fault `hva`) and `pages` become
+    those of the whole page that was mapped, and of a large one `arg` says which gfn (hva) was touched.
     """
     out = {
         name: np.ascontiguousarray(records[name])
@@ -120,18 +121,21 @@ def to_batch(out: dict[str, np.ndarray]) -> pa.RecordBatch:
 
 
 def _whole_pages(out: dict[str, np.ndarray]) -> None:
-    large = np.flatnonzero(
-        (out["level"] > 1) & ((out["kind"] == _GUEST_FAULT_KIND) | (out["kind"] == _MAP_KIND))
-    )
-    if not len(large):
-        return
-    pages = np.uint64(1) << (np.uint64(9) * (out["level"][large].astype(np.uint64) - np.uint64(1)))
-    exact = out["gfn"][large]
-    out["gfn"][large] = exact & ~(pages - np.uint64(1))
-    out["pages"][large] = pages
-    faults = out["kind"][large] == _GUEST_FAULT_KIND
-    out["arg"][large[faults]] = exact[faults]
-    out["valid"][large[faults]] |= np.uint8(VALID["arg"])
+    """Let gfn, hva and pages of rows with a large page be those of the page; `arg` keeps what was touched."""
+    kind = out["kind"]
+    for code, column in ((_GUEST_FAULT_KIND, "gfn"), (_MAP_KIND, "gfn"), (_HOST_FAULT_KIND, "hva")):
+        large = np.flatnonzero((out["level"] > 1) & (kind == code))
+        if not len(large):
+            continue
+        level = out["level"][large].astype(np.uint64)
+        pages = np.uint64(1) << (np.uint64(9) * (level - np.uint64(1)))
+        unit = pages if column == "gfn" else pages * np.uint64(PAGE_BYTES)
+        exact = out[column][large]
+        out[column][large] = exact & ~(unit - np.uint64(1))
+        out["pages"][large] = pages
+        if code != _MAP_KIND:
+            out["arg"][large] = exact
+            out["valid"][large] |= np.uint8(VALID["arg"])
 
 
 def _rows(mask: np.ndarray) -> slice | np.ndarray | None:

@@ -9,6 +9,8 @@ from typing import Final
 
 import numpy as np
 
+from tracekit.trace.schema import KINDS
+
 __all__ = [
     "HEADER_BYTES",
     "LOST",
@@ -47,11 +49,11 @@ VM_UNKNOWN: Final = 0xFFFF
 """`vm` of a record whose VM only user space can tell (another process acted on the VM's memory)."""
 
 LOST: Final[tuple[str, ...]] = (
-    "ring_full",  # the ring had no room: the reader was too slow
     "table_full",  # no room to remember the start of an operation: its record is lost
     "untraced_process",  # more processes than MAX_PROCESSES: the events of the next ones are lost
     "untraced_thread",  # more threads than MAX_THREADS: the events of the next ones are lost
     "unreadable_argument",  # a system call's argument was not in memory when the program read it
     "ranges_cut",  # a process_madvise call named more ranges than a program can walk
+    *(f"ring_full: {kind}" for kind in KINDS),  # no room for a record of that kind: the reader was too slow
 )
 """Why the BPF programs lose records: the position is the index of their counter."""

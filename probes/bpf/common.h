@@ -38,7 +38,7 @@ struct thread {
     u8 armed;        // a child that has not yet become its command: silent until exec
     u8 mmu_pending;  // a fault of the guest is being handled
     u8 mmu_level;
-    u8 mmu_mapped;
+    u8 fault_level;  // the fault of the thread itself was given a page of this level (0 = not known)
 };
 BPF_HASH(threads, u32, struct thread, MAX_THREADS);
 
@@ -62,7 +62,7 @@ struct fault_context {
 struct loss {
     u64 count, first_ts, last_ts, epoch;
 };
-BPF_PERCPU_ARRAY(losses, struct loss, LOST_REASONS);
+BPF_PERCPU_ARRAY(losses, struct loss, LOST_REASONS);  // the last ones: a ring that was full, by kind
 BPF_ARRAY(epoch, u64, 1);
 
 static __always_inline void lose_many(u32 reason, u64 count)
@@ -83,11 +83,11 @@ static __always_inline void lose_many(u32 reason, u64 count)
 
 static __always_inline void lose(u32 reason) { lose_many(reason, 1); }
 
-static __always_inline struct record *reserve(void)
+static __always_inline struct record *reserve(u8 kind)
 {
     struct record *r = ring.ringbuf_reserve(sizeof(struct record));
     if (!r)
-        lose(LOST_RING_FULL);
+        lose(LOST_RING_FULL + kind);
     return r;
 }
 
@@ -115,7 +115,7 @@ static __always_inline u64 first_gfn(u64 gfn, u8 level)
 #define EMIT(t, k, when, set, ...) EMIT_AS((t)->vm, (t)->vcpu, k, when, set, __VA_ARGS__)
 #define EMIT_AS(v, c, k, when, set, ...)                                                                 \
     do {                                                                                                 \
-        struct record *_r = reserve();                                                                   \
+        struct record *_r = reserve(k);                                                                  \
         if (_r) {                                                                                        \
             s16 _c = (c);                                                                                \
             *_r = (struct record){.ts = (when), .kind = (k), .tid = (u32)bpf_get_current_pid_tgid(),     \

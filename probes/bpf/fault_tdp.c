@@ -41,7 +41,6 @@ ON(kvm, kvm_page_fault)
     t->vcpu = args->vcpu_id;
 #endif
     t->mmu_level = 0;
-    t->mmu_mapped = 0;
     t->mmu_pending = 1;
     return 0;
 }
@@ -58,7 +57,6 @@ static __always_inline void tdp_mapped(struct thread *t, u64 gfn, u8 level)
 {
     if (t->mmu_pending && first_gfn(t->mmu_gva >> 12, level) == first_gfn(gfn, level)) {
         t->mmu_level = level;
-        t->mmu_mapped = 1;
     } else {
         EMIT(t, KIND_MAP, bpf_ktime_get_ns(), VALID_GFN | VALID_LEVEL, .gfn = gfn, .level = level, .pages = 1);
     }

@@ -11,6 +11,7 @@ static __always_inline int fault_begin(u64 address, u64 ip, u64 error)
     t->fault_address = address;
     t->fault_ip = ip;
     t->fault_error = error;
+    t->fault_level = 0;
     return 0;
 }
 
@@ -28,12 +29,13 @@ static __always_inline int fault_end(u64 address, u32 flags)
     if (!t)
         return 0;
     u64 now = bpf_ktime_get_ns();
+    u8 level = t->fault_level, set = level ? VALID_HVA | VALID_LEVEL : VALID_HVA;
     if (t->fault_start && t->fault_address >> 12 == address >> 12)
-        EMIT(t, KIND_HOST_FAULT, now, VALID_HVA | VALID_LATENCY | VALID_RIP | VALID_ARG, .hva = address,
+        EMIT(t, KIND_HOST_FAULT, now, set | VALID_LATENCY | VALID_RIP | VALID_ARG, .hva = address, .level = level,
              .latency = now - t->fault_start, .rip = t->fault_ip, .arg = t->fault_error, .pages = 1,
              .flags = flags);
     else
-        EMIT(t, KIND_HOST_FAULT, now, VALID_HVA, .hva = address, .pages = 1, .flags = flags);
+        EMIT(t, KIND_HOST_FAULT, now, set, .hva = address, .level = level, .pages = 1, .flags = flags);
     t->fault_start = 0;
     return 0;
 }

@@ -69,7 +69,7 @@ ON(kvm, kvm_hv_hypercall)
         }
         struct record *r = ring.ringbuf_reserve(sizeof(struct record));
         if (!r) {
-            reason = LOST_RING_FULL;
+            reason = LOST_RING_FULL + KIND_HV_HYPERCALL;
             break;
         }
         // additional_pages:11, largepage:1, then basepfn:52, or page_size:1 (0 = 2M, 1 = 1G), 8 reserved,

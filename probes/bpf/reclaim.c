@@ -107,7 +107,7 @@ ON(syscalls, sys_exit_process_madvise)
         u64 bytes = range.bytes < left ? range.bytes : left;
         struct record *r = ring.ringbuf_reserve(sizeof(struct record));
         if (!r) {
-            reason = LOST_RING_FULL;
+            reason = LOST_RING_FULL + KIND_PROCESS_MADVISE;
             break;
         }
         // extra is the pidfd, rip the caller's process: decode.py resolves the two to the VM.

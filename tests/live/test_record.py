@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -166,10 +169,7 @@ def test_attaching_to_a_running_vm_finds_its_vcpus(tmp_path: Path) -> None:
         assert guest.stderr is not None
         assert "ready" in guest.stderr.readline()
         recorder = subprocess.Popen([*TRACEKIT, "record", "-p", str(guest.pid), "-o", str(path)], text=True)
-        deadline = time.monotonic() + 30
-        while not (path / "meta.json").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for((path / "meta.json").exists)
         time.sleep(0.5)
         account, _ = guest.communicate("\n", timeout=30)
         assert recorder.wait(timeout=30) == 0
@@ -189,10 +189,7 @@ def test_a_signal_finalises_and_the_command_does_not_outlive_it(tmp_path: Path) 
         [*TRACEKIT, "record", "-o", str(path), "--", "sh", "-c", f"echo $$ > {pid_file}; exec sleep 60"]
     )
     try:
-        deadline = time.monotonic() + 30
-        while not pid_file.exists() or not pid_file.read_text().strip():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for(lambda: pid_file.read_text().strip() != "")
         recorder.send_signal(signal.SIGTERM)
         assert recorder.wait(timeout=30) == 0
     finally:
@@ -210,6 +207,58 @@ def test_the_duration_ends_the_command_and_is_no_failure(tmp_path: Path) -> None
     report = json.loads(run_record("-d", "0.7", "-o", str(path), "--json", "--", "sleep", "60").stdout)
     assert report["stopped_by"] == "time"
     assert 0.7 <= report["seconds"] < 5
+
+
+def test_recorded_and_lost_are_exactly_what_happened(tmp_path: Path) -> None:
+    """A ring of one page, and a reader that stands still while the guest runs."""
+    pages, path = 65_537, tmp_path / "lossy.trace"
+    guest = [*GUEST, "--pages", str(pages), "--wait"]
+    command = ["sh", "-c", f'exec "$@" < {tmp_path}/go > {tmp_path}/account 2> {tmp_path}/said', "sh", *guest]
+    os.mkfifo(tmp_path / "go")
+    recorder = subprocess.Popen(
+        [*TRACEKIT, "record", "--buffer", "4096", "--fail-on-loss", "-o", str(path), "--", *command],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        with (tmp_path / "go").open("w") as go:  # opens when the guest does
+            wait_for(lambda: "ready" in (tmp_path / "said").read_text())
+            recorder.send_signal(signal.SIGSTOP)
+            go.write("\n")
+            go.flush()
+            wait_for(lambda: (tmp_path / "account").read_text().endswith("}\n"))
+        recorder.send_signal(signal.SIGCONT)
+        _, said = recorder.communicate(timeout=60)
+    finally:
+        if recorder.poll() is None:
+            recorder.kill()
+            recorder.wait()
+    account = json.loads((tmp_path / "account").read_text())
+    trace = open_trace(path)
+    rows = faults(trace)
+    losses = trace.losses.filter(pl.col("reason") == "ring_full: ept_violation")
+    lost = losses["lost"].sum()
+    assert lost > pages // 2
+    # What happened is KVM's own count of the entries it mapped.
+    assert rows.height + lost == account["kvm_counters"]["pages_4k"] == pages + 1
+    assert recorder.returncode == 3
+    assert "ring_full: ept_violation" in said
+    assert trace.lost is not None
+    assert trace.lost >= lost
+    phase = account["vcpus"][0]["phases"]["touch"]
+    assert losses["t0_ns"].min() <= phase["start_ns"] + phase["elapsed_ns"]
+    assert losses["t1_ns"].max() >= phase["start_ns"]
+    assert trace.meta.finalised
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            if condition():
+                return
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_killed_command_gives_the_shells_exit_code(tmp_path: Path) -> None:

@@ -108,6 +108,12 @@ def test_a_fault_covers_its_whole_page_and_keeps_the_exact_gfn(level: int, pages
     assert row["arg"] == (exact if level > 1 else None)
 
 
+def test_a_huge_page_of_the_host_is_one_row_at_its_first_address() -> None:
+    touched = 0x7F0000212345
+    row = fault(0x6, "shadow", kind="host_fault", hva=touched, level=2, valid=("hva", "level", "arg"))
+    assert (row["hva"], row["pages"], row["level"], row["arg"]) == (0x7F0000200000, 512, 2, touched)
+
+
 def test_rows_of_all_kinds_keep_their_values_and_nulls() -> None:
     rows = [
         {

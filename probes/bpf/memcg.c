@@ -1,12 +1,13 @@
-// Swap, as the kernel counts it for memory cgroups. In the faulting thread a swap-in knows its address from
-// the fault it serves; `pages` is what was read, with read-ahead. A swap-out happens in whoever reclaims:
-// `extra` and `arg` are the cgroup it was charged to, which user space knows the VM of.
+// What the kernel counts for memory cgroups, as it counts it: swap, and faults that were given a huge page.
+//
+// In the faulting thread a swap-in knows its address from the fault it serves; `pages` is what was read, with
+// read-ahead. A swap-out happens in whoever reclaims: `arg` is the cgroup it is charged to, of which user
+// space knows the VM. A huge page is noted for the host_fault record that ends the fault.
 
-#ifdef HAVE_memcg__count_memcg_events
 ON(memcg, count_memcg_events)
 {
     u32 item = args->item;
-    if (item != ITEM_PSWPIN && item != ITEM_PSWPOUT)
+    if (item != ITEM_PSWPIN && item != ITEM_PSWPOUT && item != ITEM_THP_FAULT_ALLOC)
         return 0;
     u64 now = bpf_ktime_get_ns();
     if (item == ITEM_PSWPOUT) {
@@ -14,6 +15,11 @@ ON(memcg, count_memcg_events)
         return 0;
     }
     struct thread *t = current_thread();
+    if (item == ITEM_THP_FAULT_ALLOC) {
+        if (t)
+            t->fault_level = 2;
+        return 0;
+    }
     if (!t)
         EMIT_AS(VM_UNKNOWN, -1, KIND_SWAP_IN, now, VALID_ARG, .arg = args->id, .pages = args->val);
     else if (t->fault_start)
@@ -26,4 +32,3 @@ ON(memcg, count_memcg_events)
         EMIT(t, KIND_SWAP_IN, now, 0, .pages = args->val);
     return 0;
 }
-#endif
