@@ -23,7 +23,7 @@ from tracekit.replay.mechanisms import Mechanism
 
 __all__ = ["Chain", "chain_of"]
 
-_ENGINE = ("accounts", "engine", "events", "index", "jit", "pages")
+_ENGINE = ("accounts", "engine", "events", "freeing", "index", "jit", "pages")
 HOOKS = ("look", "fault", "event", "tick")
 _HEADS = {
     "look": "def look(s, e, w, on, own):",

@@ -116,6 +116,7 @@ PROCESS_MADVISE: Final = schema.KIND_CODE["process_madvise"]
 FALLOCATE: Final = schema.KIND_CODE["fallocate"]
 HV_HYPERCALL: Final = schema.KIND_CODE["hv_hypercall"]
 DEFLATE: Final = schema.KIND_CODE["balloon_deflate"]
+ACCESS: Final = schema.KIND_CODE["access"]
 
 
 @hot
@@ -131,6 +132,8 @@ def operation(kind: int, arg: int) -> int:
         return ev.IGNORE
     if kind == FALLOCATE:
         return ev.DROP if arg & 2 else ev.IGNORE  # FALLOC_FL_PUNCH_HOLE
+    if kind == ACCESS and arg == 0:
+        return ev.IGNORE  # a region that was sampled and found untouched
     if kind == HV_HYPERCALL:
         # A range of a memory heat hint is a row with 1 + heat type above the code; the call itself is plain.
         return ev.HINT if arg >> 16 > 0 else ev.HYPERCALL

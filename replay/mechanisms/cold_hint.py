@@ -1,0 +1,172 @@
+"""cold_hint: the guest tells the host which memory it won't need soon (Hyper-V 0x8003 cold, cold-discard).
+
+Policies:
+
+- `on_free`: groups of 2^order pages that stay free for `delay_ms` are hinted cold-discard: dropped, and a
+  later use faults and comes zeroed. Linux' hv_balloon does this through page reporting.
+- `idle`: pages not accessed for `idle_s` are hinted cold: their contents go to swap, and a later use waits
+  for it. Needs access samples. A sample says only that the page was used within its period (`scan_ms`), so
+  the figures are run for both ends: an idle time is known to +- one period (docs/miss-ratio.md).
+- `recorded`: the cold hints that the guest really gave, as if the host had followed them at once.
+- `oracle`: every page goes at its last recorded use, and none ever comes back: the upper bound. Uses of
+  mapped pages that nothing sampled are not in the trace, so the lower bound is nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.errors import UsageError
+from tracekit.replay import events as ev
+from tracekit.replay.accounts import HYPERCALLS, RANGES, TALLIES, UNMAPS, count
+from tracekit.replay.events import Event
+from tracekit.replay.freeing import FREE_WORDS, note_free, note_used, take_all_due, take_at, take_due
+from tracekit.replay.jit import hot
+from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
+from tracekit.replay.pages import C_BACKED, C_SWAPPED, CLOCK_END, World, drop
+
+__all__ = ["MECHANISM"]
+
+POLICIES = ("on_free", "idle", "recorded", "oracle")
+ON_FREE, IDLE, RECORDED, ORACLE = range(4)
+# m.par
+POLICY, GROUP, DELAY, TAKES = range(4)
+LAST = 0  # word of a page for idle and oracle: 1 + time of its last use
+
+
+@hot
+def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
+    """Take what was due in the past, and note this use."""
+    policy = int(m.par[POLICY])
+    if policy == ON_FREE:
+        return take_due(s, e.page, w, e.start, m, me, int(m.par[GROUP]))
+    if policy == RECORDED:
+        return w
+    at = e.page * FREE_WORDS + LAST
+    if policy == IDLE:
+        due = m.page[at] - 1 + int(m.par[DELAY])
+        if m.page[at] > 0 and due <= e.start and w & C_BACKED:
+            w = drop(s, w, due, me) | C_SWAPPED
+            count(s, me, RANGES, 1)
+            count(s, me, UNMAPS, 1)
+    if e.op in (ev.FAULT, ev.ACCESSED, ev.ALLOC, ev.POPULATE, ev.SWAP_IN):
+        m.page[at] = e.end + 1
+    return w
+
+
+@hot
+def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
+    """A page that faults is in use, whether or not its allocation was seen."""
+    if m.par[POLICY] == ON_FREE:
+        note_used(m, e.page, int(m.par[GROUP]))
+    return w, verdict, service
+
+
+@hot
+def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
+    """Follow what is free, or the hints that were given."""
+    policy = int(m.par[POLICY])
+    if policy == ON_FREE:
+        if e.op == ev.FREE:
+            note_free(m, e.page, int(m.par[GROUP]), e.end + int(m.par[DELAY]))
+        elif e.op == ev.ALLOC:
+            note_used(m, e.page, int(m.par[GROUP]))
+    elif policy == RECORDED and e.op == ev.HINT and not e.bits & ev.HINT_HOT:
+        if not e.bits & ev.CONTINUED:
+            count(s, me, RANGES, 1)
+        if w & C_BACKED:
+            count(s, me, UNMAPS, 1)
+            w = drop(s, w, e.end, me)
+            if not e.bits & ev.HINT_DISCARD:
+                w |= C_SWAPPED
+    return w
+
+
+NEEDS = {
+    "on_free": (ev.FREE, "the guest's page_free events", "tracekit record --guest, then tracekit merge"),
+    "idle": (ev.ACCESSED, "access samples", "tracekit record --guest where DAMON runs"),
+    "recorded": (ev.HINT, "the guest's own memory heat hints", "policy=on_free, or policy=oracle"),
+}
+
+
+def setup(context: Context) -> Setup:
+    """Check that the trace holds what the policy needs."""
+    policy = context.text("policy")
+    if policy in NEEDS:
+        op, what, hint = NEEDS[policy]
+        if not context.survey.counts[op]:
+            raise UsageError(f"cold_hint policy {policy} needs {what}, and this trace has none", hint=hint)
+    delay = context.number("delay_ms") * 1e6
+    if policy == "idle":
+        scan = context.number("scan_ms") * 1e6
+        delay = context.number("idle_s") * 1e9
+        delay += {"low": scan, "high": -scan}.get(context.hypothesis, 0.0)
+    takes = policy != "oracle" or context.hypothesis != "low"
+    return Setup(
+        par=[POLICIES.index(policy), 1 << int(context.number("order")), max(delay, 0.0), float(takes)]
+    )
+
+
+def finish(context: Context, world: World, own: Own, me: int) -> None:
+    """Take what nothing came back to; put the ranges into hypercalls."""
+    policy = int(own.par[POLICY])
+    if policy == ON_FREE:
+        take_all_due(world, own, me, int(own.par[GROUP]))
+    elif policy != RECORDED and own.par[TAKES]:
+        last = own.page[: len(world.words) * FREE_WORDS].reshape(-1, FREE_WORDS)[:, LAST]
+        end = int(world.clock[CLOCK_END]) - int(world.shift.max(initial=0))
+        due = last - 1 + (int(own.par[DELAY]) if policy == IDLE else 0)
+        pages = np.flatnonzero((last > 0) & (due <= end) & (world.words & C_BACKED != 0))
+        take_at(world, pages, due[pages], me)
+    tally = world.tally.reshape(-1, TALLIES)[me]
+    if policy != RECORDED:  # recorded hints were hypercalls already
+        tally[HYPERCALLS] += -(-int(tally[RANGES]) // int(context.number("batch")))
+
+
+def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[str, float]]:
+    """Price hypercalls and discards; both run beside the vCPUs' own work."""
+    huge = context.text("policy") == "on_free" and context.number("order") >= 9
+    return {
+        "host_cpu_background": {"unmap_2m": float(tally[RANGES])}
+        if huge
+        else {"unmap_4k": float(tally[UNMAPS])},
+        "hypercall_time": {"hypercall": float(tally[HYPERCALLS])},
+    }
+
+
+def bounded(context: Context) -> bool:
+    """Samples leave each idle time open by a period; the oracle rests on uses that the trace may not hold."""
+    return context.text("policy") in ("idle", "oracle")
+
+
+def label(context: Context) -> str:
+    """That a page is touched when it is allocated is the most that can happen."""
+    return "bounded"
+
+
+MECHANISM = Mechanism(
+    name="cold_hint",
+    summary="the guest hints memory it won't need soon, the host takes it",
+    stage=Stage.TAKE,
+    params=(
+        Param("policy", "on_free", "who hints, and when", choices=POLICIES),
+        Param("order", 9, "on_free: smallest group, 2^order pages of 4 KiB", low=0, high=9),
+        Param("delay_ms", 2000.0, "on_free: how long a group is free before it is hinted", unit="ms", low=0),
+        Param("idle_s", 60.0, "idle: how long a page is not accessed", unit="s", low=0),
+        Param("scan_ms", 5000.0, "idle: period of the access samples", unit="ms", low=0),
+        Param("batch", 511, "ranges per hypercall (at most 511)", low=1, high=511),
+    ),
+    page_words=FREE_WORDS,
+    page_local=True,
+    look=look,
+    fault=fault,
+    event=event,
+    setup=setup,
+    finish=finish,
+    costs=costs,
+    bounded=bounded,
+    label=label,
+)

@@ -1,0 +1,119 @@
+"""free_page_reporting: the guest reports blocks that stay free, the host discards them (virtio-balloon).
+
+A block of 2^order pages that has been free for `delay_s` is reported; the host takes it by MADV_DONTNEED
+(`discard=now`) or MADV_FREE (`discard=lazily`: only if the host comes under pressure, so the saving lies
+between nothing and all of it). A page that is allocated again faults again, and comes zeroed. Linux
+reports orders of at least pageblock_order (9) after PAGE_REPORTING_DELAY = 2 s, 32 blocks in a report
+(mm/page_reporting.c). Frees before the recording are not seen: memory free all along stays as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.errors import UsageError
+from tracekit.replay import events as ev
+from tracekit.replay.accounts import HYPERCALLS, RANGES, TALLIES, UNMAPS
+from tracekit.replay.events import Event
+from tracekit.replay.freeing import FREE_WORDS, note_free, note_used, take_all_due, take_due
+from tracekit.replay.jit import hot
+from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
+from tracekit.replay.pages import World
+
+__all__ = ["MECHANISM"]
+
+# m.par
+GROUP, DELAY, TAKES = range(3)
+
+
+@hot
+def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
+    """Take the block if it was due in the past."""
+    return take_due(s, e.page, w, e.start, m, me, int(m.par[GROUP]))
+
+
+@hot
+def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
+    """Follow what is free."""
+    if e.op == ev.FREE and m.par[TAKES] != 0:
+        note_free(m, e.page, int(m.par[GROUP]), e.end + int(m.par[DELAY]))
+    elif e.op == ev.ALLOC:
+        note_used(m, e.page, int(m.par[GROUP]))
+    return w
+
+
+@hot
+def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
+    """A page that faults is in use, whether or not its allocation was seen."""
+    note_used(m, e.page, int(m.par[GROUP]))
+    return w, verdict, service
+
+
+def setup(context: Context) -> Setup:
+    """Check that the trace tells what is free."""
+    if not context.survey.counts[ev.FREE]:
+        raise UsageError(
+            "free_page_reporting needs the guest's page_free events, and this trace has none",
+            hint="record the guest side too: tracekit record --guest, then tracekit merge",
+        )
+    lazily = context.text("discard") == "lazily"
+    return Setup(
+        par=[
+            1 << int(context.number("order")),
+            context.number("delay_s") * 1e9,
+            float(not lazily or context.hypothesis != "low"),
+        ]
+    )
+
+
+def finish(context: Context, world: World, own: Own, me: int) -> None:
+    """Take what stayed free to the end; put the blocks into reports."""
+    take_all_due(world, own, me, int(own.par[GROUP]))
+    tally = world.tally.reshape(-1, TALLIES)[me]
+    tally[HYPERCALLS] += -(-int(tally[RANGES]) // int(context.number("batch")))
+
+
+def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[str, float]]:
+    """Price reports and discards; both run beside the vCPUs' own work."""
+    blocks = float(tally[RANGES])
+    huge = context.number("order") >= 9
+    return {
+        "host_cpu_background": {"unmap_2m": blocks} if huge else {"unmap_4k": float(tally[UNMAPS])},
+        "hypercall_time": {"hypercall": float(tally[HYPERCALLS])},
+    }
+
+
+def bounded(context: Context) -> bool:
+    """MADV_FREE takes nothing, or all, or anything between: that is up to the host's memory pressure."""
+    return context.text("discard") == "lazily"
+
+
+def label(context: Context) -> str:
+    """What is free is recorded; that a page is touched when it is allocated is the most that can happen."""
+    return "bounded"
+
+
+MECHANISM = Mechanism(
+    name="free_page_reporting",
+    summary="the guest reports free blocks, the host discards them",
+    stage=Stage.TAKE,
+    params=(
+        Param("order", 9, "smallest block, 2^order pages of 4 KiB", low=0, high=9),
+        Param("delay_s", 2.0, "how long a block is free before it is reported", unit="s", low=0),
+        Param("batch", 32, "blocks in a report", low=1, high=511),
+        Param("discard", "now", "MADV_DONTNEED (now) or MADV_FREE (lazily)", choices=("now", "lazily")),
+    ),
+    page_words=FREE_WORDS,
+    page_local=True,
+    look=look,
+    fault=fault,
+    event=event,
+    setup=setup,
+    finish=finish,
+    costs=costs,
+    bounded=bounded,
+    label=label,
+)
