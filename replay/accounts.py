@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tracekit.replay.events import CLASSES
 from tracekit.replay.jit import hot
 from tracekit.replay.pages import CLOCK_CLOSED, World
 
-__all__ = ["add_fault", "advance", "book_fault", "count", "saved_span"]
+__all__ = ["add_fault", "advance", "book_fault", "count", "histogram_cells", "saved_span"]
 
 # Verdicts: what became of a recorded fault.
 KEPT: Final = 0
@@ -57,17 +58,10 @@ SPARE_2: Final = 14
 SPARE_3: Final = 15
 TALLIES: Final = 16
 
-# Stall histogram: 128 cells per octave (0.4 % wide), from the bits of a float64.
+# Stall histogram: 128 cells per octave (0.8 % wide), from the bits of a float64. World.histogram holds the
+# counterfactual's difference from the recording.
 HISTOGRAM_CELLS: Final = 64 * 128 + 64
 _ONE: Final = 1023 << 7
-
-# Cells of one lane in World.lanes.
-LANE_FAULTS: Final = 0
-LANE_BASE_NS: Final = 1
-LANE_KEPT: Final = 2
-LANE_NEW_NS: Final = 3
-LANE_LAST: Final = 4  # time of its last event
-LANE_CELLS: Final = 5
 
 SPAN_DEPTH: Final = 64
 
@@ -79,6 +73,12 @@ def histogram_cell(ns: int) -> int:
         return 0
     bits = np.float64(ns).view(np.int64)
     return int((bits >> 45) - _ONE) + 1
+
+
+def histogram_cells(ns: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the cells of many times at once (`histogram_cell` for arrays)."""
+    bits = np.maximum(ns, 1).astype(np.float64).view(np.int64)
+    return np.where(ns < 1, 0, (bits >> 45) - _ONE + 1)
 
 
 @hot
@@ -101,12 +101,12 @@ def add_fault(s: World, who: int, reason: int, cls: int, ns: int) -> None:
     s.added[at] += 1
     s.added[at + 1] += ns
     if reason != INSTEAD:
-        s.histogram[HISTOGRAM_CELLS + histogram_cell(ns)] += 1
+        s.histogram[histogram_cell(ns)] += 1
 
 
 @hot
 def book_fault(
-    s: World, who: int, verdict: int, cls: int, lane: int, latency: int, measured: bool, service: int
+    s: World, who: int, verdict: int, cls: int, latency: int, measured: bool, service: int
 ) -> None:
     """Book what became of one recorded fault."""
     at = ((who * VERDICTS + verdict) * CLASSES + cls) * CELLS
@@ -116,14 +116,10 @@ def book_fault(
     else:
         s.faults[at + UNMEASURED] += 1
     s.faults[at + NEW_NS] += service
-    s.histogram[histogram_cell(latency)] += 1
-    row = lane * LANE_CELLS
-    s.lanes[row + LANE_FAULTS] += 1
-    s.lanes[row + LANE_BASE_NS] += latency
-    s.lanes[row + LANE_NEW_NS] += service
-    if verdict not in (SKIPPED, HIT):
-        s.histogram[HISTOGRAM_CELLS + histogram_cell(service)] += 1
-        s.lanes[row + LANE_KEPT] += 1
+    if verdict != KEPT:
+        s.histogram[histogram_cell(latency)] -= 1
+        if verdict not in (SKIPPED, HIT):
+            s.histogram[histogram_cell(service)] += 1
 
 
 @hot

@@ -8,7 +8,7 @@ fault gets shorter, everything later on that lane happens earlier by the same am
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,6 @@ from tracekit.replay.accounts import (
     DEFERRED,
     HIT,
     KEPT,
-    LANE_CELLS,
-    LANE_LAST,
     PREFAULTS_UNUSED,
     REFAULT,
     SKIPPED,
@@ -31,10 +29,13 @@ from tracekit.replay.accounts import (
     saved_span,
 )
 from tracekit.replay.events import Columns, Event
-from tracekit.replay.jit import hot, int64
+from tracekit.replay.jit import hot, int64, prefetch
 from tracekit.replay.pages import World
 
 __all__ = ["fault_classes", "make_drive"]
+
+AHEAD: Final = 24
+"""Events ahead whose page words are called into the cache: a miss costs as much as several events."""
 
 
 @hot
@@ -83,6 +84,21 @@ def use_anew(s: World, w: int, e: Event) -> int:
     add_fault(s, who, reason, cls, ns)
     advance(s, e.lane, -ns)
     return pg.back(s, w, e.end + ns, 0)
+
+
+@hot
+def run_ahead(s: World, lane: int, t: int, latency: int, service: int) -> None:
+    """Move the lane by what a fault got shorter or longer.
+
+    Stalls of one lane that overlap in the recording (`busy`: the end of the last one) are removed only once.
+    """
+    gain = latency - service
+    if gain > 0:
+        gain = min(gain, max(t - max(t - latency, s.busy[lane]), 0))
+        saved_span(s, t - gain, t)
+    if gain != 0:
+        advance(s, lane, gain)
+    s.busy[lane] = max(t, s.busy[lane])
 
 
 @hot
@@ -141,6 +157,8 @@ def make_drive(
 
     def drive(c: Columns, s: World, on: Any, own: Any) -> None:
         for i in range(len(c.t)):
+            if i + AHEAD < len(c.t):
+                prefetch(s.words, c.page[i + AHEAD])
             t = int64(c.t[i])
             op = int64(c.op[i])
             page = int64(c.page[i])
@@ -171,15 +189,8 @@ def make_drive(
                         e = Event(op, p, page + n - p, level, bits | ev.CONTINUED, lane, done, done, 0)
                         s.words[p] = touch(s, look(s, e, s.words[p], on, own), t, done, spared)
                     s.clock[pg.CLOCK_SPARED] = 1 if spared else 0
-                book_fault(s, who, verdict, cls, lane, latency, measured, service)
-                gain = latency - service
-                if gain > 0:
-                    # Stalls of one lane that overlap in the recording can be removed only once.
-                    gain = min(gain, max(t - max(t - latency, s.busy[lane]), 0))
-                    saved_span(s, t - gain, t)
-                if gain != 0:
-                    advance(s, lane, gain)
-                s.busy[lane] = max(t, s.busy[lane])
+                book_fault(s, who, verdict, cls, latency, measured, service)
+                run_ahead(s, lane, t, latency, service)
             elif page >= 0:
                 spared = op == ev.FAULT and s.clock[pg.CLOCK_SPARED] != 0
                 for p in range(page, page + n):
@@ -191,6 +202,5 @@ def make_drive(
                         w = event(s, e, w, on, own)
                         s.words[p] = recorded(s, w, t, e)
                     bits |= ev.CONTINUED
-            s.lanes[lane * LANE_CELLS + LANE_LAST] = t
 
     return drive

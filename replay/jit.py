@@ -76,8 +76,7 @@ def _teach_prefetch() -> None:
     byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
     head = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
 
-    @intrinsic
-    def call(typing: Any, array: Any, index: Any) -> Any:
+    def typed(typing: Any, array: Any, index: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             data = context.make_array(signature.args[0])(context, builder, args[0]).data
             at = builder.bitcast(builder.gep(data, [args[1]]), byte)
@@ -89,10 +88,13 @@ def _teach_prefetch() -> None:
 
         return types.void(array, index), generate
 
+    call: Any = intrinsic(typed)
+
     def compiled_prefetch(array: Any, index: Any) -> Any:
         def body(array: Any, index: Any) -> None:
             call(array, index)
 
         return body
 
-    overload(prefetch, jit_options={"forceinline": True, **_OPTIONS})(compiled_prefetch)
+    options: Any = {"forceinline": True, **_OPTIONS}
+    overload(prefetch, jit_options=options)(compiled_prefetch)

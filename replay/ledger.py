@@ -18,6 +18,7 @@ from tracekit.replay.amounts import Amount
 from tracekit.replay.mechanisms import Context, Mechanism
 from tracekit.replay.pricing import Prices, class_name
 from tracekit.replay.state import Replay, vcpu_lanes
+from tracekit.replay.survey import Survey
 from tracekit.replay.timeline import Timeline
 from tracekit.trace.schema import PAGE_BYTES
 
@@ -78,6 +79,7 @@ class Ledger:
 
     replay: Replay
     timeline: Timeline
+    facts: Survey
     mechanisms: Sequence[Mechanism]
     contexts: Mapping[str, Context]
     prices: Prices
@@ -160,7 +162,10 @@ class Ledger:
         return figures
 
     def _quantiles(self, label: str) -> dict[str, Figure]:
-        cells = self.replay.world.histogram.reshape(2, -1)
+        base = self.facts.histogram.copy()
+        unmeasured = self.facts.faults - self.facts.measured
+        np.add.at(base, ac.histogram_cells(self.prices.nominal()), unmeasured)
+        cells = (base, base + self.replay.world.histogram)
         figures = {}
         for name, q in (("stall_p50", 0.5), ("stall_p99", 0.99), ("stall_p99.9", 0.999)):
             before, after = quantile(cells[0], q), quantile(cells[1], q)
@@ -176,8 +181,7 @@ class Ledger:
         if not len(lanes):
             return {}
         shift = world.shift[lanes]
-        last = world.lanes.reshape(-1, ac.LANE_CELLS)[lanes, ac.LANE_LAST]
-        value = int(shift[int(np.argmax(last))])
+        value = int(shift[int(np.argmax(self.facts.last_ns[lanes]))])
         depth = int(world.spans[1])
         pairs = world.spans[2 : 2 + 2 * depth].reshape(-1, 2)
         union = int(world.spans[0] + (pairs[:, 1] - pairs[:, 0]).sum())

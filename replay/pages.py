@@ -53,14 +53,13 @@ class World(NamedTuple):
 
     words[page]: state bits. shift[lane]: ns that the lane runs ahead of the recording (closed loop).
     resident[0|1]: pages backed now, baseline and counterfactual. hold[3]: page·ns sums. curve[2, bins]:
-    changes of resident pages. faults, added, tally: see `tracekit.replay.ledger`.
+    changes of resident pages. faults, added, tally, histogram: see `tracekit.replay.accounts`.
     """
 
     words: NDArray[np.int64]
     shift: NDArray[np.int64]
     busy: NDArray[np.int64]
     host_of: NDArray[np.int64]
-    lanes: NDArray[np.int64]
     resident: NDArray[np.int64]
     hold: NDArray[np.float64]
     curve: NDArray[np.int64]

@@ -118,7 +118,7 @@ class _Room:
         if curve:
             self.curves[curve] = resident_curve(replay, self.timeline, 1, curve)
             self.curves[BASELINE] = resident_curve(replay, self.timeline, 0, BASELINE)
-        ledger = Ledger(replay, self.timeline, self.chain.mechanisms, contexts, self.prices)
+        ledger = Ledger(replay, self.timeline, self.facts, self.chain.mechanisms, contexts, self.prices)
         return with_losses(ledger.figures(), self.timeline.trace.lost)
 
     def rows(self, scenario: Scenario) -> list[Row]:

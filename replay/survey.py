@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.replay import events as ev
+from tracekit.replay.accounts import HISTOGRAM_CELLS, histogram_cells
 from tracekit.replay.engine import fault_classes
 from tracekit.replay.timeline import Timeline
 
@@ -19,12 +20,20 @@ __all__ = ["Survey", "survey"]
 
 @dataclass(frozen=True)
 class Survey:
-    """What a trace holds. Arrays by fault class: faults, those with a latency, and the sum of these (ns)."""
+    """What a trace holds. Arrays by fault class: faults, those with a latency, and the sum of these (ns).
+
+    `histogram`: recorded latencies by cell of `accounts.histogram_cells`. By lane: time of the last event,
+    faults, and the sum of recorded latencies (ns).
+    """
 
     counts: NDArray[np.int64]
     faults: NDArray[np.int64]
     measured: NDArray[np.int64]
     latency_ns: NDArray[np.int64]
+    histogram: NDArray[np.int64]
+    last_ns: NDArray[np.int64]
+    lane_faults: NDArray[np.int64]
+    lane_ns: NDArray[np.int64]
     writes: int
     access_known: int
     outside_rows: int
@@ -44,6 +53,8 @@ def survey(timeline: Timeline) -> Survey:
     faults = np.zeros(ev.CLASSES, np.int64)
     measured = np.zeros(ev.CLASSES, np.int64)
     total = np.zeros(ev.CLASSES, np.int64)
+    histogram = np.zeros(HISTOGRAM_CELLS, np.int64)
+    last = lane_faults = lane_ns = np.zeros(0, np.int64)
     writes = known = 0
     for c in timeline:
         is_fault = (c.op == ev.FAULT) & (c.bits & ev.CONTINUED == 0)
@@ -54,6 +65,12 @@ def survey(timeline: Timeline) -> Survey:
         measured += np.bincount(cls[has], minlength=ev.CLASSES)
         for one in np.unique(cls[has]):
             total[one] += int(latency[has & (cls == one)].sum())
+        histogram += np.bincount(histogram_cells(latency[has]), minlength=len(histogram))
+        lanes = len(timeline.lanes.vm)
+        last, lane_faults, lane_ns = (_longer(a, lanes) for a in (last, lane_faults, lane_ns))
+        last[c.lane] = c.t  # in time order: the last one stays
+        lane_faults += np.bincount(c.lane[is_fault], minlength=lanes)
+        np.add.at(lane_ns, c.lane[is_fault][has], latency[has])
         writes += int(np.count_nonzero(bits & ev.WRITE))
         known += int(np.count_nonzero(bits & 7))
     return Survey(
@@ -61,7 +78,15 @@ def survey(timeline: Timeline) -> Survey:
         faults=faults,
         measured=measured,
         latency_ns=total,
+        histogram=histogram,
+        last_ns=_longer(last, len(timeline.lanes.vm)),
+        lane_faults=_longer(lane_faults, len(timeline.lanes.vm)),
+        lane_ns=_longer(lane_ns, len(timeline.lanes.vm)),
         writes=writes,
         access_known=known,
         outside_rows=timeline.outside_rows,
     )
+
+
+def _longer(values: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    return np.concatenate([values, np.zeros(n - len(values), np.int64)])

@@ -88,7 +88,9 @@ def say_hint(s: World, lane: int, m: Own, me: int) -> None:
     if m.ints[IN_BATCH] == 0:
         count(s, me, HYPERCALLS, 1)
         advance(s, lane, -int(m.par[HYPERCALL]))
-    m.ints[IN_BATCH] = (m.ints[IN_BATCH] + 1) % int(m.par[BATCH])
+    m.ints[IN_BATCH] += 1
+    if m.ints[IN_BATCH] >= m.par[BATCH]:
+        m.ints[IN_BATCH] = 0
 
 
 @hot
