@@ -13,6 +13,7 @@ from tracekit.trace.folder import EVENTS_DIR, Folder, part_name
 from tracekit.trace.framing import FrameReader
 from tracekit.trace.holdback import times
 from tracekit.trace.part import PartLine, PartWriter
+from tracekit.trace.schema import EVENTS
 
 __all__ = ["Salvaged", "salvage_part"]
 
@@ -81,7 +82,7 @@ def _salvage_parquet(folder: Folder, number: int, stated: PartLine | None) -> Sa
     if stated is None:
         line = PartLine(f"{number:05d}.parquet", 0, len(content), None, None, 1, f"{zlib.crc32(content):08x}")
         try:
-            ts = [times(batch) for batch in parquet_rows(folder.path / name, ["ts_ns"])]
+            ts = [times(batch) for batch in parquet_rows(folder.path / name, EVENTS.names)]
         except DamagedError as error:
             trouble = error.message
         else:

@@ -1,0 +1,118 @@
+"""The offset between two clocks, estimated from a simulated guest whose truth is known."""
+
+import numpy as np
+import pytest
+
+from tracekit.errors import FailedError
+from tracekit.trace.offset import Offset, PageEvents, Touches, estimate_offset
+
+SECOND = 1_000_000_000
+
+
+def simulate(offset, *, drift_ppm=0.0, seed=0, pages=20_000, seconds=10.0, wrong=0.0, recycled=0.3, boot=5.0):
+    """Simulate pages in host time, then tell the guest's side by the guest's clock.
+
+    Every page is allocated (half of them zeroed: touched within the allocation), touched, perhaps freed and
+    allocated again. A share was touched before the guest's recording began, and `wrong` of the touches
+    are not first ones (the page was there before and came back from swap).
+    """
+    random = np.random.default_rng(seed)
+    begin = 1000 * SECOND
+    events = []  # (host time, gfn, alloc, zeroed)
+    touches = []  # (gfn, start, end)
+    for gfn in range(pages):
+        at = begin + int(random.uniform(-boot, seconds) * SECOND)
+        touched = False
+        for _ in range(1 + int(random.geometric(1 - recycled)) % 4):
+            zeroed = bool(random.random() < 0.5)
+            fault = int(random.lognormal(8, 0.5))
+            if not touched and random.random() < 0.9:
+                start = at + (-fault - 900 if zeroed else int(random.lognormal(8, 1.5)))
+                if random.random() < wrong:
+                    start += int(random.uniform(0, 2) * SECOND)
+                touches.append((gfn, start, start + fault))
+                touched = True
+            elif zeroed and not touched:
+                continue
+            events.append((at, gfn, True, zeroed))
+            freed = at + int(random.exponential(1.0) * SECOND) + 200_000
+            events.append((freed, gfn, False, False))
+            at = freed + int(random.exponential(0.3) * SECOND) + 200_000
+    host = np.array([event[0] for event in events])
+    guest = np.rint((host - offset - begin) / (1 + drift_ppm * 1e-6)).astype(np.int64) + begin
+    first, last = begin - offset if not drift_ppm else int(guest[np.argmin(abs(host - begin))]), None
+    inside = (host >= begin) & (host < begin + seconds * SECOND)
+    first, last = int(guest[inside].min()) - 1, int(guest[inside].max()) + 1
+    columns = [np.array([event[at] for event in events])[inside] for at in (1, 2, 3)]
+    seen = PageEvents(
+        columns[0].astype(np.uint64),
+        guest[inside],
+        columns[1].astype(bool),
+        columns[2].astype(bool),
+        first,
+        last,
+    )
+    told = np.array(sorted(touches))
+    return Touches(told[:, 0].astype(np.uint64), told[:, 1], told[:, 2]), seen
+
+
+@pytest.mark.parametrize("offset", [0, 123_456_789_012, -987 * SECOND])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_interval_holds_the_truth_and_is_narrow(offset, seed):
+    found = estimate_offset(*simulate(offset, seed=seed))
+    assert found.low_ns <= offset <= found.high_ns
+    assert found.low_ns <= found.offset_ns <= found.high_ns
+    assert found.high_ns - found.low_ns < 20_000
+    assert found.drift_ppm == 0
+    assert found.pairs > 1000
+    assert not found.given
+
+
+@pytest.mark.parametrize("wrong", [0.01, 0.1])
+def test_touches_that_are_not_first_ones_are_outvoted_and_counted(wrong):
+    found = estimate_offset(*simulate(5 * SECOND, wrong=wrong, seed=4))
+    assert found.low_ns <= 5 * SECOND <= found.high_ns
+    assert found.high_ns - found.low_ns < 100_000
+    assert found.contradicting > 0
+
+
+@pytest.mark.parametrize("drift_ppm", [-200.0, 40.0])
+def test_clocks_that_run_at_different_speeds(drift_ppm):
+    offset = 3 * SECOND
+    touches, pages = simulate(offset, drift_ppm=drift_ppm, pages=40_000, seed=5)
+    found = estimate_offset(touches, pages)
+    assert found.drift_ppm == pytest.approx(drift_ppm, abs=5)
+    guest = pages.ts
+    truth = (
+        np.rint((guest - 1000 * SECOND) * (1 + drift_ppm * 1e-6)).astype(np.int64) + 1000 * SECOND + offset
+    )
+    error = np.abs(found.to_host(guest).astype(np.int64) - truth)
+    assert error.max() <= (found.high_ns - found.low_ns) + 10_000
+
+
+def test_reports_of_free_pages_narrow_it_where_nothing_is_zeroed():
+    touches, pages = simulate(7 * SECOND, seed=6)
+    frees = ~pages.alloc
+    reports = (pages.gfn[frees], pages.ts[frees] + 7 * SECOND + 50_000)
+    found = estimate_offset(touches, pages, reports)
+    assert found.low_ns <= 7 * SECOND <= found.high_ns
+
+
+def test_traces_of_two_different_guests_are_refused():
+    touches, _ = simulate(0, seed=7)
+    random = np.random.default_rng(8)
+    shuffled = Touches(touches.gfn, touches.start[random.permutation(len(touches.gfn))], touches.end)
+    with pytest.raises(FailedError, match="no offset stands out") as refused:
+        estimate_offset(shuffled, simulate(0, seed=9)[1])
+    assert "--offset-ns" in refused.value.hint
+    other = Touches(touches.gfn + np.uint64(10**9), touches.start, touches.end)
+    with pytest.raises(FailedError, match="no page"):
+        estimate_offset(other, simulate(0, seed=9)[1])
+
+
+def test_moving_guest_times_to_the_host():
+    assert Offset(100, None, None, given=True).to_host(np.array([1, 2], np.uint64)).tolist() == [101, 102]
+    drifting = Offset(100, 90, 110, drift_ppm=1000.0, at_ns=10_000)
+    assert drifting.to_host(np.array([10_000, 20_000], np.uint64)).tolist() == [10_100, 20_110]
+    with pytest.raises(FailedError, match="before the start"):
+        Offset(-100, None, None, given=True).to_host(np.array([5], np.uint64))

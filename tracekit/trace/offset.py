@@ -1,0 +1,249 @@
+"""How far a guest's clock is from its host's, from what both saw of the same pages, as an interval.
+
+The offset is what to add to a guest time to get the host's. Nothing is assumed about the clocks but
+that they run alike (a constant drift is found). Three facts about a page bound it:
+
+- *touched only while allocated*: between a page_free and the next page_alloc that does not zero, no
+  first touch (ept_violation) of the page can fall. A touch lands right after its allocation, so this
+  bounds the offset from above, tightly.
+- *zeroed means touched*: when page_alloc reports a zeroed page, its first touch is over. Tight from
+  below, because the zeroing itself is most often that touch.
+- *reported only while free*: a free_page_report of the page falls outside its allocated times.
+
+Each rules out an interval of offsets. The estimate is where the fewest are ruled out, near the peak of
+(touch - allocation) over all pages; a few wrong pairs (events lost, pages swapped) do not move it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+
+from tracekit.errors import FailedError
+
+__all__ = ["Offset", "PageEvents", "Touches", "estimate_offset"]
+
+_PEAK_NS: Final = (1_000_000, 10_000_000, 100_000_000)
+_DRIFT_WINDOWS_NS: Final = (1_000_000, 200_000, 50_000, 10_000)
+_SEARCH_NS: Final = 1_000_000_000
+_LEAST_PAIRS: Final = 30
+_SEGMENTS: Final = 16
+_SLACK: Final = 0.002
+"""Share of the pairs by which an offset inside the interval may be less consistent than the best."""
+
+
+_Ruled = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Open intervals (low, high) of offsets that cannot be, each with the guest time it tells of."""
+
+
+@dataclass(frozen=True)
+class Touches:
+    """First touches seen by the host, one per page: sorted gfn; start and end of the fault in host ns."""
+
+    gfn: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+
+
+@dataclass(frozen=True)
+class PageEvents:
+    """Allocations and frees seen by the guest, a row per 4 KiB page; times in guest ns, masks of bool."""
+
+    gfn: np.ndarray
+    ts: np.ndarray
+    alloc: np.ndarray
+    zeroed: np.ndarray
+    start_ns: int
+    stop_ns: int
+
+
+@dataclass(frozen=True)
+class Offset:
+    """host time = guest time + `offset_ns` + `drift_ppm` * 1e-6 * (guest time - `at_ns`).
+
+    The offset is inside [`low_ns`, `high_ns`] for all but `contradicting` of `pairs` pairs; with drift
+    the interval covers the residuals of the line too. `given` = told by the user, not estimated;
+    bounds are then None unless told as well.
+    """
+
+    offset_ns: int
+    low_ns: int | None
+    high_ns: int | None
+    drift_ppm: float = 0.0
+    at_ns: int = 0
+    pairs: int = 0
+    contradicting: int = 0
+    given: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dict, as it stands in meta.json under `merge`."""
+        return asdict(self)
+
+    def to_host(self, ts: np.ndarray) -> np.ndarray:
+        """Return host times (uint64) of guest times; FailedError when one would be below zero."""
+        moved = ts.astype(np.int64) + self.offset_ns + _shift(ts, self.drift_ppm * 1e-6, self.at_ns)
+        if len(moved) and int(moved.min()) < 0:
+            raise FailedError("the offset puts guest events before the start of the host's clock")
+        unsigned: np.ndarray = moved.astype(np.uint64)
+        return unsigned
+
+
+def estimate_offset(
+    touches: Touches, pages: PageEvents, reports: tuple[np.ndarray, np.ndarray] | None = None
+) -> Offset:
+    """Estimate the offset; `reports` are (gfn, host ns) of free page reports.
+
+    Raises FailedError when the two traces do not show enough of the same pages.
+    """
+    order = np.lexsort((pages.ts, pages.gfn))
+    ts = pages.ts[order].astype(np.int64)
+    rows = replace(pages, gfn=pages.gfn[order], ts=ts, alloc=pages.alloc[order], zeroed=pages.zeroed[order])
+    at, known = _find(touches.gfn, rows.gfn)
+    if not known.any():
+        raise _cannot("no page is in both traces")
+    starts, ends = touches.start.astype(np.int64)[at], touches.end.astype(np.int64)[at]
+    origin = (pages.start_ns + pages.stop_ns) // 2
+    pairs = known & rows.alloc
+    drift, spread = _drift((starts - ts)[pairs], ts[pairs], origin)
+    ruled_out = [_touched_while_free(rows, known, starts), _touched_after_zeroing(rows, known, ends)]
+    if reports is not None:
+        ruled_out.append(_reported_while_in_use(rows, reports))
+    low, high, when = (np.concatenate(column) for column in zip(*ruled_out, strict=True))
+    steady = _fit(low, high, _peak((starts - ts)[pairs]), origin)
+    if not drift:
+        return steady
+    shift = _shift(when, drift, origin)
+    peak = _peak((starts - ts)[pairs] - _shift(ts[pairs], drift, origin))
+    drifting = _fit(low - shift, high - shift, peak, origin)
+    if steady.contradicting <= drifting.contradicting + _SLACK * drifting.pairs:
+        return steady
+    margin = int(spread * (pages.stop_ns - pages.start_ns) / 2)
+    low_ns, high_ns = (drifting.low_ns or 0) - margin, (drifting.high_ns or 0) + margin
+    return replace(drifting, drift_ppm=round(drift * 1e6, 4), low_ns=low_ns, high_ns=high_ns)
+
+
+def _find(sorted_keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if not len(sorted_keys):
+        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), bool)
+    at = np.minimum(np.searchsorted(sorted_keys, wanted), len(sorted_keys) - 1)
+    found: np.ndarray = sorted_keys[at] == wanted
+    return at, found
+
+
+def _shift(ts: np.ndarray, drift: float, origin: int) -> np.ndarray:
+    shift: np.ndarray = np.rint((ts.astype(np.int64) - origin) * drift).astype(np.int64)
+    return shift
+
+
+def _peak(differences: np.ndarray) -> int:
+    """Return where touch - allocation is densest; true pairs gather there, others are spread."""
+    if len(differences) < _LEAST_PAIRS:
+        raise _cannot(f"only {len(differences)} pages are in both traces")
+    for window in _PEAK_NS:
+        place, count, rival = _densest(np.sort(differences), window)
+        if count >= _LEAST_PAIRS and count >= 3 * rival:
+            return place
+    raise _cannot(f"no offset stands out ({count} pairs agree on one, {rival} on another)")
+
+
+def _densest(sorted_: np.ndarray, window: int) -> tuple[int, int, int]:
+    """Return (where a window holds most, how many, how many the best one elsewhere holds)."""
+    counts = np.searchsorted(sorted_, sorted_ + window, side="right") - np.arange(len(sorted_))
+    best = int(np.argmax(counts))
+    elsewhere = np.abs(sorted_ - sorted_[best]) > 10 * window
+    return int(sorted_[best]), int(counts[best]), int(counts[elsewhere].max()) if elsewhere.any() else 0
+
+
+def _drift(differences: np.ndarray, when: np.ndarray, origin: int) -> tuple[float, float]:
+    """Return how fast the densest difference moves (ns per ns), and how far off that may be; 0 if unknown.
+
+    Each round looks at the pairs straightened by the slope so far, through a narrower window.
+    """
+    from scipy.stats import theilslopes
+
+    drift = spread = 0.0
+    edges = np.quantile(when, np.linspace(0, 1, _SEGMENTS + 1)) if len(when) else np.zeros(1)
+    for window in _DRIFT_WINDOWS_NS:
+        straight = differences - _shift(when, drift, origin)
+        middles, places = [], []
+        for one, other in pairwise(edges.tolist()):
+            inside = straight[(when >= one) & (when <= other)]
+            if len(inside) >= _LEAST_PAIRS:
+                middles.append((one + other) / 2 - origin)
+                places.append(_densest(np.sort(inside), window)[0])
+        if len(places) < _SEGMENTS // 2:
+            return 0.0, 0.0
+        line = theilslopes(np.array(places, float) - places[0], np.array(middles))
+        drift += float(line.slope)
+        spread = float(line.high_slope - line.low_slope) / 2
+    return drift, spread
+
+
+def _touched_while_free(rows: PageEvents, known: np.ndarray, starts: np.ndarray) -> _Ruled:
+    """A first touch is not between a free (or the start) and the next allocation, nor after the last free."""
+    first = np.concatenate([[True], rows.gfn[1:] != rows.gfn[:-1]])
+    last = np.concatenate([first[1:], [True]])
+    before = np.where(first, rows.start_ns, np.concatenate([[0], rows.ts[:-1]]))
+    was_free = first | ~np.concatenate([[False], rows.alloc[:-1]])
+    # A page that is zeroed is touched before its page_alloc event: only others end a free time sharply.
+    taken = known & rows.alloc & ~rows.zeroed & was_free
+    left = known & ~rows.alloc & last
+    low = np.concatenate([(starts - rows.ts)[taken], starts[left] - rows.stop_ns])
+    high = np.concatenate([(starts - before)[taken], (starts - rows.ts)[left]])
+    return low, high, np.concatenate([rows.ts[taken], rows.ts[left]])
+
+
+def _touched_after_zeroing(rows: PageEvents, known: np.ndarray, ends: np.ndarray) -> _Ruled:
+    """The first touch of a page is over when its zeroed page_alloc comes."""
+    zeroed = known & rows.alloc & rows.zeroed
+    high = (ends - rows.ts)[zeroed]
+    return high - 4 * _SEARCH_NS, high, rows.ts[zeroed]
+
+
+def _reported_while_in_use(rows: PageEvents, reports: tuple[np.ndarray, np.ndarray]) -> _Ruled:
+    """A free page report is not between an allocation and the free that ends it."""
+    used = np.flatnonzero(rows.alloc[:-1] & ~rows.alloc[1:] & (rows.gfn[:-1] == rows.gfn[1:]))
+    order = np.argsort(reports[0], kind="stable")
+    gfn, when = reports[0][order], reports[1][order].astype(np.int64)
+    left = np.searchsorted(gfn, rows.gfn[used], side="left")
+    count = np.searchsorted(gfn, rows.gfn[used], side="right") - left
+    each = np.repeat(used, count)
+    at = np.repeat(left, count) + np.arange(len(each)) - np.repeat(np.cumsum(count) - count, count)
+    return when[at] - rows.ts[each + 1], when[at] - rows.ts[each], rows.ts[each]
+
+
+def _fit(low: np.ndarray, high: np.ndarray, peak: int, origin: int) -> Offset:
+    near = (high > peak - _SEARCH_NS) & (low < peak + _SEARCH_NS) & (high > low)
+    box = _least_ruled_out(low[near], high[near], peak)
+    if box is None:
+        raise _cannot("nothing bounds the offset on both sides")
+    middle = (box[0] + box[1]) // 2
+    return Offset(middle, box[0], box[1], at_ns=origin, pairs=int(near.sum()), contradicting=box[2])
+
+
+def _least_ruled_out(low: np.ndarray, high: np.ndarray, peak: int) -> tuple[int, int, int] | None:
+    """Return (low, high, contradicting) of the offsets about the peak that the fewest intervals rule out."""
+    left, right = peak - _SEARCH_NS, peak + _SEARCH_NS
+    edges = np.concatenate([low, high])
+    steps = np.concatenate([np.ones(len(low), np.int64), -np.ones(len(high), np.int64)])
+    order = np.argsort(edges, kind="stable")
+    edges, ruled_out = edges[order], np.cumsum(steps[order])
+    # Between edges[i] and edges[i + 1] there are ruled_out[i] contradictions.
+    inside = np.flatnonzero((edges[:-1] >= left) & (edges[1:] <= right) & (edges[:-1] < edges[1:]))
+    if not len(inside):
+        return None
+    fewest = int(ruled_out[inside].min())
+    good = ruled_out[inside] <= fewest + int(_SLACK * len(low))
+    best = int(np.argmin(ruled_out[inside]))
+    first = best - int(np.argmin(good[best::-1])) + 1 if not good[: best + 1].all() else 0
+    last = best + int(np.argmin(good[best:])) - 1 if not good[best:].all() else len(good) - 1
+    at_edge = inside[first] == 0 or inside[last] == len(edges) - 2
+    low_ns, high_ns = int(edges[inside[first]]), int(edges[inside[last] + 1])
+    return None if at_edge and high_ns - low_ns > _SEARCH_NS else (low_ns, high_ns, fewest)
+
+
+def _cannot(why: str) -> FailedError:
+    return FailedError(f"the clocks' offset cannot be estimated: {why}", hint="give it with --offset-ns N")
