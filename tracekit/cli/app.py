@@ -21,6 +21,7 @@ from tracekit.cli.export import export
 from tracekit.cli.import_ import import_
 from tracekit.cli.fleet import fleet
 from tracekit.cli.info import info
+from tracekit.cli.merge import merge
 from tracekit.cli.output import stderr
 from tracekit.cli.record import record
 from tracekit.cli.recover import recover
@@ -45,6 +46,7 @@ app.command()(info)
 app.command()(recover)
 app.command()(replay)
 app.command()(compact)
+app.command()(merge)
 app.command("import")(import_)
 app.command()(export)
 app.command()(report)
