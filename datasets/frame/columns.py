@@ -1,0 +1,101 @@
+"""What every question shares: the keys of a VM, the kinds that back or drop pages, spans of time."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import polars as pl
+
+from tracekit.errors import UsageError
+from tracekit.trace.schema import ACCESS_WRITE, FLAG_ZEROED
+
+__all__ = [
+    "DROPS",
+    "FAULT_KINDS",
+    "TOUCH_KINDS",
+    "bucket_ns",
+    "keys_of",
+    "nanoseconds",
+    "page_events",
+    "same_page",
+]
+
+FAULT_KINDS: Final = ("ept_violation", "host_fault")
+"""Faults that give a guest page a host page."""
+
+TOUCH_KINDS: Final = ("ept_violation", "host_fault", "swap_in", "access", "page_alloc")
+"""Rows that say a guest page was touched."""
+
+_MADV_DONTNEED, _MADV_REMOVE, _MADV_PAGEOUT = 4, 9, 21
+_PUNCH_HOLE = 2  # FALLOC_FL_PUNCH_HOLE
+_ADVICES: Final = ("madvise", "process_madvise")
+
+DROPS: Final = (
+    pl.col("kind").is_in(["balloon_inflate", "free_page_report", "swap_out"])
+    | (
+        pl.col("kind").is_in(list(_ADVICES))
+        & pl.col("arg").is_in([_MADV_DONTNEED, _MADV_REMOVE, _MADV_PAGEOUT])
+    )
+    | ((pl.col("kind") == "fallocate") & (pl.col("arg") & _PUNCH_HOLE != 0))
+)
+"""Rows after which the host no longer has the pages."""
+
+_BACKS: Final = pl.col("kind").is_in([*FAULT_KINDS, "map", "swap_in"])
+_UNITS: Final = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+
+
+def nanoseconds(span: str | int) -> int:
+    """Return nanoseconds of "250ms", "1s", or of a plain number of them; UsageError for anything else.
+
+    >>> nanoseconds("250ms"), nanoseconds("1.5s"), nanoseconds(7)
+    (250000000, 1500000000, 7)
+    """
+    if isinstance(span, int) and span > 0:
+        return span
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", str(span))
+    if not match or match[2] not in _UNITS or float(match[1]) <= 0:
+        raise UsageError(f"{span!r} is not a span of time", hint="250ms, 1s, 5m")
+    return round(float(match[1]) * _UNITS[match[2]])
+
+
+def bucket_ns(every: str | int) -> pl.Expr:
+    """Return the start of the `every` long bucket that `ts_ns` is in."""
+    width = nanoseconds(every)
+    return (pl.col("ts_ns") // width * width).alias("ts_ns")
+
+
+def keys_of(events: pl.LazyFrame) -> list[str]:
+    """Return the columns that name a VM: `vm`, and `trace` where there are several."""
+    return ["trace", "vm"] if "trace" in events.collect_schema() else ["vm"]
+
+
+def page_events(events: pl.LazyFrame, keys: list[str], *, only: pl.Expr | None = None) -> pl.LazyFrame:
+    """Return one row per 4 KiB page and event that backs, drops or allocates it, sorted by page, then time.
+
+    Columns: keys, gfn, ts_ns, kind, backs, drops, write (or not known), zeroed (by the guest). Rows whose gfn
+    is not known are left out; `only` keeps some rows.
+    """
+    what = pl.col("gfn").is_not_null() & (_BACKS | DROPS | (pl.col("kind") == "page_alloc"))
+    chosen = events.filter(what if only is None else what & only).select(
+        *keys,
+        "gfn",
+        "ts_ns",
+        "kind",
+        "pages",
+        backs=_BACKS,
+        drops=DROPS.fill_null(False),
+        write=(pl.col("access") == 0) | (pl.col("access") & ACCESS_WRITE != 0),
+        zeroed=pl.col("flags") & FLAG_ZEROED != 0,
+    )
+    large = chosen.filter(pl.col("pages") > 1).with_columns(
+        gfn=pl.int_ranges("gfn", pl.col("gfn") + pl.col("pages"), dtype=pl.UInt64)
+    )
+    each = pl.concat([chosen.filter(pl.col("pages") <= 1), large.explode("gfn")]).drop("pages")
+    return each.sort(*keys, "gfn", "ts_ns", maintain_order=True)
+
+
+def same_page(keys: list[str], step: int) -> pl.Expr:
+    """Say whether the row `step` before (negative: after) is of the same page; needs rows sorted by page."""
+    checks = [pl.col(name) == pl.col(name).shift(step) for name in [*keys, "gfn"]]
+    return pl.all_horizontal(checks).fill_null(False)
