@@ -13,8 +13,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tracekit.errors import UsageError
+from tracekit.replay.fleet.dataset import read_dataset
 
-__all__ = ["BASELINE", "CURVES", "Curves", "Grid", "load_curves"]
+__all__ = ["BASELINE", "CURVES", "Curves", "Grid", "load_curves", "with_ends"]
 
 BASELINE: Final = "baseline"
 """The scenario that is the recorded run."""
@@ -119,33 +120,44 @@ class Curves:
         )
 
 
-def load_curves(paths: Sequence[Path | str], *, steps: int = STEPS) -> Curves:
+def load_curves(results: Sequence[str], *, steps: int = STEPS) -> Curves:
     """Read curves from what `tracekit fleet` wrote, Parquet files, or results of `tracekit replay` (JSON).
 
-    A folder is a fleet's result or any folder of Parquet files with the columns of `CURVES`; a JSON result
-    is one trace. Raises UsageError where there are none.
+    A folder (or URL) is a fleet's result or any folder of Parquet files with the columns of `CURVES`; a JSON
+    result is one trace. Raises UsageError where there are none.
     """
-    frames = [frame for path in paths for frame in _frames(Path(path))]
-    if not frames:
+    if not results:
         raise UsageError("no results given", hint=_HINT)
-    return Curves.of(pl.concat(frames), steps=steps)
+    return Curves.of(pl.concat(_read(one) for one in results), steps=steps)
 
 
-def _frames(path: Path) -> list[pl.DataFrame]:
+def with_ends(curves: pl.DataFrame) -> pl.DataFrame:
+    """Mark the end of a replay's curves: each last point lasts as long as the one before it.
+
+    >>> curve = pl.DataFrame({"scenario": "a", "ts_ns": [0, 5], "resident_bytes": [1.0, 2.0]})
+    >>> with_ends(curve)["ts_ns"].to_list()
+    [0, 5, 10]
+    """
+    ends = curves.group_by("scenario", maintain_order=True).agg(
+        pl.col("ts_ns").last() + pl.col("ts_ns").diff().last().fill_null(0), pl.col("resident_bytes").last()
+    )
+    return pl.concat([curves, ends.select(curves.columns)])
+
+
+def _read(results: str) -> pl.DataFrame:
+    path = Path(results)
     try:
+        if "://" in results or (path / "curves").is_dir():
+            return _checked(read_dataset(f"{results.rstrip('/')}/curves"))
         if path.is_dir():
-            folder = path / "curves" if (path / "curves").is_dir() else path
-            if not any(folder.rglob("*.parquet")):
-                raise UsageError(f"{path} holds no Parquet files", hint=_HINT)
-            scanned = pl.scan_parquet(folder / "**" / "*.parquet", hive_partitioning=True)
-            return [_checked(scanned.collect())]
+            return _checked(read_dataset(results))
         if path.suffix == ".json":
-            return [_from_result(path)]
-        return [_checked(pl.read_parquet(path))]
+            return _from_result(path)
+        return _checked(pl.read_parquet(path))
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}", hint=_HINT) from None
+        raise UsageError(f"cannot read {results}: {error.strerror or error}", hint=_HINT) from None
     except (pl.exceptions.PolarsError, ValueError) as error:
-        raise UsageError(f"cannot read {path}: {str(error).splitlines()[0]}", hint=_HINT) from None
+        raise UsageError(f"cannot read {results}: {str(error).splitlines()[0]}", hint=_HINT) from None
 
 
 def _from_result(path: Path) -> pl.DataFrame:
@@ -153,7 +165,7 @@ def _from_result(path: Path) -> pl.DataFrame:
     curves = document.get("curves") if isinstance(document, dict) else document
     if not curves:
         raise UsageError(f"{path} holds no resident curves", hint=_HINT)
-    frame = pl.DataFrame(curves, infer_schema_length=None)
+    frame = with_ends(pl.DataFrame(curves, infer_schema_length=None))
     return _checked(frame if "trace" in frame.columns else frame.with_columns(trace=pl.lit(str(path))))
 
 

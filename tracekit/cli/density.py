@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tracekit.cli.output import next_command, print_json, stdout
+from tracekit.cli.output import next_command, print_json, quoted, stdout
 from tracekit.cli.sizes import parse_size
 
 __all__ = ["density"]
@@ -15,7 +15,7 @@ __all__ = ["density"]
 
 def density(
     results: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(metavar="RESULTS…", help="What fleet wrote, Parquet files, or replays' JSON."),
     ],
     host_memory: Annotated[
@@ -77,4 +77,5 @@ def density(
     else:
         for name, answer in answers.items():
             stdout().print(density_table(answer, name))
-    next_command(f"tracekit density {results[0]} --host-memory {host_memory} --together 0.2")
+    again = "--together 0.2" if by_class or together else "--by-class"
+    next_command(f"tracekit density {quoted(Path(results[0]))} --host-memory {host_memory} {again}")
