@@ -110,10 +110,12 @@ def test_a_finished_trace_is_left_alone(tmp_path):
     assert {item: item.read_bytes() for item in tmp_path.rglob("*") if item.is_file()} == before
 
 
-def test_cut_at_every_byte_of_the_last_batch(killed, tmp_path, no_sync):
+def test_recover_after_a_cut_anywhere_in_the_last_batch(killed, tmp_path, no_sync):
+    """Every byte near the batch's ends and every 13th between; every single byte: the next test but one."""
     path, sizes, truth = killed
     content = (path / PART).read_bytes()
-    for size in range(sizes[-2], sizes[-1] + 1):
+    first, last = sizes[-2], sizes[-1]
+    for size in sorted({*range(first, first + 24), *range(first, last, 13), *range(last - 24, last + 1)}):
         copy = tmp_path / "cut.trace"
         shutil.copytree(path, copy)
         (copy / PART).write_bytes(content[:size])

@@ -101,7 +101,10 @@ def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         words = name in ("kind", "metric", "known by", "reason")
-        table.add_column(name, justify="left" if words else "right", overflow="fold")
+        # A metric's name is what one searches for: it is never broken.
+        table.add_column(
+            name, justify="left" if words else "right", overflow="fold", no_wrap=name == "metric"
+        )
     return table
 
 
@@ -162,9 +165,7 @@ def _samples(summary: Summary) -> Table | None:
                 *(show(row[at]) for at in ("min", "max", "last")),
             )
         )
-    return (
-        _add_rows(_table("Samples", "metric", "vm", "samples", "min", "max", "last"), rows) if rows else None
-    )
+    return _add_rows(_table("Samples", "metric", "vm", "count", "min", "max", "last"), rows) if rows else None
 
 
 def _losses(summary: Summary) -> Table | None:
