@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import os
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -144,9 +146,7 @@ class LoadedProbes:
             self._ring.close()
             self._ring = None
         if self._bpf is not None:
-            # The kernel waits for a grace period at each (50-80 ms here): let the waits overlap.
-            with ThreadPoolExecutor(max_workers=64) as pool:
-                list(pool.map(self._bpf.detach_tracepoint, list(self._bpf.tracepoint_fds)))
+            _share_until_later(list(self._bpf.tracepoint_fds.values()))
             self._bpf.cleanup()
             self._bpf = None
 
@@ -177,3 +177,16 @@ class LoadedProbes:
             self._bpf.attach_perf_event(
                 ev_type=bcc.PerfType.SOFTWARE, ev_config=config, fn_name=function.encode(), sample_period=1
             )
+
+
+def _share_until_later(descriptors: Sequence[int]) -> None:
+    """Let a short-lived process hold these descriptors too, so that closing ours does not take seconds.
+
+    The kernel detaches a tracepoint at the last close of its descriptor, and waits 50-80 ms at each for
+    every CPU to have passed a quiet point. That other process ends by itself, and waits in our place.
+    """
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, True)
+    with contextlib.suppress(OSError):
+        pid = os.posix_spawnp("sleep", ["sleep", "0.1"], os.environ)
+        threading.Thread(target=os.waitpid, args=(pid, 0), daemon=True).start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import mmap
 import os
@@ -10,21 +9,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
+from tests.live.recording import GUEST, TRACEKIT, of_kind, record_command, wait_for, writing_to
 from tracekit.lab.small_guest import GuestPlan
+from tracekit.probes.plan import RecordPlan
+from tracekit.probes.run import record
 from tracekit.trace import Trace, open_trace
 from tracekit.trace.schema import ACCESS_WRITE, FLAG_MAJOR
 
 pytestmark = pytest.mark.live("kvm", "bpf", "root")
-
-TRACEKIT = (sys.executable, "-m", "tracekit")
-GUEST = (*TRACEKIT, "lab", "guest", "--json")
 
 
 def run_record(*arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
@@ -35,17 +33,15 @@ def run_record(*arguments: str, expect: int = 0) -> subprocess.CompletedProcess[
     return done
 
 
-def record_guest(folder: Path, *options: str) -> tuple[Trace, dict[str, Any], dict[str, Any]]:
-    """Record a small guest; returns its trace, its own account, and the recorder's."""
-    path = folder / "guest.trace"
-    report = folder / "guest.json"
-    command = ["sh", "-c", f'exec "$@" > {report}', "sh", *GUEST, *options]
-    done = run_record("-o", str(path), "--json", "--", *command)
-    return open_trace(path), json.loads(report.read_text()), json.loads(done.stdout)
+def record_guest(folder: Path, *options: str) -> tuple[Trace, dict[str, Any]]:
+    """Record a small guest; returns its trace and its own account."""
+    account = folder / "guest.json"
+    trace, _ = record_command(folder / "guest.trace", *writing_to(account, *GUEST, *options))
+    return trace, json.loads(account.read_text())
 
 
 def faults(trace: Trace) -> pl.DataFrame:
-    return trace.events.filter(pl.col("kind") == "ept_violation").collect()
+    return of_kind(trace, "ept_violation")
 
 
 def touched(trace: Trace, first_gfn: int) -> pl.DataFrame:
@@ -59,14 +55,14 @@ def test_every_first_touch_of_a_prime_number_of_pages_is_recorded(
 ) -> None:
     pages = 65_537
     options = ("--pages", str(pages), "--vcpus", str(vcpus), "--order", order)
-    trace, guest, report = record_guest(tmp_path, *options)
+    trace, guest = record_guest(tmp_path, *options)
     rows = touched(trace, guest["first_gfn"])
     assert sorted(rows["gfn"]) == list(range(guest["first_gfn"], guest["first_gfn"] + pages))
     assert rows["latency_ns"].null_count() == 0
     assert rows["latency_ns"].min() > 0
     assert rows["level"].unique().to_list() == [1]
     assert rows["pages"].unique().to_list() == [1]
-    assert trace.lost == report["lost"] == 0
+    assert trace.lost == 0
     assert trace.meta.finalised
     # What is below the range is the guest's own page tables and code, and nothing else.
     assert set(faults(trace).filter(pl.col("gfn") < guest["first_gfn"])["gfn"]) <= set(guest["low_gfns"])
@@ -96,7 +92,7 @@ def test_every_first_touch_of_a_prime_number_of_pages_is_recorded(
 
 def test_huge_pages_are_one_fault_each(tmp_path: Path) -> None:
     pages = 101
-    trace, guest, _ = record_guest(tmp_path, "--pages", str(pages), "--page-size", "2m")
+    trace, guest = record_guest(tmp_path, "--pages", str(pages), "--page-size", "2m")
     rows = touched(trace, guest["first_gfn"])
     assert sorted(rows["gfn"]) == [guest["first_gfn"] + 512 * i for i in range(pages)]
     assert rows["level"].unique().to_list() == [2]
@@ -203,10 +199,9 @@ def test_a_signal_finalises_and_the_command_does_not_outlive_it(tmp_path: Path) 
 
 
 def test_the_duration_ends_the_command_and_is_no_failure(tmp_path: Path) -> None:
-    path = tmp_path / "timed.trace"
-    report = json.loads(run_record("-d", "0.7", "-o", str(path), "--json", "--", "sleep", "60").stdout)
-    assert report["stopped_by"] == "time"
-    assert 0.7 <= report["seconds"] < 5
+    _, report = record_command(tmp_path / "timed.trace", "sleep", "60", seconds=0.7)
+    assert report.stopped_by == "time"
+    assert 0.7 <= report.seconds < 10
 
 
 def test_recorded_and_lost_are_exactly_what_happened(tmp_path: Path) -> None:
@@ -251,18 +246,9 @@ def test_recorded_and_lost_are_exactly_what_happened(tmp_path: Path) -> None:
     assert trace.meta.finalised
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(FileNotFoundError):
-            if condition():
-                return
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_a_killed_command_gives_the_shells_exit_code(tmp_path: Path) -> None:
-    run_record("-o", str(tmp_path / "killed.trace"), "--", "sh", "-c", "kill -KILL $$", expect=137)
+    plan = RecordPlan(out=tmp_path / "killed.trace", command=("sh", "-c", "kill -KILL $$"))
+    assert record(plan).exit_code == 137
 
 
 def test_a_user_without_capabilities_is_told_what_to_do_and_nothing_is_started(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tracekit.trace import Trace, open_trace
+from tests.live.recording import of_kind, record_command
+from tracekit.trace import Trace
 
 pytestmark = pytest.mark.live("kvm", "bpf", "root")
 
@@ -34,24 +35,11 @@ def tell(**account): json.dump(account, open(sys.argv[1], "w"))
 
 
 def record_script(folder: Path, script: str, *arguments: str) -> tuple[Trace, dict[str, Any]]:
-    path, account = folder / "kinds.trace", folder / "account.json"
+    account = folder / "account.json"
     command = [sys.executable, "-c", PRELUDE + script, str(account), *arguments]
-    done = subprocess.run(
-        [sys.executable, "-m", "tracekit", "record", "-o", str(path), "--", *command],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    trace = open_trace(path)
-    assert trace.lost == 0
+    trace, _ = record_command(folder / "kinds.trace", *command)
     assert trace.meta.probes["refused"] == {}
     return trace, json.loads(account.read_text())
-
-
-def of_kind(trace: Trace, kind: str) -> pl.DataFrame:
-    return trace.events.filter(pl.col("kind") == kind).collect()
 
 
 CALLS = """

@@ -1,0 +1,46 @@
+"""Recording inside the test's own process: the same as `tracekit record`, without starting Python anew."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from tracekit.probes.plan import RecordPlan, RecordReport
+from tracekit.probes.run import record
+from tracekit.trace import Trace, open_trace
+
+TRACEKIT = (sys.executable, "-m", "tracekit")
+GUEST = (*TRACEKIT, "lab", "guest", "--json")
+
+
+def record_command(path: Path, *command: str, **plan: Any) -> tuple[Trace, RecordReport]:
+    """Record a command that must succeed; returns its trace, of which nothing must be lost."""
+    report = record(RecordPlan(out=path, command=command, **plan))
+    assert report.exit_code == 0
+    assert report.lost == 0
+    return open_trace(path), report
+
+
+def writing_to(path: Path, *command: str) -> tuple[str, ...]:
+    """The command with its stdout in a file."""
+    return ("sh", "-c", f'exec "$@" > {path}', "sh", *command)
+
+
+def of_kind(trace: Trace, kind: str) -> pl.DataFrame:
+    return trace.events.filter(pl.col("kind") == kind).collect()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        with suppress(FileNotFoundError):
+            if condition():
+                return
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

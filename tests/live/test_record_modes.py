@@ -1,0 +1,193 @@
+"""The other ways to record: from inside a guest, a QEMU without KVM, in series, only the last seconds."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from tests.live.recording import TRACEKIT, of_kind, record_command, wait_for
+from tracekit.probes.plan import RecordPlan
+from tracekit.probes.run import record
+from tracekit.trace import Trace, open_trace
+from tracekit.trace.schema import FLAG_ZEROED, PAGE_BYTES
+
+pytestmark = pytest.mark.live("bpf", "root")
+
+PAGES = 5003  # a prime
+TOUCH = f"""
+import ctypes, json, mmap, os, sys, threading
+m = mmap.mmap(-1, {PAGES} * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+m.madvise(mmap.MADV_NOHUGEPAGE)
+at = ctypes.addressof(ctypes.c_char.from_buffer(m))
+for i in range({PAGES}): m[i * 4096] = 1
+m.madvise(mmap.MADV_DONTNEED)
+json.dump([at, threading.get_native_id()], open(sys.argv[1], "w"))
+"""
+
+
+def test_from_inside_a_guest_every_page_handed_out_and_taken_back_is_seen(tmp_path: Path) -> None:
+    path, account = tmp_path / "guest.trace", tmp_path / "account.json"
+    trace, _ = record_command(path, sys.executable, "-c", TOUCH, str(account), guest=True)
+    at, tid = json.loads(account.read_text())
+    faults = of_kind(trace, "guest_fault").filter(
+        pl.col("gva").is_between(at, at + PAGES * PAGE_BYTES, closed="left"), pl.col("tid") == tid
+    )
+    assert faults.height == faults["gva"].n_unique() == PAGES
+    assert faults["latency_ns"].null_count() == 0
+    # Each of these faults was given a zeroed page, between its start and its end, in the same thread.
+    allocated = of_kind(trace, "page_alloc").filter(pl.col("tid") == tid)
+    given = allocated.filter(pl.col("flags") & FLAG_ZEROED != 0, pl.col("pages") == 1).sort("ts_ns")
+    windows = faults.select(start=pl.col("ts_ns") - pl.col("latency_ns"), end="ts_ns").sort("start")
+    served = windows.join_asof(given.select(at="ts_ns", gfn="gfn"), left_on="end", right_on="at")
+    assert (served["at"] >= served["start"]).all()
+    assert served["gfn"].n_unique() == PAGES
+    # They were taken back, but for those that a CPU's batch of newly used pages (31 at most) still holds.
+    freed = of_kind(trace, "page_free").filter(pl.col("gfn").is_in(served["gfn"].to_list()))
+    assert PAGES - 31 * (os.cpu_count() or 1) <= freed["gfn"].n_unique() <= PAGES
+    assert trace.meta.extra["side"] == "guest"
+    assert trace.meta.vms[0]["vcpus"] == os.cpu_count()
+    # The recorder left itself out.
+    assert trace.events.select("vcpu").unique().collect()["vcpu"].max() < os.cpu_count()
+
+
+@pytest.mark.live("bpf", "root", "qemu-system-x86_64")
+def test_a_qemu_without_kvm_has_gfns_and_a_balloon_counted_to_the_page(tmp_path: Path) -> None:
+    path = tmp_path / "qemu.trace"
+    guest = [*TRACEKIT, "lab", "linux", "--accel", "tcg", "--memory", "256M", "--settle", "0"]
+    trace, _ = record_command(path, *guest, "--balloon", "192M")
+    pages = (64 << 20) // PAGE_BYTES
+    for kind in ("balloon_inflate", "balloon_deflate"):
+        rows = of_kind(trace, kind)
+        assert rows.height == rows["gfn"].n_unique() == pages
+        assert rows["gfn"].max() < (256 << 20) // PAGE_BYTES
+    assert trace.memslots["known_by"].to_list() == ["assumed"]
+    assert trace.memslots["size_bytes"].to_list() == [256 << 20]
+    assert trace.meta.host["mmu_mode"] == "tcg"
+    # First touches of the guest's memory: not more than it has, and about what became resident.
+    vm = trace.memslots["vm"][0]
+    touched = of_kind(trace, "host_fault").filter(pl.col("gfn").is_not_null(), pl.col("vm") == vm)
+    assert touched["gfn"].n_unique() >= 1
+    resident = trace.samples.filter(pl.col("vm") == vm, pl.col("metric") == "rss_bytes")["value"].max()
+    assert isinstance(resident, float)
+    assert 0.3 * resident < touched["pages"].sum() * PAGE_BYTES < 1.5 * resident
+
+
+@pytest.mark.live("bpf", "root", "qemu-system-x86_64")
+def test_the_monitor_of_a_running_qemu_tells_its_memory(tmp_path: Path) -> None:
+    socket, path = tmp_path / "qmp", tmp_path / "monitor.trace"
+    machine = ["qemu-system-x86_64", "-m", "3G", "-M", "q35", "-display", "none", "-nodefaults", "-S"]
+    with subprocess.Popen([*machine, "-qmp", f"unix:{socket},server,nowait"]) as qemu:
+        try:
+            wait_for(socket.exists)
+            record(RecordPlan(out=path, pids=(qemu.pid,), seconds=0.5, monitor=socket))
+            maps = Path(f"/proc/{qemu.pid}/maps").read_text()
+        finally:
+            qemu.terminate()
+    slots = open_trace(path).memslots
+    assert set(slots["known_by"]) == {"monitor"}
+    assert slots.filter(pl.col("gpa") == 1 << 32)["size_bytes"].to_list() == [1 << 30]
+    low = slots.filter(pl.col("gpa") < 1 << 32)
+    assert low.filter(pl.col("gpa") >= 1 << 20)["size_bytes"].sum() == (2 << 30) - (1 << 20)
+    # All of it lies in one mapping of 3 GiB, at the offset that its place in RAM says.
+    spans = [[int(x, 16) for x in line.split()[0].split("-")] for line in maps.splitlines()]
+    (ram,) = [start for start, end in spans if end - start == 3 << 30]
+    assert set(low["hva"] - low["gpa"]) == {ram}
+    assert slots.filter(pl.col("gpa") == 1 << 32)["hva"].to_list() == [ram + (2 << 30)]
+
+
+BEAT = """
+import ctypes, mmap, os, time
+m = mmap.mmap(-1, 1 << 20)
+beat = 0
+while True:
+    m.madvise(mmap.MADV_DONTNEED, 4096 * (beat % 256), 4096)
+    beat += 1
+    time.sleep(0.01)
+"""
+
+
+def beats(trace: Trace) -> pl.DataFrame:
+    return of_kind(trace, "madvise").filter(pl.col("arg") == mmap.MADV_DONTNEED)
+
+
+def test_a_series_of_traces_has_every_event_once_and_keeps_the_last(tmp_path: Path) -> None:
+    path = tmp_path / "series.trace"
+    series = RecordPlan(
+        out=path, command=(sys.executable, "-c", BEAT), seconds=3.2, rotate_seconds=0.7, rotate_keep=3
+    )
+    assert record(series).lost == 0
+    assert not path.exists()
+    traces = [open_trace(part) for part in sorted(tmp_path.glob("series-*.trace"))]
+    assert len(traces) == 3
+    assert all(trace.meta.finalised and trace.lost == 0 for trace in traces)
+    addresses = [hva for trace in traces for hva in beats(trace)["hva"]]
+    assert len(addresses) > 20
+    steps = {(b - a) % (1 << 20) for a, b in pairwise(addresses)}
+    assert steps == {4096}  # the beats go on over the seams, none missing and none twice
+
+
+def test_a_flight_recorder_writes_the_last_seconds_when_triggered(tmp_path: Path) -> None:
+    path = tmp_path / "flight.trace"
+    command = [*TRACEKIT, "record", "-o", str(path), "--keep-last", "1", "--", sys.executable, "-c", BEAT]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as recorder:
+        try:
+            wait_for(lambda: is_beating(recorder.pid))
+            time.sleep(2)
+            assert not path.exists()
+            recorder.send_signal(signal.SIGUSR1)
+            triggered = time.monotonic_ns()
+            wait_for((tmp_path / "flight-0001.trace" / "losses.arrow").exists)
+            time.sleep(1)
+            recorder.send_signal(signal.SIGINT)
+            assert recorder.wait(timeout=30) == 0
+        finally:
+            if recorder.poll() is None:
+                recorder.kill()
+    dump, last = open_trace(tmp_path / "flight-0001.trace"), open_trace(path)
+    for trace in (dump, last):
+        assert trace.meta.finalised
+        start, end = span(trace)
+        assert 500_000_000 < end - start < 1_300_000_000
+        addresses = beats(trace)["hva"].to_list()
+        assert {(b - a) % (1 << 20) for a, b in pairwise(addresses)} == {4096}
+    assert abs(span(dump)[1] - triggered) < 1_000_000_000
+    assert span(last)[0] > span(dump)[0]
+
+
+def span(trace: Trace) -> tuple[int, int]:
+    times = trace.events.select("ts_ns").collect()["ts_ns"]
+    return int(times.min()), int(times.max())  # type: ignore[arg-type]
+
+
+def is_beating(recorder: int) -> bool:
+    """Whether the recorder's child has become its command."""
+    children = Path(f"/proc/{recorder}/task/{recorder}/children").read_text().split()
+    lines = [Path(f"/proc/{child}/cmdline").read_text() for child in children]
+    return any("madvise" in line and "execvp" not in line for line in lines)
+
+
+ENDLESS = """
+import mmap
+while True:
+    m = mmap.mmap(-1, 1 << 24)
+    for i in range(0, 1 << 24, 4096): m[i] = 1
+    m.close()
+"""
+
+
+def test_the_largest_size_ends_the_recording(tmp_path: Path) -> None:
+    path = tmp_path / "small.trace"
+    trace, report = record_command(path, sys.executable, "-c", ENDLESS, max_bytes=300 << 10)
+    assert report.stopped_by == "size"
+    assert report.bytes_written >= 300 << 10
+    assert trace.meta.finalised
