@@ -64,17 +64,23 @@ def test_heat_counts_every_page_once_by_what_happened(trace: Trace) -> None:
 
 def test_stall_and_events_over_time_add_up_to_the_trace(trace: Trace) -> None:
     outline = Outline(trace)
-    own = outline.timeline.filter(pl.col("kind") == "ept_violation")
+    own = outline.tally.filter(pl.col("kind") == "ept_violation")
     # 1,100 x 3 us + 40 x 200 us
     assert own["latency_ns"].sum() == 1100 * 3_000 + 40 * 200_000
     assert own["events"].sum() == 1140
-    assert outline.timeline["events"].sum() == outline.classes["events"].sum() == 1140 + 100 + 1
+    assert outline.extent is not None
+    assert outline.tally["events"].sum() == outline.extent.events == 1140 + 100 + 1
     assert outline.touch_kind == "ept_violation"
 
 
 def test_latency_bins_hold_their_latency(trace: Trace) -> None:
-    bins = Outline(trace).classes.drop_nulls("latency_bin")
-    found = {(row["level"], row["latency_bin"]): row["events"] for row in bins.iter_rows(named=True)}
+    bins = (
+        Outline(trace)
+        .tally.drop_nulls("latency_bin")
+        .group_by("level", "latency_bin")
+        .agg(pl.col("events").sum())
+    )
+    found = {(level, at): events for level, at, events in bins.iter_rows()}
     # floor(50 * log10(3,000)) = 173, floor(50 * log10(200,000)) = 265
     assert found == {(1, 173): 1100, (2, 265): 40}
 
@@ -83,12 +89,12 @@ def test_empty_trace_has_no_extent_and_no_heat() -> None:
     outline = Outline(in_memory(events_batch(ts_ns=np.array([], np.uint64), kind="map")))
     assert outline.extent is None
     assert outline.heat.height == 0
-    assert outline.timeline.height == 0
+    assert outline.tally.height == 0
 
 
 def test_events_without_a_place_are_counted_but_not_drawn() -> None:
     outline = Outline(in_memory(events_batch(ts_ns=[5, 6], kind="ept_violation", latency_ns=7)))
-    assert outline.classes["events"].sum() == 2
+    assert outline.tally["events"].sum() == 2
     assert outline.heat.height == 0
 
 

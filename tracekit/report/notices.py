@@ -29,7 +29,7 @@ def subject(study: Study) -> list[str]:
     ]
     if outline.extent is not None:
         parts.append(f"{human(outline.extent.stop_ns - outline.extent.start_ns, 'ns')} long")
-    parts.append(f"{int(outline.classes['events'].sum()):,} events")
+    parts.append(f"{outline.extent.events if outline.extent else 0:,} events")
     return [part for part in parts if part]
 
 
@@ -48,7 +48,8 @@ def notices(study: Study) -> list[dict[str, str]]:
     if trace.lost is None:
         found.append(_notice("alarm", "Events were lost, how many is unknown.", "Counts are lower bounds."))
     elif trace.lost:
-        events = max(1, int(study.outline.classes["events"].sum()) if study.outline else 1)
+        extent = study.outline.extent if study.outline else None
+        events = extent.events if extent else 0
         share = trace.lost / (trace.lost + events)
         found.append(
             _notice(

@@ -5,6 +5,7 @@ Whatever a trace's size, what leaves here has at most a few tens of thousands of
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
@@ -12,14 +13,25 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import polars as pl
 
-from tracekit.trace.schema import FLAG_MAJOR, FLAG_PRESENT, KIND_CODE
+from tracekit.trace.schema import FLAG_MAJOR, FLAG_PRESENT, KIND_CODE, KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import pyarrow as pa
+
     from tracekit.trace import Trace
 
-__all__ = ["BINS_PER_DECADE", "DISCARD", "FAULT_KINDS", "GFN_BINS", "TIME_BINS", "Extent", "Outline"]
+__all__ = [
+    "BINS_PER_DECADE",
+    "DISCARD",
+    "FAULT_KINDS",
+    "GFN_BINS",
+    "TIME_BINS",
+    "Extent",
+    "Outline",
+    "latency_bin",
+]
 
 TIME_BINS: Final = 160
 GFN_BINS: Final = 64
@@ -30,18 +42,22 @@ BINS_PER_DECADE: Final = 50
 _DROPPING_ADVICE: Final = (4, 8, 9, 20, 21, 24)
 _PUNCH_HOLE: Final = 0x02  # FALLOC_FL_PUNCH_HOLE (linux/falloc.h)
 
+
+def _kind(*names: str) -> pl.Expr:
+    """Whether an event is of one of these kinds: compared by code, which is ten times as quick as by name."""
+    code = pl.col("kind").to_physical()
+    return pl.any_horizontal(code == KIND_CODE[name] for name in names)
+
+
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 # Guests are told apart from garbage here: above 64 TiB of guest-physical span a page bitmap would not fit.
 _MOST_PAGES: Final = 1 << 34
 _LAST_GFN: Final = 1 << 52  # more than any x86 guest can have; what lies beyond is drawn there
 DISCARD: Final = (
-    pl.col("kind").is_in(["balloon_inflate", "free_page_report", "swap_out"])
-    | (
-        pl.col("kind").is_in(["madvise", "process_madvise"])
-        & pl.col("arg").fill_null(0).is_in(list(_DROPPING_ADVICE))
-    )
-    | ((pl.col("kind") == "fallocate") & ((pl.col("arg").fill_null(0) & _PUNCH_HOLE) != 0))
+    _kind("balloon_inflate", "free_page_report", "swap_out")
+    | (_kind("madvise", "process_madvise") & pl.col("arg").fill_null(0).is_in(list(_DROPPING_ADVICE)))
+    | (_kind("fallocate") & ((pl.col("arg").fill_null(0) & _PUNCH_HOLE) != 0))
 )
 """Whether an event takes memory away from the guest; madvise and fallocate do with some arguments only."""
 
@@ -60,6 +76,7 @@ class Extent:
     first_gfn: int
     last_gfn: int
     vms: int = 1
+    events: int = 0
 
     @property
     def span_s(self) -> float:
@@ -93,85 +110,65 @@ class Outline:
         self.trace = trace
 
     @cached_property
-    def classes(self) -> pl.DataFrame:
-        """Events by kind, level, major, present and latency bin.
-
-        Columns: kind, level, major, present, latency_bin (floor(log10(ns) * BINS_PER_DECADE), null
-        where no latency is known), events, pages, latency_ns (sum), last_vm, first_ns, last_ns, first_gfn,
-        last_gfn.
-        """
-        latency = pl.col("latency_ns")
-        return (
-            self.trace.events.group_by(
-                "kind",
-                "level",
-                ((pl.col("flags") & FLAG_MAJOR) != 0).alias("major"),
-                ((pl.col("flags") & FLAG_PRESENT) != 0).alias("present"),
-                (latency.clip(1).log(10) * BINS_PER_DECADE).floor().cast(pl.Int16).alias("latency_bin"),
-            )
-            .agg(
-                pl.len().cast(pl.Int64).alias("events"),
-                pl.col("pages").cast(pl.Int64).sum().alias("pages"),
-                latency.sum().alias("latency_ns"),
-                pl.col("vm").max().alias("last_vm"),
-                pl.col("ts_ns").min().alias("first_ns"),
-                pl.col("ts_ns").max().alias("last_ns"),
-                _gfn().min().alias("first_gfn"),
-                (_gfn() + pl.col("pages").clip(1) - 1).max().alias("last_gfn"),
-            )
-            .with_columns(pl.col("kind").cast(pl.String))
-            .sort("kind", "level", "major", "present", "latency_bin")
-            .collect(engine="streaming")
+    def extent(self) -> Extent | None:
+        """The box of the recording: from its start to its stop, and all gfns; None for an empty trace."""
+        time = pl.col("ts_ns")
+        box = self.trace.events.select(
+            time.min().alias("start"),
+            time.max().alias("stop"),
+            _gfn().min().alias("first_gfn"),
+            (_gfn() + pl.col("pages").clip(1) - 1).max().alias("last_gfn"),
+            pl.col("vm").max(),
+            pl.len().alias("events"),
+        )
+        found = box.collect(engine="streaming").row(0, named=True)
+        if not found["events"]:
+            return None
+        meta = self.trace.meta
+        return Extent(
+            start_ns=min(found["start"], found["start"] if meta.start_ns is None else meta.start_ns),
+            stop_ns=max(found["stop"], meta.stop_ns or 0),
+            first_gfn=found["first_gfn"] or 0,
+            last_gfn=found["last_gfn"] or 0,
+            vms=found["vm"] + 1,
+            events=found["events"],
         )
 
     @cached_property
-    def extent(self) -> Extent | None:
-        """The box of the recording: from its start to its stop, and all gfns; None for an empty trace."""
-        box = self.classes.select(
-            pl.col("first_ns").min(),
-            pl.col("last_ns").max(),
-            pl.col("first_gfn").min(),
-            pl.col("last_gfn").max(),
-            pl.col("last_vm").max(),
-        ).row(0)
-        if box[0] is None:
-            return None
-        meta = self.trace.meta
-        start = min(box[0], box[0] if meta.start_ns is None else meta.start_ns)
-        stop = max(box[1], meta.stop_ns or 0)
-        return Extent(start, stop, box[2] or 0, box[3] or 0, box[4] + 1)
+    def tally(self) -> pl.DataFrame:
+        """Events by what they are, time bin and latency bin.
 
-    @cached_property
-    def timeline(self) -> pl.DataFrame:
-        """Events over time: kind, level, major, returned, located, time_bin, events, pages, latency_ns.
-
-        `returned` marks events that take memory away, `located` those of known guest memory.
+        Columns: kind, level (null = not known), major, present, returned (took memory away), located (of
+        known guest memory), time_bin, latency_bin (see `latency_bin`; null = no latency is known), events,
+        pages, latency_ns (sums).
         """
         if self.extent is None:
-            return pl.DataFrame()
-        return (
-            self.trace.events.group_by(
-                "kind",
-                "level",
-                ((pl.col("flags") & FLAG_MAJOR) != 0).alias("major"),
-                DISCARD.alias("returned"),
-                pl.col("gfn").is_not_null().alias("located"),
-                self.extent.time_bin(),
-            )
+            return pl.DataFrame(schema=_TALLY)
+        # One integer for all keys: grouping by it costs a fraction of grouping by eight columns.
+        key = _packed(
+            (pl.col("kind").to_physical(), _KIND_BITS),
+            (pl.col("level").fill_null(0), _LEVEL_BITS),
+            (pl.col("flags") & (FLAG_MAJOR | FLAG_PRESENT), _FLAG_BITS),
+            (DISCARD, 1),
+            (pl.col("gfn").is_not_null(), 1),
+            (self.extent.time_bin(), _TIME_BITS),
+            (latency_bin().fill_null(_NO_LATENCY), _LATENCY_BITS),
+        )
+        rows = (
+            self.trace.events.group_by(key.alias("key"))
             .agg(
                 pl.len().cast(pl.Int64).alias("events"),
                 pl.col("pages").cast(pl.Int64).sum().alias("pages"),
                 pl.col("latency_ns").sum().alias("latency_ns"),
             )
-            .with_columns(pl.col("kind").cast(pl.String))
-            .sort("kind", "level", "major", "returned", "located", "time_bin")
             .collect(engine="streaming")
         )
+        return _unpacked(rows)
 
     @property
     def touch_kind(self) -> str | None:
         """The kind whose rows are the guest's touches: the MMU fault where recorded, else the host fault."""
-        kinds = set(self.classes["kind"].to_list())
+        kinds = set(self.tally["kind"])
         return next((kind for kind in _TOUCH_KINDS if kind in kinds), None)
 
     @cached_property
@@ -197,7 +194,7 @@ class Outline:
     def _touches(self, kind: str) -> Iterator[tuple[Ints, Ints, Ints, Ints]]:
         """Yield ts_ns, vm, gfn and pages of the faults that found no entry, in time order, by batch."""
         code = KIND_CODE[kind]
-        for batch in self.trace.batches(["ts_ns", "kind", "vm", "gfn", "pages", "flags"]):
+        for batch in _ahead(self.trace.batches(["ts_ns", "kind", "vm", "gfn", "pages", "flags"])):
             gfn = batch.column("gfn")
             kinds = batch.column("kind").indices.to_numpy(zero_copy_only=False)
             absent = (batch.column("flags").to_numpy() & FLAG_PRESENT) == 0
@@ -210,8 +207,76 @@ class Outline:
             )
 
 
+_KIND_BITS, _LEVEL_BITS, _FLAG_BITS, _TIME_BITS, _LATENCY_BITS = 8, 8, 3, 8, 10
+_NO_LATENCY: Final = (1 << _LATENCY_BITS) - 1
+_TALLY: Final = pl.Schema(
+    {
+        "kind": pl.String(),
+        "level": pl.UInt8(),
+        "major": pl.Boolean(),
+        "present": pl.Boolean(),
+        "returned": pl.Boolean(),
+        "located": pl.Boolean(),
+        "time_bin": pl.Int32(),
+        "latency_bin": pl.Int32(),
+        "events": pl.Int64(),
+        "pages": pl.Int64(),
+        "latency_ns": pl.UInt64(),
+    }
+)
+
+
+def latency_bin() -> pl.Expr:
+    """Return floor(log10(ns) * BINS_PER_DECADE); null where no latency is known."""
+    # 1,000 ns is the start of its bin, whatever the last bit of its logarithm.
+    exact = pl.col("latency_ns").clip(1).log(10) * BINS_PER_DECADE + 1e-9
+    return exact.floor().cast(pl.Int32).alias("latency_bin")
+
+
+def _packed(*parts: tuple[pl.Expr, int]) -> pl.Expr:
+    """Put several small numbers into one, each in its number of bits, the last one lowest."""
+    key = pl.lit(0, pl.Int64)
+    for part, bits in parts:
+        key = key * (1 << bits) + part.cast(pl.Int64)
+    return key
+
+
+def _unpacked(rows: pl.DataFrame) -> pl.DataFrame:
+    """Turn the keys of a tally back into its columns."""
+    rest = pl.col("key")
+    fields = {}
+    for name, bits in (
+        ("latency_bin", _LATENCY_BITS),
+        ("time_bin", _TIME_BITS),
+        ("located", 1),
+        ("returned", 1),
+        ("flags", _FLAG_BITS),
+        ("level", _LEVEL_BITS),
+        ("kind", _KIND_BITS),
+    ):
+        fields[name] = rest % (1 << bits)
+        rest = rest // (1 << bits)
+    opened = rows.with_columns(**fields).with_columns(
+        pl.col("kind").replace_strict(dict(enumerate(KINDS)), return_dtype=pl.String),
+        ((pl.col("flags") & FLAG_MAJOR) != 0).alias("major"),
+        ((pl.col("flags") & FLAG_PRESENT) != 0).alias("present"),
+        pl.when(pl.col("level") > 0).then("level").alias("level"),
+        pl.when(pl.col("latency_bin") != _NO_LATENCY).then("latency_bin").alias("latency_bin"),
+    )
+    return opened.select(pl.col(name).cast(dtype) for name, dtype in _TALLY.items()).sort(list(_TALLY)[:8])
+
+
 def _gfn() -> pl.Expr:
     return pl.col("gfn").clip(upper_bound=_LAST_GFN).cast(pl.Int64)
+
+
+def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Decode the next batch on another core while this one is counted."""
+    with ThreadPoolExecutor(1) as other:
+        coming = other.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = other.submit(next, batches, None)
+            yield batch
 
 
 def _first_touches(touches: Iterator[tuple[Ints, Ints, Ints, Ints]], extent: Extent) -> list[pl.DataFrame]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from tracekit.report.outline import BINS_PER_DECADE, DISCARD, FAULT_KINDS
+from tracekit.report.outline import BINS_PER_DECADE, DISCARD, FAULT_KINDS, latency_bin
 from tracekit.trace import Trace
 
 __all__ = ["BINS", "BLOCKS", "GIVEN_BACK", "Floats", "Tally", "tallies"]
@@ -68,7 +68,7 @@ def _tally(trace: Trace) -> Tally:
             pl.col("kind").cast(pl.String),
             "level",
             (pl.col("progress").cast(pl.Int64) * BLOCKS // max(1, count.item())).alias("block"),
-            (latency.clip(1).log(10) * BINS_PER_DECADE).floor().clip(0, BINS - 1).cast(pl.Int32).alias("bin"),
+            latency_bin().clip(0, BINS - 1).alias("bin"),
         )
         .agg(
             pl.len().cast(pl.Float64).alias("events"),

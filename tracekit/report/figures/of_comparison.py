@@ -114,7 +114,7 @@ def _stall(found: Comparison) -> Figure | None:
             if outline.extent is None:
                 continue
             step_s = outline.extent.time_step_ns / 1e9
-            own = outline.timeline.filter(pl.col("kind").is_in(list(FAULT_KINDS)) & pl.col("located"))
+            own = outline.tally.filter(pl.col("kind").is_in(list(FAULT_KINDS)) & pl.col("located"))
             own = own.group_by("time_bin").agg(pl.col("latency_ns").sum())
             bins = pl.DataFrame({"time_bin": range(TIME_BINS)}, schema={"time_bin": own.schema["time_bin"]})
             own = bins.join(own, on="time_bin", how="left", maintain_order="left").fill_null(0)

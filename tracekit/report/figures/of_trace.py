@@ -86,7 +86,7 @@ def draw_latency(study: Study) -> Figure | None:
     """Return the distribution of fault service times by cause; None where no latency is known."""
     if study.outline is None:
         return None
-    known = _causes(study.outline.classes).filter(pl.col("latency_bin").is_not_null())
+    known = _causes(study.outline.tally).filter(pl.col("latency_bin").is_not_null())
     if not known.height:
         return None
     bins = (
@@ -130,7 +130,7 @@ def draw_stall(study: Study) -> Figure | None:
     if outline is None or outline.extent is None:
         return None
     # As the replay counts it: faults on guest memory. A swap-in is none of its own, it happens inside one.
-    own = outline.timeline.filter(pl.col("kind").is_in(list(FAULT_KINDS)) & pl.col("located"))
+    own = outline.tally.filter(pl.col("kind").is_in(list(FAULT_KINDS)) & pl.col("located"))
     waits = _causes(own).filter(pl.col("latency_ns") > 0)
     if not waits.height:
         return None
@@ -165,7 +165,7 @@ def draw_balloon(study: Study) -> Figure | None:
     if outline is None or outline.extent is None:
         return None
     extent = outline.extent
-    over = outline.timeline.with_columns(
+    over = outline.tally.with_columns(
         ((pl.col("time_bin") + 1) * (extent.time_step_ns / 1e9)).round(6).alias("time_s"),
         (pl.col("pages") * PAGE_BYTES).alias("bytes"),
     )

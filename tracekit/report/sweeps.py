@@ -1,0 +1,72 @@
+"""A sweep as terminal tables: the grid, where it starts to pay, and which parameter matters most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import polars as pl
+from rich.console import RenderableType
+from rich.table import Table
+
+from tracekit.report.tables import WIDTH
+from tracekit.report.text import plain
+from tracekit.report.units import human, human_interval
+
+if TYPE_CHECKING:
+    from tracekit.replay.uncertainty import Sensitivity, Share
+
+__all__ = ["grid_table", "sobol_table", "tornado_table"]
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, width=WIDTH, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column(columns[0], overflow="fold", ratio=1)
+    for name in columns[1:]:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def grid_table(rows: pl.DataFrame, metric: str) -> RenderableType:
+    """Return one line per setting: what it saves of `metric`, with interval and label.
+
+    `rows` is a result whose scenarios are the settings; the last line is what the eye should find first.
+    """
+    whole = rows.filter(pl.col("metric") == metric).unique("scenario", keep="first", maintain_order=True)
+    table = _table("setting", "saved", "[low, high]", "label")
+    for row in whole.iter_rows(named=True):
+        value = row["saved"]
+        table.add_row(
+            plain(row["scenario"]),
+            "?" if value is None else human(value, row["unit"]),
+            human_interval(row["low"], row["high"], row["unit"]),
+            row["label"],
+        )
+    return table
+
+
+def tornado_table(found: Sequence[Sensitivity], unit: str) -> RenderableType:
+    """Return one line per parameter, the one that moves the saving most first."""
+    table = _table("parameter", "range", "saved at low", "as it is", "saved at high")
+    for one in found:
+        table.add_row(
+            plain(one.parameter),
+            f"{one.at_low:g} … {one.at_high:g}",
+            *(human(value, unit) for value in (one.value_at_low, one.value, one.value_at_high)),
+        )
+    return table
+
+
+def sobol_table(found: Sequence[Share]) -> RenderableType:
+    """Return each parameter's share of the variance, alone and with its interactions, with 95 % intervals."""
+    table = _table("parameter", "alone", "[low, high]", "in all", "[low, high]")
+    for one in found:
+        first, total = one.first_interval, one.total_interval
+        table.add_row(
+            plain(one.parameter),
+            f"{one.first:.2f}",
+            f"[{first.low:.2f}, {first.high:.2f}]",
+            f"{one.total:.2f}",
+            f"[{total.low:.2f}, {total.high:.2f}]",
+        )
+    return table
