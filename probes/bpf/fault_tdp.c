@@ -4,6 +4,7 @@
 
 #define VMX_EPT_VIOLATION 48
 #define SVM_NPF 0x400
+#define NPF_RESERVED 0x8
 
 static __always_inline int is_memory_exit(u32 reason, u32 isa)
 {
@@ -32,6 +33,9 @@ ON(kvm, kvm_exit)
 
 ON(kvm, kvm_page_fault)
 {
+    // NPT: a reserved bit is set where KVM marked the address as a device's. (EPT leaves those another way.)
+    if (HOST_ISA == 2 && (args->error_code & NPF_RESERVED))
+        return 0;
     struct thread *t = current_thread();
     if (!t)
         return 0;

@@ -15,7 +15,12 @@ import polars as pl
 import pytest
 
 from tests.live.recording import of_kind, record_command
+from tests.unit.test_probes_source import OLD_PAGE_FAULT
+from tracekit.probes import bcc_package, constants, source, tracefs
+from tracekit.probes.catalogue import HOST_PROBES
 from tracekit.trace import Trace
+
+TRACEPOINT = 5  # BPF_PROG_TYPE_TRACEPOINT
 
 pytestmark = pytest.mark.live("kvm", "bpf", "root")
 
@@ -221,3 +226,23 @@ def test_ageing_of_guest_memory_is_attributed_by_its_address(tmp_path: Path) -> 
     state = Path("/sys/kernel/mm/damon/admin/kdamonds/0/state")
     if state.exists() and state.read_text().strip() == "on":
         assert aged.height > 0
+
+
+@pytest.mark.parametrize("age", ["new", "old"])
+@pytest.mark.parametrize(("mode", "module"), [("ept", "kvm_intel"), ("npt", "kvm_amd")])
+def test_the_kernel_takes_the_programs_for_nested_paging_of_both_layouts(
+    age: str, mode: str, module: str
+) -> None:
+    """They can't fire where KVM shadows page tables, but the verifier reads them all the same."""
+    old = tracefs.parse_format("kvm", OLD_PAGE_FAULT)
+
+    def lookup(category: str, event: str) -> tracefs.Tracepoint | None:
+        return old if age == "old" and event == "kvm_page_fault" else tracefs.tracepoint(category, event)
+
+    catalogue = [probe for probe in HOST_PROBES if probe.name in ("process", "fault_tdp")]
+    text = source.build(catalogue, lookup, ring_pages=16, defines=constants.kernel_constants(mode, module))
+    programs = bcc_package.compile_program(text.text)
+    loaded = {p.function: programs.load_func(p.function.encode(), TRACEPOINT) for p in text.programs}
+    assert len(loaded) == 10
+    assert all(function.fd > 0 for function in loaded.values())
+    programs.cleanup()
