@@ -16,6 +16,7 @@ import pytest
 from tracekit.errors import DamagedError, FailedError, UsageError
 from tracekit.trace import Meta, TraceWriter, events_batch, open_trace, recover
 from tracekit.trace.framing import FrameReader
+from tracekit.trace.part import PartWriter
 from tracekit.trace.recovery import CRASH_NS
 from tracekit.trace.schema import EVENTS
 
@@ -345,6 +346,21 @@ def test_an_exception_in_the_block_leaves_a_recoverable_trace_without_unknown_lo
     report = recover(path)
     assert (report.rows, report.lost) == (7, 0)
     assert "ZeroDivisionError" in open_trace(path).meta.notes[-1]
+
+
+def test_an_interrupt_in_the_middle_of_writing_is_an_unknown_loss_never_none(tmp_path, monkeypatch):
+    path, real = tmp_path / "x.trace", PartWriter.write
+
+    def interrupted(part, batch, lost):
+        real(part, batch.slice(0, 3), lost)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PartWriter, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_frames(path)
+    report = recover(path)
+    assert (report.rows, report.lost, report.whole) == (3, None, False)
 
 
 def test_not_a_trace_at_all(tmp_path):

@@ -15,7 +15,7 @@ from tracekit.errors import UsageError
 from tracekit.trace.holdback import times
 from tracekit.trace.merging import Source, merge_sources
 from tracekit.trace.meta import Meta, tool_version
-from tracekit.trace.offset import Offset, PageEvents, Touches, estimate_offset
+from tracekit.trace.offset import Offset, PageEvents, Touches, estimate_offset, find
 from tracekit.trace.reader import Trace, open_trace
 from tracekit.trace.schema import EVENTS, FLAG_ATTACH, FLAG_PRESENT, FLAG_ZEROED, KIND_CODE
 from tracekit.trace.writer import TraceWriter
@@ -122,7 +122,7 @@ def _page_events(guest: Trace, touched: np.ndarray) -> PageEvents:
         gfn, pages = batch.column("gfn").fill_null(0).to_numpy(), batch.column("pages").to_numpy()
         columns = [column[keep] for column in (gfn, times(batch), allocs, zeroed)]
         for part in _expanded(columns, pages[keep]):
-            mine = _is_in(part[0], touched) & (part[0] % np.uint64(step) == 0)
+            mine = find(touched, part[0])[1] & (part[0] % np.uint64(step) == 0)
             kept.append([column[mine] for column in part])
             rows += int(mine.sum())
         while rows > _MOST_ROWS:
@@ -157,7 +157,7 @@ def _reports(host: Trace, vm: int, wanted: np.ndarray) -> tuple[np.ndarray, np.n
         )
         gfn, pages = batch.column("gfn").fill_null(0).to_numpy()[keep], batch.column("pages").to_numpy()[keep]
         for part in _expanded([gfn, times(batch)[keep]], pages):
-            mine = _is_in(part[0], pages_wanted)
+            mine = find(pages_wanted, part[0])[1]
             gfns.append(part[0][mine])
             when.append(part[1][mine])
     return np.concatenate(gfns), np.concatenate(when)
@@ -269,11 +269,3 @@ def _is_kind(batch: pa.RecordBatch, kind: str) -> np.ndarray:
 def _valid(batch: pa.RecordBatch, column: str) -> np.ndarray:
     valid: np.ndarray = batch.column(column).is_valid().to_numpy(zero_copy_only=False)
     return valid
-
-
-def _is_in(values: np.ndarray, sorted_: np.ndarray) -> np.ndarray:
-    if not len(sorted_):
-        return np.zeros(len(values), bool)
-    at = np.minimum(np.searchsorted(sorted_, values), len(sorted_) - 1)
-    found: np.ndarray = sorted_[at] == values
-    return found

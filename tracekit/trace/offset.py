@@ -24,7 +24,7 @@ import numpy as np
 
 from tracekit.errors import FailedError
 
-__all__ = ["Offset", "PageEvents", "Touches", "estimate_offset"]
+__all__ = ["Offset", "PageEvents", "Touches", "estimate_offset", "find"]
 
 _PEAK_NS: Final = (1_000_000, 10_000_000, 100_000_000)
 _DRIFT_WINDOWS_NS: Final = (1_000_000, 200_000, 50_000, 10_000)
@@ -101,7 +101,7 @@ def estimate_offset(
     order = np.lexsort((pages.ts, pages.gfn))
     ts = pages.ts[order].astype(np.int64)
     rows = replace(pages, gfn=pages.gfn[order], ts=ts, alloc=pages.alloc[order], zeroed=pages.zeroed[order])
-    at, known = _find(touches.gfn, rows.gfn)
+    at, known = find(touches.gfn, rows.gfn)
     if not known.any():
         raise _cannot("no page is in both traces")
     starts, ends = touches.start.astype(np.int64)[at], touches.end.astype(np.int64)[at]
@@ -125,7 +125,13 @@ def estimate_offset(
     return replace(drifting, drift_ppm=round(drift * 1e6, 4), low_ns=low_ns, high_ns=high_ns)
 
 
-def _find(sorted_keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def find(sorted_keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (where each wanted key is among the sorted ones, whether it is there at all).
+
+    >>> at, known = find(np.array([2, 5, 9]), np.array([9, 3]))
+    >>> at[known].tolist(), known.tolist()
+    ([2], [True, False])
+    """
     if not len(sorted_keys):
         return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), bool)
     at = np.minimum(np.searchsorted(sorted_keys, wanted), len(sorted_keys) - 1)

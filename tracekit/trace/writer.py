@@ -205,6 +205,11 @@ class TraceWriter:
         except OSError as error:
             rest = None if rows is None else rows.slice(self._rows_put() - before)
             raise self._fail(error, rest) from None
+        except BaseException:
+            # Interrupted half-way (Ctrl-C): rows may be in neither place, so `recover` must not hear of an
+            # orderly end; it then enters an unknown loss.
+            self._release("interrupted")
+            raise
         self._flushed_ns = time.monotonic_ns()
 
     def _rows_put(self) -> int:
