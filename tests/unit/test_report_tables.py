@@ -133,3 +133,11 @@ def test_what_is_no_result_is_refused(change: dict[str, object], words: str) -> 
 def test_a_result_without_a_column_is_refused() -> None:
     with pytest.raises(UsageError, match="column label is missing"):
         checked(result_rows().drop("label"))
+
+
+def test_bars_show_what_is_sure_and_what_is_possible() -> None:
+    bars = [line for line in printed(result_rows()).splitlines() if "█" in line or "░" in line]
+    # The surest first: both saves at least 5 of 8 s, hot_hint 4 of 8, zeroing 1 of 8 and up to 3.
+    assert [line.split()[0] for line in bars] == ["both", "hot_hint,lead_ms=5", "zeroing"]
+    assert bars[2].split()[1] == "█" * 2 + "░" * 6
+    assert "25 % of guest stall" in bars[2]

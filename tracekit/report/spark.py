@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["bar", "sparkline"]
+__all__ = ["bar", "range_bar", "sparkline"]
 
 _LEVELS: Final = " ▁▂▃▄▅▆▇█"
 _LEVELS_ASCII: Final = " .:-=+*#@"
@@ -74,3 +74,20 @@ def bar(value: float | None, top: float, *, width: int = 20, ascii_only: bool = 
         return ("#" * full).ljust(width)
     drawn = "█" * full + (_EIGHTHS[rest] if rest else "")
     return (drawn or _EIGHTHS[1]).ljust(width)
+
+
+def range_bar(low: float | None, high: float | None, *, width: int = 20, ascii_only: bool = False) -> str:
+    """Draw an interval of shares (0 .. 1): solid up to `low`, which is sure, shaded on to `high`.
+
+    Unknown ends are 0 and 1: nothing is sure, everything is possible. Padded to `width` with spaces.
+
+    >>> range_bar(0.5, 0.8, width=10) + "|"
+    '█████░░░  |'
+    >>> range_bar(None, None, width=4, ascii_only=True)
+    '----'
+    """
+    sure, possible = ("#", "-") if ascii_only else ("█", "░")
+    start = min(max(low, 0.0), 1.0) if low is not None and math.isfinite(low) else 0.0
+    end = min(max(high, 0.0), 1.0) if high is not None and math.isfinite(high) else 1.0
+    solid = round(start * width)
+    return (sure * solid + possible * max(0, round(end * width) - solid)).ljust(width)

@@ -5,17 +5,19 @@ from __future__ import annotations
 from typing import Final
 
 import polars as pl
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from tracekit.report.ledger import LABELS, Entry, checked, entries, headline, scenarios, title
+from tracekit.report.spark import range_bar
 from tracekit.report.text import plain
 from tracekit.report.units import human, human_interval
 
 __all__ = ["WIDTH", "ledger_table"]
 
 WIDTH: Final = 80
+_BAR: Final = 20
 _STYLES: Final = {"measured": "green", "bounded": "yellow", "assumed": "magenta"}
 
 
@@ -39,7 +41,31 @@ def ledger_table(rows: pl.DataFrame, *, every: bool = False) -> RenderableType:
         shown = entries(frame, scenario, every=every)
         blocks += [Text(plain(scenario), style="bold"), *_block(shown), _summary(frame, scenario), Text("")]
     used = frame["label"].unique().to_list()
-    return Group(*blocks, _legend([name for name in LABELS if name in used]))
+    return Group(*blocks, _Bars(frame), Text(""), _legend([name for name in LABELS if name in used]))
+
+
+class _Bars:
+    """Each scenario's headline as a bar, the surest first: solid is sure, shaded is possible."""
+
+    def __init__(self, frame: pl.DataFrame) -> None:
+        found = {scenario: headline(frame, scenario) for scenario in scenarios(frame)}
+        leading = [(scenario, entry) for scenario, entry in found.items() if entry is not None]
+        self.entries = sorted(leading, key=lambda pair: pair[1].rank)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table(box=None, width=WIDTH, padding=(0, 1, 0, 0), pad_edge=False, show_header=False)
+        table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+        for _ in range(3):
+            table.add_column(no_wrap=True)
+        for scenario, entry in self.entries:
+            if entry.saved is None or not entry.baseline or entry.verb == "costs":
+                continue
+            ends = (None if end is None else end / entry.baseline for end in (entry.low, entry.high))
+            drawn = range_bar(*ends, width=_BAR, ascii_only=options.ascii_only)
+            words = f"{'' if entry.certain else 'up to '}{entry.share} of {title(entry.metric)}"
+            table.add_row(Text(plain(scenario)), Text(drawn, style="cyan"), Text(words), Text(entry.label))
+        if table.row_count:
+            yield table
 
 
 def _block(shown: list[Entry]) -> list[RenderableType]:
