@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
+from tracekit.datasets.memory_limit import join_when_started, memory_limit
 from tracekit.errors import FailedError
 
 __all__ = ["RECIPES", "Recipe", "record"]
@@ -16,7 +18,9 @@ __all__ = ["RECIPES", "Recipe", "record"]
 class Recipe:
     """One recording: `tracekit record -o OUT -- COMMAND`, and what its data card says.
 
-    `command` is traced with its children; its first word is `tracekit`, run by this very interpreter.
+    `command` is traced with its children; a first word `tracekit` is run by this very interpreter.
+    `options` go to `tracekit record`; `limit_bytes` is the memory limit of `limited_program`, which the
+    command starts.
     """
 
     name: str
@@ -25,6 +29,9 @@ class Recipe:
     command: tuple[str, ...]
     can_tell: tuple[str, ...]
     cannot_tell: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    limit_bytes: int = 0
+    limited_program: str = ""
     licence: str = "CC0-1.0"
 
     @property
@@ -59,6 +66,87 @@ RECIPES: dict[str, Recipe] = {
                 "costs of EPT or NPT hardware: this host shadows page tables (PVM)",
             ),
         ),
+        Recipe(
+            name="linux-boot",
+            title="Debian's cloud kernel boots in QEMU with 256 MiB",
+            about=(
+                "QEMU without KVM (TCG) boots Debian 12's cloud kernel and a busybox initramfs, one vCPU, no"
+                " free page reporting. Faults are those of QEMU's threads on guest memory, mapped to gfns."
+            ),
+            command=(
+                *("tracekit", "lab", "linux", "--memory", "256M"),
+                *("--free-page-reporting", "off", "--settle", "0"),
+            ),
+            can_tell=(
+                "which pages a Linux boot touches, in which order, and how much of its memory that is",
+                "what prefaulting that order or larger pages would save in faults",
+            ),
+            cannot_tell=(
+                "times under KVM: emulated code runs 10 to 100 times slower, so think times are too long",
+                "which instruction touched a page: QEMU's own thread did",
+            ),
+        ),
+        Recipe(
+            name="linux-balloon-reporting",
+            title="a Linux guest frees 64 MiB, reports it, and is ballooned by 64 MiB",
+            about=(
+                "The same boot with free page reporting on: the guest fills and frees 64 MiB, the reports"
+                " come (QEMU discards those pages), then the balloon takes 64 MiB page by page and gives it"
+                " back."
+            ),
+            command=(
+                *("tracekit", "lab", "linux", "--memory", "256M", "--free-page-reporting", "on"),
+                *("--alloc", "64M", "--balloon", "192M", "--settle", "5"),
+            ),
+            can_tell=(
+                "each range that the host dropped: by report, by balloon, and what came back",
+                "how long a freed page stayed resident before its report, and how large reports are",
+                "what the balloon costs per 4 KiB page on the side of the VMM",
+            ),
+            cannot_tell=(
+                "times under KVM: see linux-boot",
+                "free memory that was never reported: reports are of 2 MiB blocks and larger",
+            ),
+        ),
+        Recipe(
+            name="limit-zram",
+            title="a Linux guest grows past a 192 MiB memory limit with zram, then idles",
+            about=(
+                "QEMU without KVM (TCG) in a memory cgroup of 192 MiB with zram to swap to: the guest (of"
+                " 256 MiB) boots, fills 96 MiB and frees them, then idles for three seconds."
+            ),
+            command=(
+                *("tracekit", "lab", "linux", "--memory", "256M", "--free-page-reporting", "off"),
+                *("--alloc", "96M", "--settle", "3"),
+            ),
+            limit_bytes=192 << 20,
+            limited_program="qemu-system",
+            can_tell=(
+                "which pages came back from swap, when, and how long each fault took",
+                "how many pages went out, and when",
+            ),
+            cannot_tell=(
+                "which pages went out: the kernel counts them by cgroup",
+                "swap on a disk: zram answers at once, so no fault waits for I/O and no asynchronous page"
+                " fault can help",
+            ),
+        ),
+        Recipe(
+            name="guest-side",
+            title="a Linux machine from inside: allocations, frees and faults for three processes' lives",
+            about=(
+                "Recorded in a guest (itself a VM with two vCPUs): every page the kernel gave and took back,"
+                " zeroed or not, and the faults of all processes, while a shell ran three small programs."
+            ),
+            command=("sh", "-c", "for i in 1 2 3; do seq 20000 | sort -rn | tail -n 1; done"),
+            options=("--guest",),
+            can_tell=(
+                "which pages the guest zeroed itself when it allocated them: what a host that hands out"
+                " zeroed pages would save there",
+                "how long pages live, and how soon a freed one is used again",
+            ),
+            cannot_tell=("which of these pages the host had to provide: that is only seen on the host",),
+        ),
     )
 }
 """Every recipe by the name of its trace."""
@@ -71,11 +159,19 @@ def record(recipe: Recipe, path: Path, *, force: bool = False) -> None:
     `tracekit record` needs: root, eBPF, and for guests under KVM /dev/kvm.
     """
     tracekit = [sys.executable, "-m", "tracekit"]
-    command = [*tracekit, "record", *(["-f"] if force else []), "-o", str(path), "--"]
-    command += [*tracekit, *recipe.command[1:]]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        said = done.stderr.strip().splitlines()
+    words = [*tracekit, *recipe.command[1:]] if recipe.command[0] == "tracekit" else list(recipe.command)
+    options = [*(["-f"] if force else []), *recipe.options, "-o", str(path)]
+    command = [*tracekit, "record", *options, "--", *words]
+    with contextlib.ExitStack() as setting:
+        group = None
+        if recipe.limit_bytes:
+            group = setting.enter_context(memory_limit(recipe.limit_bytes, 4 * recipe.limit_bytes))
+        run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if group:
+            join_when_started(group, recipe.limited_program, run)
+        errors = run.communicate()[1]
+    if run.returncode:
+        said = errors.strip().splitlines()
         raise FailedError(
             f"recording {recipe.name} failed: {said[0] if said else 'no message'}", hint="tracekit doctor"
         )

@@ -54,6 +54,25 @@ def test_small_guest_zeroes_all_its_pages_before_it_uses_a_quarter() -> None:
     assert faults["latency_ns"].null_count() == 0
 
 
+def test_the_balloon_took_and_gave_back_64_mib_page_by_page() -> None:
+    events = open_trace(trace_path("linux-balloon-reporting")).events
+    pages = dict(
+        events.group_by(pl.col("kind").cast(pl.String)).agg(pl.col("pages").sum()).collect().iter_rows()
+    )
+    assert pages["balloon_inflate"] == pages["balloon_deflate"] == (64 << 20) // 4096
+    reports = events.filter(pl.col("kind") == "free_page_report").collect()
+    assert reports["pages"].min() >= 512  # 2 MiB and more
+    assert reports["gfn"].null_count() == 0
+
+
+def test_swapping_under_a_limit_is_there_and_so_are_the_guests_own_zeroed_pages() -> None:
+    limited = open_trace(trace_path("limit-zram")).events.collect()
+    assert limited.filter(pl.col("kind") == "swap_out")["pages"].sum() > 1000
+    assert limited.filter(pl.col("kind") == "swap_in").height > 100
+    inside = open_trace(trace_path("guest-side")).events.filter(pl.col("kind") == "page_alloc").collect()
+    assert inside.filter(pl.col("flags") & 2 != 0).height > 100
+
+
 def test_a_changed_trace_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = NAMES[0]
     shutil.copytree(catalog.DATA, tmp_path / "data")

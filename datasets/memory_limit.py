@@ -1,0 +1,86 @@
+"""A memory cgroup with a limit, and zram to swap to: made for one recording, gone afterwards. Needs root."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tracekit.errors import CapabilityError
+
+__all__ = ["join_when_started", "memory_limit"]
+
+_CONTROL = Path("/sys/class/zram-control")
+_CGROUPS = Path("/sys/fs/cgroup")
+_NAME = "tracekit-datasets"
+
+
+@contextlib.contextmanager
+def memory_limit(limit_bytes: int, swap_bytes: int) -> Iterator[Path]:
+    """Yield the cgroup's folder; a process joins by its number in the file cgroup.procs.
+
+    Raises CapabilityError where zram or the memory controller of cgroups (v1 or v2) is missing, or without
+    root.
+    """
+    group, limit = _group()
+    if not _CONTROL.exists():
+        raise CapabilityError("zram is not there", hint="modprobe zram")
+    with contextlib.ExitStack() as cleanup:
+        try:
+            number = int((_CONTROL / "hot_add").read_text())
+            cleanup.callback((_CONTROL / "hot_remove").write_text, str(number))
+            block, device = Path(f"/sys/block/zram{number}"), f"/dev/zram{number}"
+            (block / "disksize").write_text(str(swap_bytes))
+            cleanup.callback((block / "reset").write_text, "1")
+            subprocess.run(["mkswap", device], check=True, capture_output=True)
+            subprocess.run(["swapon", device], check=True, capture_output=True)
+            cleanup.callback(subprocess.run, ["swapoff", device], check=False, capture_output=True)
+            group.mkdir()
+            cleanup.callback(group.rmdir)
+            (group / limit).write_text(str(limit_bytes))
+        except PermissionError as error:
+            raise CapabilityError(f"cannot write {error.filename}: not root", hint="run it as root") from None
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise CapabilityError(f"cannot set up a memory limit: {error}", hint="tracekit doctor") from None
+        yield group
+
+
+def join_when_started(
+    group: Path, program: str, ancestor: subprocess.Popen[str], patience_s: float = 60.0
+) -> bool:
+    """Put the first descendant of `ancestor` that runs `program` into the cgroup, as soon as it is there.
+
+    Only that process: whoever else shared the cgroup would make its swap-outs nobody's in particular.
+    Returns whether it came before the ancestor ended or patience did.
+    """
+    deadline = time.monotonic() + patience_s
+    while ancestor.poll() is None and time.monotonic() < deadline:
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                if f"({program[:15]}" in stat.read_text() and _descends(int(stat.parent.name), ancestor.pid):
+                    (group / "cgroup.procs").write_text(stat.parent.name)
+                    return True
+        time.sleep(0.01)
+    return False
+
+
+def _descends(pid: int, ancestor: int) -> bool:
+    while pid > 1:
+        if pid == ancestor:
+            return True
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return False
+
+
+def _group() -> tuple[Path, str]:
+    """Return the folder of our cgroup, and the name of the file that limits it."""
+    if (_CGROUPS / "memory" / "memory.limit_in_bytes").exists():
+        return _CGROUPS / "memory" / _NAME, "memory.limit_in_bytes"
+    controllers = _CGROUPS / "cgroup.subtree_control"
+    if controllers.exists() and "memory" in controllers.read_text().split():
+        return _CGROUPS / _NAME, "memory.max"
+    raise CapabilityError(
+        "no memory controller of cgroups is there", hint="mount -t cgroup2 none /sys/fs/cgroup"
+    )
