@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from tracekit.replay.ledger import UNITS, Figure, Ledger, widened
 from tracekit.replay.losses import with_losses
 from tracekit.replay.mechanisms import Context, Mechanism, known_mechanisms
 from tracekit.replay.pricing import Prices
-from tracekit.replay.result import Result, Row, provenance
+from tracekit.replay.result import Result, Row, notes, provenance
 from tracekit.replay.scenarios import Scenario, parse_scenario
 from tracekit.replay.state import Replay
 from tracekit.replay.survey import Survey, survey
@@ -27,7 +28,7 @@ from tracekit.replay.timeline import Timeline, TraceLike
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["run"]
+__all__ = ["Room", "run"]
 
 NONE, ALL = "none", "all"
 """The names in the `mechanism` column for the baseline and for a whole combination."""
@@ -42,12 +43,14 @@ def run(
     mechanisms: Sequence[Mechanism] = (),
     closed_loop: bool = True,
     plain: bool | None = None,
+    jobs: int = 1,
 ) -> Result:
     """Replay a trace through scenarios; return tidy rows and where they come from.
 
     `scenarios`: lines such as `hot_hint,policy=oracle,lead_ms=5` or `zeroing+hot_hint`, or `Scenario`s.
     `profile`: a cost profile (name, TOML file, or loaded). `mechanisms`: your own, usable by name.
-    `closed_loop=False` keeps every event at its recorded time. `plain=True` runs uncompiled.
+    `closed_loop=False` keeps every event at its recorded time. `plain=True` runs uncompiled. `jobs`
+    scenarios run at the same time (threads; the rows are the same for any number).
 
     Raises UsageError for an unknown scenario or parameter, FailedError for a trace that can't be replayed.
     """
@@ -57,23 +60,22 @@ def run(
     names = [scenario.name for scenario in chosen]
     if len(set(names)) != len(names):
         raise UsageError("a scenario is given twice; names must differ")
-    profile = profile if isinstance(profile, Profile) else load_profile(profile)
-    timeline = Timeline(trace)
-    facts = survey(timeline)
-    # One kernel holds every mechanism: whatever is on, it is compiled once and then found on disk.
-    chain = chain_of({**known_mechanisms(), **{m.name: m for s in chosen for m in s.mechanisms}}.values())
-    room = _Room(timeline, facts, profile, Prices.of(facts, profile), chain, seed, closed_loop, plain)
-    rows: list[Row] = []
-    for scenario in chosen:
-        rows += room.rows(scenario)
-    curves = [room.curves[name] for name in (BASELINE, *names) if name in room.curves]
-    return Result.of(rows, provenance(trace, timeline, facts, chosen, profile, seed), curves)
+    room = Room.of(
+        trace,
+        {m.name: m for s in chosen for m in s.mechanisms}.values(),
+        profile=profile,
+        seed=seed,
+        closed_loop=closed_loop,
+        plain=plain,
+    )
+    return room.result(chosen, jobs=jobs)
 
 
 @dataclass(frozen=True)
-class _Room:
-    """What all scenarios of one call share."""
+class Room:
+    """What all scenarios over one trace share: its events as kernels read them, prices, the kernel."""
 
+    trace: TraceLike
     timeline: Timeline
     facts: Survey
     profile: Profile
@@ -83,6 +85,47 @@ class _Room:
     closed: bool
     plain: bool | None
     curves: dict[str, pl.DataFrame] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        trace: TraceLike,
+        mechanisms: Iterable[Mechanism] = (),
+        *,
+        profile: str | Path | Profile | None = None,
+        seed: int = 0,
+        closed_loop: bool = True,
+        plain: bool | None = None,
+    ) -> Room:
+        """Read a trace for replaying; `mechanisms` are those that scenarios use beside the known ones."""
+        profile = profile if isinstance(profile, Profile) else load_profile(profile)
+        timeline = Timeline(trace)
+        facts = survey(timeline)
+        # One kernel holds every mechanism: whatever is on, it is compiled once and then found on disk.
+        chain = chain_of({**known_mechanisms(), **{m.name: m for m in mechanisms}}.values())
+        prices = Prices.of(facts, profile)
+        return cls(trace, timeline, facts, profile, prices, chain, seed, closed_loop, plain)
+
+    def result(self, scenarios: Sequence[Scenario], *, jobs: int = 1) -> Result:
+        """Replay scenarios, `jobs` at the same time; rows stand in the order of the scenarios."""
+        if jobs == 1:
+            found = [self.rows(scenario) for scenario in scenarios]
+        else:
+            with ThreadPoolExecutor(jobs) as pool:
+                found = list(pool.map(self.rows, scenarios))
+        names = [BASELINE, *(scenario.name for scenario in scenarios)]
+        curves = [self.curves[name] for name in names if name in self.curves]
+        about = provenance(self.trace, self.timeline, self.facts, scenarios, self.profile, self.seed)
+        return Result.of([row for rows in found for row in rows], about, curves)
+
+    def notes(self) -> list[str]:
+        """Return what a reader of any figure must know about this trace."""
+        return notes(self.trace, self.timeline, self.facts)
+
+    @staticmethod
+    def unit(metric: str) -> str:
+        """Return the unit of a metric."""
+        return UNITS.get(metric, "count")
 
     @property
     def known(self) -> Mapping[str, Mechanism]:
@@ -159,7 +202,7 @@ def _rows(scenario: str, mechanism: str, figures: Mapping[str, Figure]) -> list[
             scenario,
             mechanism,
             metric,
-            UNITS.get(metric, "count"),
+            Room.unit(metric),
             _number(figure.baseline),
             _number(figure.counterfactual),
             _number(figure.saved.value),

@@ -12,7 +12,14 @@ from tracekit.errors import UsageError
 from tracekit.replay.mechanisms import Mechanism, Param, ParamValue, known_mechanisms
 from tracekit.replay.toml_lines import line_of, nearest
 
-__all__ = ["Scenario", "load_scenarios", "parse_scenario", "read_scenarios"]
+__all__ = [
+    "Scenario",
+    "load_scenarios",
+    "parse_scenario",
+    "parse_settings",
+    "read_scenarios",
+    "with_parameters",
+]
 
 
 @dataclass(frozen=True)
@@ -108,13 +115,46 @@ def parse_scenario(text: str, extra: Iterable[Mechanism] = ()) -> Scenario:
             )
     chosen = tuple(known[name] for name in names)
     params: dict[str, dict[str, ParamValue]] = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise UsageError(f"a parameter is given as name=value, not {setting!r}")
-        owner, name = _owner(key.strip(), chosen)
-        params.setdefault(owner, {})[name] = value.strip()
+    for key, value in parse_settings(settings).items():
+        owner, name = _owner(key, chosen)
+        params.setdefault(owner, {})[name] = value
     return Scenario(text, chosen, params)
+
+
+def parse_settings(texts: Iterable[str]) -> dict[str, str]:
+    """Read `parameter=value` texts; UsageError where the equals sign is missing.
+
+    >>> parse_settings(["hot_hint.n = 4"])
+    {'hot_hint.n': '4'}
+    """
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"a parameter is given as name=value, not {text!r}")
+        found[key.strip()] = value.strip()
+    return found
+
+
+def with_parameters(scenario: Scenario, settings: Mapping[str, Any]) -> Scenario:
+    """Return the scenario with some parameters set anew; its name says which.
+
+    Keys are `mechanism.parameter`, or the parameter alone where only one mechanism has it. Numbers for a
+    parameter that counts things are rounded. Raises UsageError for an unknown name or a value out of range.
+
+    >>> with_parameters(parse_scenario("zeroing+hot_hint"), {"lead_ms": 5}).name
+    'zeroing+hot_hint,lead_ms=5'
+    """
+    params: dict[str, dict[str, ParamValue]] = {name: dict(of) for name, of in scenario.params.items()}
+    said = []
+    for key, value in settings.items():
+        owner, name = _owner(key, scenario.mechanisms)
+        default = params[owner].get(name)
+        counts = isinstance(default, int) and not isinstance(default, bool)
+        params[owner][name] = round(value) if counts and isinstance(value, float) else value
+        shown = params[owner][name]
+        said.append(f"{key}={shown:g}" if isinstance(shown, float) else f"{key}={shown}")
+    return Scenario(",".join([scenario.name, *said]), scenario.mechanisms, params)
 
 
 def _owner(key: str, chosen: Sequence[Mechanism]) -> tuple[str, str]:

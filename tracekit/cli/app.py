@@ -18,8 +18,8 @@ from tracekit.cli.demo import demo
 from tracekit.cli.density import density
 from tracekit.cli.doctor import doctor
 from tracekit.cli.export import export
-from tracekit.cli.import_ import import_
 from tracekit.cli.fleet import fleet
+from tracekit.cli.import_ import import_
 from tracekit.cli.info import info
 from tracekit.cli.merge import merge
 from tracekit.cli.output import stderr
@@ -27,6 +27,7 @@ from tracekit.cli.record import record
 from tracekit.cli.recover import recover
 from tracekit.cli.replay import replay
 from tracekit.cli.report import report
+from tracekit.cli.sweep import sweep
 from tracekit.errors import TracekitError
 
 __all__ = ["app", "main"]
@@ -45,6 +46,7 @@ app.command()(record)
 app.command()(info)
 app.command()(recover)
 app.command()(replay)
+app.command()(sweep)
 app.command()(compact)
 app.command()(merge)
 app.command("import")(import_)

@@ -23,6 +23,10 @@ def replay(
             help="What to replay (repeatable): mechanisms with parameters, or a scenario file.",
         ),
     ],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="P=VALUE", help="Set a parameter in every scenario (repeatable)."),
+    ] = None,
     profile: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="Cost profile (default: published).")
     ] = None,
@@ -34,6 +38,7 @@ def replay(
         bool, typer.Option("--open-loop", help="Keep every event at its recorded time.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of whatever is drawn at random.")] = 0,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Scenarios replayed at a time.")] = 1,
     every: Annotated[
         bool, typer.Option("--all", help="Show every metric, not the leading ones only.")
     ] = False,
@@ -41,14 +46,16 @@ def replay(
 ) -> None:
     """Replay a trace: baseline, counterfactual and what is saved, each with interval and label."""
     from tracekit.replay import read_scenarios, run
+    from tracekit.replay.scenarios import parse_settings, with_parameters
     from tracekit.trace import open_trace
 
     result = run(
         open_trace(trace),
-        read_scenarios(scenario),
+        [with_parameters(one, parse_settings(set_ or [])) for one in read_scenarios(scenario)],
         profile=profile,
         seed=seed,
         closed_loop=not open_loop,
+        jobs=jobs,
     )
     if output is not None:
         result.save(output, force=force)

@@ -35,13 +35,8 @@ def grid_table(rows: pl.DataFrame, metric: str) -> RenderableType:
     whole = rows.filter(pl.col("metric") == metric).unique("scenario", keep="first", maintain_order=True)
     table = _table("setting", "saved", "[low, high]", "label")
     for row in whole.iter_rows(named=True):
-        value = row["saved"]
-        table.add_row(
-            plain(row["scenario"]),
-            "?" if value is None else human(value, row["unit"]),
-            human_interval(row["low"], row["high"], row["unit"]),
-            row["label"],
-        )
+        shown = human_interval(row["saved"], row["low"], row["high"], row["unit"])
+        table.add_row(plain(row["scenario"]), *shown, row["label"])
     return table
 
 

@@ -1,0 +1,106 @@
+"""One scenario, many parameter values: a grid, where it starts to pay, and which parameter matters most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.errors import UsageError
+from tracekit.replay.result import Result
+from tracekit.replay.running import Room
+from tracekit.replay.scenarios import Scenario, with_parameters
+from tracekit.replay.toml_lines import nearest
+from tracekit.replay.uncertainty import (
+    BreakEven,
+    Parameter,
+    Sensitivity,
+    Share,
+    Variation,
+    break_even,
+    generator,
+    points,
+    sobol,
+    tornado,
+)
+
+__all__ = ["Sweep"]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A scenario whose parameters are varied over one trace; `metric` is what answers are about.
+
+    The value of a setting is what the scenario saves of `metric` as a whole. Settings are evaluated `jobs`
+    at a time; every answer is the same for any number of jobs, and repeats for the same seed.
+    """
+
+    room: Room
+    scenario: Scenario
+    variations: Sequence[Variation]
+    metric: str = "stall"
+    jobs: int = 1
+
+    def grid(self) -> Result:
+        """Replay every combination of the values; each is a scenario of its own, named by its values."""
+        settings = [with_parameters(self.scenario, point) for point in points(self.variations)]
+        return self.room.result(list({one.name: one for one in settings}.values()), jobs=self.jobs)
+
+    def break_even(self, *, grid: int = 33) -> list[BreakEven]:
+        """Find for each varied range, with all else as in the scenario, where the saving crosses zero."""
+        return [
+            break_even(lambda values, one=one: self._saved([one], values[:, None]), one, grid=grid)  # type: ignore[misc]
+            for one in self._parameters()
+        ]
+
+    def tornado(self) -> list[Sensitivity]:
+        """Return how far each range moves the saving by itself, the widest first."""
+        parameters = self._parameters()
+        return tornado(lambda rows: self._saved(parameters, rows), parameters)
+
+    def sobol(self, n: int) -> list[Share]:
+        """Return each range's share of the saving's variance, from n (d + 2) replays."""
+        parameters = self._parameters()
+        rng = generator(self.room.seed, "sweep", "sobol")
+        return sobol(lambda rows: self._saved(parameters, rows), parameters, n=n, rng=rng)
+
+    def _parameters(self) -> list[Parameter]:
+        """Return the ranges; a parameter's own value is the scenario's where that is within the range."""
+        found = []
+        for variation in self.variations:
+            one = variation.parameter
+            now = self._current(one.name)
+            inside = isinstance(now, int | float) and one.low <= now <= one.high
+            found.append(Parameter(one.name, one.low, one.high, one.scale, float(now) if inside else None))
+        return found
+
+    def _current(self, name: str) -> object:
+        owner, _, short = name.rpartition(".")
+        for mechanism, params in self.scenario.params.items():
+            if short in params and owner in ("", mechanism):
+                return params[short]
+        return None
+
+    def _saved(self, parameters: Sequence[Parameter], rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return what is saved of the metric at each row of parameter values."""
+        names = [one.name for one in parameters]
+        scenarios = [
+            with_parameters(self.scenario, dict(zip(names, row, strict=True))) for row in rows.tolist()
+        ]
+        # Whole-number parameters make many rows the same scenario: each is replayed once.
+        distinct = list({one.name: one for one in scenarios}.values())
+        with ThreadPoolExecutor(self.jobs) as pool:
+            values = dict(zip((one.name for one in distinct), pool.map(self._one, distinct), strict=True))
+        return np.array([values[one.name] for one in scenarios])
+
+    def _one(self, scenario: Scenario) -> float:
+        contexts = {m.name: self.room.context(scenario, m) for m in scenario.mechanisms}
+        figures = self.room.once(contexts)
+        if self.metric not in figures:
+            raise UsageError(
+                f"this scenario has no metric {self.metric}", hint=f"--metric {nearest(self.metric, figures)}"
+            )
+        return figures[self.metric].saved.value

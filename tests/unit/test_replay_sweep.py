@@ -1,0 +1,69 @@
+"""Sweeps: grids, break-even and sensitivity are those of single replays, for any number of jobs."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.replay_kit import Tiny, costs, fault, metrics, replayed
+from tracekit.errors import UsageError
+from tracekit.replay import parse_scenario
+from tracekit.replay.running import Room
+from tracekit.replay.sweeping import Sweep
+from tracekit.replay.uncertainty import parse_variations
+
+
+def sweep(trace: Tiny, scenario: str, *vary: str, jobs: int = 1, metric: str = "stall", **ns: float) -> Sweep:
+    room = Room.of(trace, profile=costs(**ns), seed=7, plain=True)
+    return Sweep(room, parse_scenario(scenario), parse_variations(vary), metric=metric, jobs=jobs)
+
+
+def spaced() -> Tiny:
+    """Eight first touches of 4 us, 100 us apart."""
+    return Tiny([fault(100 * k, k, 4) for k in range(1, 9)])
+
+
+def test_a_grid_is_the_same_as_single_replays_for_any_number_of_jobs() -> None:
+    vary = ("lead_ms=0.001:0.01:log:3", "batch=1,8")
+    one, two = (sweep(spaced(), "hot_hint", *vary, jobs=jobs).grid() for jobs in (1, 3))
+    assert one.rows.equals(two.rows)
+    assert one.rows["scenario"].n_unique() == 6
+    single = "hot_hint,lead_ms=0.01,batch=8"
+    alone = metrics(replayed(spaced(), single, profile=costs()), single)
+    assert metrics(one, single)["stall"] == alone["stall"]
+
+
+def test_break_even_is_where_the_hand_says() -> None:
+    # The guest hints each page by a hypercall of 3.5 us on its path (batch = 1) and saves a fault of 4 us, if
+    # the prefault of 1 us is ready: with a lead of L us (L < 1) the fault is shortened to 1 - L us. Per page
+    # 4 - (1 - L) - 3.5 = L - 0.5 us are saved: it pays from 0.5 us of lead on.
+    found = sweep(
+        spaced(),
+        "hot_hint,batch=1",
+        "lead_ms=0.0001:0.01",
+        metric="critical_path",
+        hypercall=3500,
+    ).break_even(grid=65)
+    (crossing,) = found[0].crossings
+    assert crossing.pays_above
+    assert crossing.at == pytest.approx(0.0005, abs=2e-6)
+
+
+def test_the_tornado_knows_which_parameter_matters() -> None:
+    found = sweep(spaced(), "hot_hint", "workers=1:4", "lead_ms=0:0.01").tornado()
+    assert [one.parameter for one in found] == ["lead_ms", "workers"]
+    # Without any lead nothing is saved; with enough of it all 32 us of stall are.
+    assert (found[0].value_at_low, found[0].value_at_high) == (0, 32_000)
+
+
+def test_sobol_repeats_for_the_same_seed_and_for_any_number_of_jobs() -> None:
+    vary = ("workers=1:4", "lead_ms=0:0.002")
+    one, two = (sweep(spaced(), "hot_hint", *vary, jobs=jobs).sobol(8) for jobs in (1, 2))
+    assert one == two
+    assert one[0].parameter == "lead_ms"
+
+
+def test_an_unknown_parameter_or_metric_is_said() -> None:
+    with pytest.raises(UsageError, match="parameter leed_ms"):
+        sweep(spaced(), "hot_hint", "leed_ms=1:2").grid()
+    with pytest.raises(UsageError, match="no metric stal"):
+        sweep(spaced(), "hot_hint", "lead_ms=1:2", metric="stal").tornado()
