@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import polars as pl
@@ -105,3 +110,23 @@ def write_example(path: Path, *, lost: int = 0, **meta: Any) -> Trace:
 
 def _faults(ts_ns: Any, gfn: Any, **more: Any) -> Any:
     return events_batch(ts_ns=ts_ns, kind="ept_violation", tid=100, vcpu=0, gfn=gfn, **more)
+
+
+def command(*args: str | Path, cwd: Path) -> Any:
+    """Run one command line in this process; return its returncode, stdout and stderr."""
+    from tracekit.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with (
+        contextlib.chdir(cwd),
+        mock.patch.object(sys, "argv", ["tracekit", *map(str, args)]),
+        mock.patch.dict("os.environ", {"COLUMNS": "80"}),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tests.unit.report_example import HOSTILE, ledger_row
+from tests.unit.report_example import HOSTILE, command, ledger_row
 from tracekit.errors import DamagedError, UsageError
 from tracekit.report.comparison import compare
 from tracekit.report.comparison.blocks import BINS, BLOCKS, tallies
@@ -311,34 +308,22 @@ def test_results_of_other_parameters_or_no_common_scenario_are_refused(tmp_path:
 # -- the command
 
 
-def run(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tracekit", "compare", *args],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=180,
-        cwd=cwd,
-        env={**os.environ, "COLUMNS": "80"},
-    )
-
-
 def test_exit_codes_are_for_ci(tmp_path: Path) -> None:
     recording(tmp_path / "a.trace", 1)
     recording(tmp_path / "slow.trace", 2, slower=1.5)
-    different = run("a.trace", "slow.trace", "--json", "-o", "x.html", cwd=tmp_path)
+    different = command("compare", "a.trace", "slow.trace", "--json", "-o", "x.html", cwd=tmp_path)
     assert different.returncode == 1, different.stderr
     document = json.loads(different.stdout)
     assert document["different"] is True
     assert {d["verdict"] for d in document["differences"]} == {"different", "same"}
     assert (tmp_path / "x.html").read_text().count("<figure ") == 3
-    same = run("a.trace", "a.trace", cwd=tmp_path)
+    same = command("compare", "a.trace", "a.trace", cwd=tmp_path)
     assert same.returncode == 0, same.stderr
     assert "0 of 6 metrics differ" in same.stdout
     assert all(len(line) <= 80 for line in same.stdout.splitlines())
-    assert run("a.trace", "nowhere", cwd=tmp_path).returncode == 2
+    assert command("compare", "a.trace", "nowhere", cwd=tmp_path).returncode == 2
     (tmp_path / "no").mkdir(mode=0o500)
-    unwritable = run("a.trace", "a.trace", "-o", "missing/x.html", cwd=tmp_path)
+    unwritable = command("compare", "a.trace", "a.trace", "-o", "missing/x.html", cwd=tmp_path)
     assert unwritable.returncode == 2, "exit code 1 means different"
 
 
@@ -348,7 +333,7 @@ def test_hostile_names_are_inert(tmp_path: Path) -> None:
     page = render_comparison(compare(sides))
     assert page.count("<script") == 3
     assert "\x1b" not in page
-    done = run("0.json", "1.json", cwd=tmp_path)
+    done = command("compare", "0.json", "1.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
     assert pl.DataFrame(rows).height == 1

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tests.unit.report_example import HOSTILE, MS, START, example_meta, result_rows, write_example
+from tests.unit.report_example import HOSTILE, MS, START, command, example_meta, result_rows, write_example
 from tracekit.errors import FailedError, UsageError
 from tracekit.report.figure import Figure
 from tracekit.report.figures import draw
@@ -318,36 +315,24 @@ def test_figures_are_written_as_svg_and_png(tmp_path: Path) -> None:
     assert "var(--" not in svg
 
 
-def run(*args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tracekit", *map(str, args)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        cwd=cwd,
-        env={**os.environ, "COLUMNS": "80"},
-    )
-
-
 def test_command_writes_the_page_and_names_the_next_command(tmp_path: Path) -> None:
     write_example(tmp_path / "boot.trace")
-    done = run("report", "boot.trace", "--no-replay", cwd=tmp_path)
+    done = command("report", "boot.trace", "--no-replay", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "boot.html\n"
     assert (tmp_path / "boot.html").stat().st_size > 500_000
     assert "next: " in done.stderr
-    again = run("report", "boot.trace", "--no-replay", cwd=tmp_path)
+    again = command("report", "boot.trace", "--no-replay", cwd=tmp_path)
     assert again.returncode == 2
     assert "boot.html exists" in again.stderr
-    facts = json.loads(run("report", "boot.trace", "--no-replay", "-f", "--json", cwd=tmp_path).stdout)
+    facts = json.loads(command("report", "boot.trace", "--no-replay", "-f", "--json", cwd=tmp_path).stdout)
     assert [chart["name"] for chart in facts["charts"]] == ["resident", "stall", "latency", "heat", "balloon"]
 
 
 def test_command_refuses_what_it_cannot_read(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("nonsense")
     for source, words in (("x.json", "is not JSON"), ("nowhere.trace", "nowhere.trace")):
-        done = run("report", source, cwd=tmp_path)
+        done = command("report", source, cwd=tmp_path)
         assert done.returncode == 2, done.stderr
         assert done.stdout == ""
         assert "Traceback" not in done.stderr
