@@ -286,3 +286,14 @@ def test_symlinks_inside_a_trace_are_not_followed(tmp_path):
     with pytest.raises(Exception, match=r"meta\.json cannot be read"):
         open_trace(tmp_path / "x.trace")
     assert Path(secret).read_text() == "{}"
+
+
+def test_a_link_to_a_trace_can_be_read(tmp_path):
+    written(tmp_path / "x.trace", [rows([1, 2])])
+    (tmp_path / "latest.trace").symlink_to("x.trace")
+    trace = open_trace(tmp_path / "latest.trace")
+    assert trace.events.collect()["ts_ns"].to_list() == [1, 2]
+    assert trace.lost == 0
+    (tmp_path / "broken.trace").symlink_to("gone.trace")
+    with pytest.raises(UsageError, match="no trace"):
+        open_trace(tmp_path / "broken.trace")

@@ -219,7 +219,8 @@ def _broken(folder: Folder, what: str) -> DamagedError:
 def open_folder(path: Path) -> Folder:
     """Open a folder that should be a trace; UsageError, naming traces nearby, when it cannot be one."""
     try:
-        folder = Folder(path)
+        # A link that the user names, such as latest.trace, is followed; links inside a trace never are.
+        folder = Folder(path.resolve() if path.is_symlink() else path)
     except FileNotFoundError:
         if path.is_dir():
             raise UsageError(f"{path} is a folder but not a trace", hint=_nearby(path)) from None
