@@ -6,7 +6,8 @@ What hardware and kernel encode (EPT exit qualifications, NPT and #PF error code
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,14 @@ from tracekit.trace.schema import (
 
 __all__ = ["access_and_flags", "columns", "to_batch"]
 
+assert RECORD.fields is not None
+# Where each field of a record lies, but for the ring's header.
+_FIELDS: Final[dict[str, tuple[np.dtype[Any], int]]] = {
+    name: (RECORD[name], int(RECORD.fields[name][1]))
+    for name in RECORD.names or ()
+    if name not in ("length", "page")
+}
+
 _GUEST_FAULT_KIND: Final = KIND_CODE["ept_violation"]
 _MAP_KIND: Final = KIND_CODE["map"]
 _HOST_FAULT_KIND: Final = KIND_CODE["host_fault"]
@@ -36,13 +45,47 @@ _PF_PRESENT: Final = 1 << 0
 _PF_WRITE: Final = 1 << 1
 _PF_USER: Final = 1 << 2
 _PF_FETCH: Final = 1 << 4
-_NPF_GUEST_WALK: Final = 1 << 33
+_NPF_GUEST_WALK: Final = np.uint64(1 << 33)
 # VMX exit qualification of an EPT violation (Intel SDM vol. 3, table 28-7): bits 0-2 are the access, 3-5
 # what the entry allowed, 7 that the linear address is valid, 8 that it was the final access, not the walk.
 _EPT_ACCESS: Final = 0x7
 _EPT_ALLOWED: Final = 0x38
 _EPT_LINEAR: Final = 1 << 7
 _EPT_FINAL: Final = 1 << 8
+
+
+def _table(bits: int, access_of: Callable[[int], int], flags_of: Callable[[int], int]) -> _Tables:
+    codes = range(1 << bits)
+    access = np.array([access_of(code) for code in codes], np.uint8)
+    return access, np.array([flags_of(code) for code in codes], np.uint32)
+
+
+def _page_fault_access(code: int) -> int:
+    if code & _PF_FETCH:
+        return ACCESS_EXECUTE
+    return ACCESS_WRITE if code & _PF_WRITE else ACCESS_READ
+
+
+def _page_fault_flags(code: int) -> int:
+    return FLAG_PRESENT * bool(code & _PF_PRESENT) | FLAG_KERNEL * (not code & _PF_USER)
+
+
+def _ept_flags(code: int) -> int:
+    walk = (code & (_EPT_LINEAR | _EPT_FINAL)) == _EPT_LINEAR
+    return FLAG_PRESENT * bool(code & _EPT_ALLOWED) | FLAG_GUEST_WALK * walk
+
+
+_Tables: TypeAlias = tuple[np.ndarray, np.ndarray]
+_OWN: Final = _table(5, _page_fault_access, _page_fault_flags)
+# The low bits of an error code index its decoding. NPT: its user bit says nothing of the guest, since every
+# access of a nested walk is a user access, and bit 33 is beyond the table.
+_TABLES: Final[dict[str, _Tables]] = {
+    "ept": _table(9, lambda code: code & _EPT_ACCESS, _ept_flags),
+    "npt": _table(5, _page_fault_access, lambda code: FLAG_PRESENT * bool(code & _PF_PRESENT)),
+    "shadow": _OWN,
+    "host": _OWN,
+}
+_NPF_TO_FLAG: Final = np.uint64(33 - FLAG_GUEST_WALK.bit_length() + 1)
 
 
 def access_and_flags(error: np.ndarray, mode: str) -> tuple[np.ndarray, np.ndarray]:
@@ -56,21 +99,12 @@ def access_and_flags(error: np.ndarray, mode: str) -> tuple[np.ndarray, np.ndarr
     >>> access_and_flags(np.array([0x200000014], np.uint64), "npt")[1].tolist() == [FLAG_GUEST_WALK]
     True
     """
-    if mode == "ept":
-        access = (error & _EPT_ACCESS).astype(np.uint8)
-        walk = (error & (_EPT_LINEAR | _EPT_FINAL)) == _EPT_LINEAR
-        flags = np.where(error & _EPT_ALLOWED, FLAG_PRESENT, 0) | np.where(walk, FLAG_GUEST_WALK, 0)
-        return access, flags.astype(np.uint32)
-    access = np.where(
-        error & _PF_FETCH, ACCESS_EXECUTE, np.where(error & _PF_WRITE, ACCESS_WRITE, ACCESS_READ)
-    )
-    flags = np.where(error & _PF_PRESENT, FLAG_PRESENT, 0)
+    tables = _TABLES.get(mode, _OWN)
+    low = (error & np.uint64(len(tables[0]) - 1)).astype(np.intp)
+    access, flags = tables[0][low], tables[1][low]
     if mode == "npt":
-        # The user bit of a nested walk says nothing of the guest: every access of it is a user access.
-        flags |= np.where(error & _NPF_GUEST_WALK, FLAG_GUEST_WALK, 0)
-    else:
-        flags |= np.where(error & _PF_USER, 0, FLAG_KERNEL)
-    return access.astype(np.uint8), flags.astype(np.uint32)
+        flags |= ((error & _NPF_GUEST_WALK) >> _NPF_TO_FLAG).astype(np.uint32)
+    return access, flags
 
 
 def columns(records: np.ndarray, mmu_mode: str) -> dict[str, np.ndarray]:
@@ -79,11 +113,7 @@ def columns(records: np.ndarray, mmu_mode: str) -> dict[str, np.ndarray]:
     Faults get `access` and `flags` from their error code; `gfn` (of a host_fault `hva`) and `pages` become
     those of the whole page that was mapped, and of a large one `arg` says which gfn (hva) was touched.
     """
-    out = {
-        name: np.ascontiguousarray(records[name])
-        for name in RECORD.names or ()
-        if name not in ("length", "page")
-    }
+    out = _split(records)
     kind = out["kind"]
     for code, mode in (
         (_GUEST_FAULT_KIND, mmu_mode),
@@ -93,14 +123,31 @@ def columns(records: np.ndarray, mmu_mode: str) -> dict[str, np.ndarray]:
         rows = _rows(kind == code)
         if rows is None:
             continue
-        error = out["arg"][rows]
-        access, flags = access_and_flags(error, mode)
+        access, flags = access_and_flags(out["arg"][rows], mode)
         known = (out["valid"][rows] & VALID["arg"]) != 0
-        out["access"][rows] = np.where(known, access, 0)
-        out["flags"][rows] |= np.where(known, flags, 0)
+        if not known.all():
+            access, flags = access * known, flags * known
+        out["access"][rows] = access
+        out["flags"][rows] |= flags
         out["arg"][rows] = 0
         out["valid"][rows] &= ~np.uint8(VALID["arg"])
     _whole_pages(out)
+    return out
+
+
+def _split(records: np.ndarray) -> dict[str, np.ndarray]:
+    """Copy records to one contiguous column a field.
+
+    All words of 8 bytes are transposed at once, and smaller fields taken out of theirs: copying field by
+    field would read all records again for each.
+    """
+    stride = RECORD.itemsize // 8
+    words = np.ascontiguousarray(records.view(np.uint64).reshape(len(records), stride).T)
+    out = {}
+    for name, (kind, offset) in _FIELDS.items():
+        per_word = 8 // kind.itemsize
+        word = words[offset // 8].view(kind)
+        out[name] = np.ascontiguousarray(word[offset % 8 // kind.itemsize :: per_word])
     return out
 
 
