@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from tracekit.cli import main
 
-def run(*args: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tracekit", "density", *map(str, args)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env={"PATH": "/usr/bin:/bin", "NO_COLOR": "1", "COLUMNS": "80"},
-    )
+
+@dataclass
+class Done:
+    """How a command line ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Run one command line in this process: polars and scipy are imported once."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def one(*args: str | Path) -> Done:
+        monkeypatch.setattr("sys.argv", ["tracekit", "density", *map(str, args)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        code = ended.value.code
+        return Done(code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    return one
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +58,7 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_table_fits_80_columns_and_says_how_many_fit(curves: Path) -> None:
+def test_the_table_fits_80_columns_and_says_how_many_fit(curves: Path, run: Callable[..., Done]) -> None:
     money = ("--vms", "1000", "--host-cost", "9000")
     done = run(
         curves, "--host-memory", "768G", "--reserve", "68G", *money, "--risk", "0.01", "--moments", "2000"
@@ -57,7 +73,7 @@ def test_the_table_fits_80_columns_and_says_how_many_fit(curves: Path) -> None:
     assert "next: tracekit density" in done.stderr
 
 
-def test_json_has_one_answer_per_class(curves: Path) -> None:
+def test_json_has_one_answer_per_class(curves: Path, run: Callable[..., Done]) -> None:
     done = run(curves, "--host-memory", "100G", "--by-class", "--json", "--moments", "500")
     answers = json.loads(done.stdout)
     assert [one["vm_class"] for one in answers] == ["a", "b"]
@@ -74,7 +90,9 @@ def test_json_has_one_answer_per_class(curves: Path) -> None:
         (["--host-memory", "1G", "--reserve", "2G"], "all of its memory"),
     ],
 )
-def test_bad_input_is_a_usage_error(args: list[str], words: str, curves: Path) -> None:
+def test_bad_input_is_a_usage_error(
+    args: list[str], words: str, curves: Path, run: Callable[..., Done]
+) -> None:
     done = run(*([] if args[0].endswith("parquet") else [curves]), *args)
     assert done.returncode == 2
     assert done.stdout == ""
