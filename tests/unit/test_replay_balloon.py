@@ -1,0 +1,115 @@
+"""The balloon against answers computed by hand (arithmetic in the comments); all costs are 1 us, faults 5 ns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.unit.replay_kit import Tiny, alloc, costs, drop, fault, free, metrics, replayed
+from tracekit.errors import UsageError
+from tracekit.trace.schema import PAGE_BYTES
+
+GIB_S = (1 << 30) / PAGE_BYTES  # page-seconds in one GiB*s
+PAGE = 1 / 256  # MiB
+S = 1_000_000  # us
+
+
+def used(pages: int) -> list[dict[str, Any]]:
+    return [alloc(1, page) for page in range(pages)] + [fault(10, page, 0.005) for page in range(pages)]
+
+
+def found(trace: Tiny, scenario: str) -> dict[str, dict[str, Any]]:
+    return metrics(replayed(trace, scenario, profile=costs()), scenario)
+
+
+def test_the_monitor_takes_what_was_free_longest_and_leaves_what_it_must() -> None:
+    # 8 pages; 0 .. 5 are freed in order. At 1 s six are free and two must stay: 0 .. 3 go. 0 is used at 2.5 s.
+    frees = [free(100 + page, page) for page in range(6)]
+    trace = Tiny([*used(8), *frees, alloc(2.5 * S, 0)], span_us=4 * S)
+    scenario = f"balloon,interval_s=1,free_mib={2 * PAGE}"
+    row = found(trace, scenario)
+    # Four pages x 3 s, less page 0 for the last 1.5 s.
+    assert row["resident_time"]["saved"] * GIB_S == pytest.approx(4 * 3 - 1.5, rel=1e-6)
+    assert row["host_cpu_background"]["saved"] == -4_000
+    # Two pages were free beside the balloon: no wait. At the worst it waits from 2.5 s to the sample at 3 s.
+    assert row["refaults"]["saved"] == row["faults"]["saved"] == -1
+    assert row["stall"]["saved"] == row["stall"]["high"] == -5
+    assert row["stall"]["low"] == -500_000_005
+
+
+def test_an_allocation_waits_for_the_next_sample_when_nothing_else_is_free() -> None:
+    trace = Tiny([*used(1), free(100, 0), alloc(2.25 * S, 0)], span_us=4 * S)
+    row = found(trace, "balloon,interval_s=1,free_mib=0")
+    # Taken at 1 s, asked for at 2.25 s, given back at 3 s: 0.75 s of lag and a fault of 5 ns.
+    assert (row["stall"]["saved"], row["critical_path"]["saved"]) == (-750_000_005, -750_000_005)
+    assert row["stall"]["high"] == -5  # a balloon that deflates by itself when memory runs out
+    assert row["faults"]["baseline"] == 1
+    assert row["faults"]["counterfactual"] == 2
+
+
+def test_one_sample_moves_no_more_than_a_step() -> None:
+    trace = Tiny([*used(3), free(100, 0, pages=3)], span_us=4 * S)
+    row = found(trace, f"balloon,interval_s=1,free_mib=0,step_mib={PAGE}")
+    # One page each at 1, 2 and 3 s, for 3 + 2 + 1 s.
+    assert row["resident_time"]["saved"] * GIB_S == pytest.approx(6, rel=1e-6)
+
+
+def test_an_allocation_of_what_was_left_free_costs_nothing() -> None:
+    rows = [*used(3), free(100, 0, pages=2), free(1.2 * S, 2), alloc(1.5 * S, 2), alloc(2.75 * S, 1)]
+    row = found(Tiny(rows, span_us=4 * S), f"balloon,interval_s=1,free_mib={PAGE}")
+    # At 1 s two are free and one stays: page 0 goes, for 3 s. At 2 s page 1 alone is free (2 was freed and used
+    # again between samples), so nothing more goes, and the use of page 1 finds it as it was.
+    assert row["refaults"]["saved"] == 0
+    assert row["resident_time"]["saved"] * GIB_S == pytest.approx(3, rel=1e-6)
+
+
+def test_a_deflated_page_faults_but_does_not_wait() -> None:
+    rows = [*used(4), free(100, 0, pages=3), alloc(1.5 * S, 2), alloc(2.5 * S, 1)]
+    row = found(Tiny(rows, span_us=4 * S), f"balloon,interval_s=1,free_mib={PAGE}")
+    # At 1 s pages 0 and 1 go, 2 stays and is used at 1.5 s. At 2 s nothing is free: the balloon gives back its
+    # youngest page, 1; its use at 2.5 s is a fault of 5 ns without a wait. At 3 s page 0 is given back.
+    assert row["stall"]["saved"] == -5
+    # Page 0 for 3 s, page 1 from 1 to 2.5 s.
+    assert row["resident_time"]["saved"] * GIB_S == pytest.approx(4.5, rel=1e-6)
+
+
+def test_huge_balloon_pages_need_whole_free_blocks() -> None:
+    rows = [*used(512), free(100, 0, pages=511), free(1.5 * S, 511)]
+    row = found(Tiny(rows, span_us=4 * S), "balloon,interval_s=1,free_mib=0,page=2m")
+    # At 1 s one page of the block is in use; at 2 s the block goes, in one discard, for 2 s.
+    assert row["resident_time"]["saved"] * GIB_S == pytest.approx(1024, rel=1e-6)
+    assert row["host_cpu_background"]["saved"] == -1_000
+
+
+def test_a_target_is_reached_with_memory_nobody_used_or_with_memory_the_host_holds() -> None:
+    # 6 pages backed, 4 of them free; the VM of 4096 pages is to have 4.
+    trace = Tiny([*used(6), free(100, 0, pages=4)], span_us=4 * S)
+    row = found(trace, f"balloon,interval_s=1,target_mib={4 * PAGE}")["resident_time"]
+    # At least the 6 - 4 pages above the target go, for 3 s; at most everything that is free, 4 pages.
+    assert row["saved"] * GIB_S == pytest.approx(6, rel=1e-6)
+    assert row["low"] * GIB_S == pytest.approx(6, rel=1e-6)
+    assert row["high"] * GIB_S == pytest.approx(12, rel=1e-6)
+
+
+def test_recorded_discards_without_the_lag_come_no_earlier_than_the_last_use() -> None:
+    seen = {"us": 9.5 * S, "kind": "access", "gfn": 2, "arg": 1}
+    rows = [fault(1 * S, 1), fault(2 * S, 2), seen, drop(10 * S, 1, pages=2)]
+    row = found(Tiny(rows, span_us=12 * S), "balloon,policy=recorded,interval_s=4")["resident_time"]
+    # Page 1 up to 4 s earlier, 2 s on average; page 2 at most half a second.
+    assert row["saved"] * GIB_S == pytest.approx(2.5, rel=1e-6)
+    assert row["low"] * GIB_S == pytest.approx(0, abs=1e-6)
+    assert row["high"] * GIB_S == pytest.approx(4.5, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "words"), [("balloon", "page_alloc and page_free"), ("balloon,policy=recorded", "discards")]
+)
+def test_what_a_policy_needs_and_the_trace_has_not_is_said(scenario: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        found(Tiny([fault(1, 1)]), scenario)
+
+
+def test_a_target_needs_the_size_of_the_vm() -> None:
+    with pytest.raises(UsageError, match="no memslots"):
+        found(Tiny([*used(1), free(2, 0)], memory_pages=None), "balloon,target_mib=1")
