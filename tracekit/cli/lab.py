@@ -132,6 +132,9 @@ def linux(
     accel: Annotated[
         Literal["auto", "tcg", "kvm"], typer.Option(help="auto: KVM where it can run Linux, else TCG.")
     ] = "auto",
+    run: Annotated[
+        list[str] | None, typer.Option(metavar="COMMAND", help="Shell command for the guest (repeatable).")
+    ] = None,
     settle: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="Wait after freeing, for reports to come.")
     ] = 5.0,
@@ -152,6 +155,7 @@ def linux(
             free_page_reporting=free_page_reporting == "on",
             alloc_bytes=alloc,
             balloon_bytes=balloon,
+            commands=tuple(run or ()),
             settle_s=settle,
             kit=kit,
         )

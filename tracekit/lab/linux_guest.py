@@ -24,9 +24,9 @@ Accel = Literal["auto", "tcg", "kvm"]
 class LinuxPlan:
     """What a Linux guest has and does; sizes in bytes, `settle_s` is the time given to page reporting.
 
-    After boot it writes and deletes a file of `alloc_bytes` in its memory, then its balloon is inflated until
-    `balloon_bytes` of guest memory are left (0: neither), then deflated. `kit` is a folder of `make_kit` to
-    boot from; without one, the guest is made of `kernel_package` and busybox.
+    After boot it runs `commands` (shell), writes and deletes a file of `alloc_bytes` in its memory, then its
+    balloon is inflated until `balloon_bytes` of guest memory are left (0: neither), then deflated. `kit` is a
+    folder of `make_kit` to boot from; without one, the guest is made of `kernel_package` and busybox.
     """
 
     memory_bytes: int = 1 << 30
@@ -35,6 +35,7 @@ class LinuxPlan:
     free_page_reporting: bool = True
     alloc_bytes: int = 0
     balloon_bytes: int = 0
+    commands: tuple[str, ...] = ()
     settle_s: float = 5.0
     kernel_arguments: str = ""
     kernel_package: str = "linux-image-cloud-amd64"
@@ -134,6 +135,7 @@ class LinuxGuest:
 def run_plan(plan: LinuxPlan) -> dict[str, Any]:
     """Boot the guest, do what the plan says, shut it down; return a JSON-ready account of its steps."""
     steps: list[Step] = []
+    outputs: list[str] = []
     with LinuxGuest(plan) as guest:
         started = guest.start_ns
 
@@ -144,6 +146,9 @@ def run_plan(plan: LinuxPlan) -> dict[str, Any]:
             started = now
 
         step("boot")
+        for command in plan.commands:
+            outputs.append(guest.qemu.run(command, timeout_s=600))
+            step("run")
         if plan.alloc_bytes:
             guest.allocate(plan.alloc_bytes)
             step("allocate")
@@ -162,6 +167,7 @@ def run_plan(plan: LinuxPlan) -> dict[str, Any]:
         "pid": pid,
         "accel": accel,
         "kernel": release,
+        "outputs": outputs,
         "steps": [asdict(one) for one in steps],
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import re
 import selectors
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ __all__ = ["Outcome", "Qemu", "Tee", "guest_init"]
 
 _READY = "tracekit: ready"
 _DONE = "tracekit: done "
+_PANIC = re.compile(r"BUG:|Oops|RIP: |Kernel panic|Out of memory|Call Trace")
 
 Tee = Callable[[str], object]
 
@@ -162,18 +164,22 @@ class Qemu:
         """What QEMU said on stderr, or the end of the guest's console."""
         self._process.kill()
         self._process.wait()
-        assert self._process.stderr
-        said = self._process.stderr.read().decode(errors="replace").strip()
+        said = ""
+        with contextlib.suppress(ValueError):  # closed
+            assert self._process.stderr
+            said = self._process.stderr.read().decode(errors="replace").strip()
         if not said and self.console_log.exists():
             said = self.console_log.read_text(errors="replace").strip()
-        return said[-500:] or f"exit code {self._process.returncode}"
+            if telling := [line for line in said.splitlines() if _PANIC.search(line)]:
+                said = "\n".join(telling[:6])
+        return said[-600:] or f"exit code {self._process.returncode}"
 
     def _send(self, command: str) -> None:
         assert self._process.stdin
         try:
             self._process.stdin.write(base64.b64encode(command.encode()) + b"\n")
             self._process.stdin.flush()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: the pipe was closed with QEMU
             raise FailedError(f"the guest is gone: {self._last_words()}") from error
 
     def _read_until(self, marker: str, timeout_s: float, tee: Tee | None = None) -> tuple[str, str]:

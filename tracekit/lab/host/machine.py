@@ -72,6 +72,9 @@ class HostMachine:
         accel = plan.accel
         if accel == "auto":
             accel = "kvm" if can_run_linux_under_kvm() else "tcg"
+        # With a thread for each CPU, TCG (7.2) now and then runs a stale int3 after the kernel has patched
+        # its own code, and tracing patches a lot: "Oops: int3". One thread for all CPUs can't.
+        how = "tcg,thread=single" if accel == "tcg" else accel
         say(f"starting the lab host: Linux {kernel.release} in QEMU with {accel}")
         with contextlib.ExitStack() as cleanup:
             folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="tracekit-host-")))
@@ -84,7 +87,7 @@ class HostMachine:
             self.qemu = cleanup.enter_context(
                 Qemu(
                     [
-                        *("-M", "q35", "-accel", accel, "-cpu", "host" if accel == "kvm" else "max"),
+                        *("-M", "q35", "-accel", how, "-cpu", "host" if accel == "kvm" else "max"),
                         *("-m", f"{plan.memory_bytes >> 20}M", "-smp", str(plan.vcpus)),
                         *("-kernel", kernel.image, "-initrd", folder / "initramfs"),
                         *("-append", "console=ttyS0 quiet panic=-1"),
