@@ -73,8 +73,8 @@ class Sweep:
         for variation in self.variations:
             one = variation.parameter
             now = self._current(one.name)
-            inside = isinstance(now, int | float) and one.low <= now <= one.high
-            found.append(Parameter(one.name, one.low, one.high, one.scale, float(now) if inside else None))
+            own = float(now) if isinstance(now, int | float) and one.low <= now <= one.high else None
+            found.append(Parameter(one.name, one.low, one.high, one.scale, own))
         return found
 
     def _current(self, name: str) -> object:

@@ -83,4 +83,4 @@ def sweep(
         stdout().print(shown, markup=False, highlight=False)
     for note in room.notes():
         stderr().print(f"note: {note}", markup=False, highlight=False)
-    next_command(f"tracekit sweep {quoted(trace)} -s {quoted(scenario)} --vary … --tornado")
+    next_command(f"tracekit sweep {quoted(trace)} -s {quoted(Path(scenario))} --vary … --tornado")
