@@ -93,6 +93,18 @@ def test_a_killed_recording_keeps_every_flushed_row(killed):
     ]
 
 
+def test_killed_before_the_first_event(tmp_path):
+    writer = TraceWriter(tmp_path / "x.trace", Meta(start_ns=77))
+    shutil.copytree(tmp_path / "x.trace", tmp_path / "copy.trace")
+    writer.close()
+    report = recover(tmp_path / "copy.trace")
+    assert report.rows == 0
+    assert [row["reason"] for row in report.missing] == ["crash: the recording was never finished"]
+    trace = open_trace(tmp_path / "copy.trace")
+    assert trace.losses.rows() == [(None, 77, 77 + CRASH_NS, None, "crash: the recording was never finished")]
+    assert trace.events.collect().height == 0
+
+
 def test_recovering_again_changes_nothing(killed):
     path = killed[0]
     first = recover(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tracekit.errors import DamagedError, UsageError
-from tracekit.trace.folder import EVENTS_DIR, Folder
+from tracekit.trace.folder import EVENTS_DIR, Folder, part_name
 from tracekit.trace.journal import JOURNAL, SIDE_TABLES, Side, fold_journal, read_table, write_table
 from tracekit.trace.meta import Meta, tool_version
 from tracekit.trace.part import PartLine, PartWriter
@@ -84,7 +84,8 @@ class _Recovery:
         numbers = {int(found[1]) for name in names if (found := _PART_FILE.fullmatch(name))}
         stated = self._stated_lines()
         numbers |= {int(line.part.split(".")[0]) for line in stated.values()}
-        parts = [self._part(n, stated.get(n)) for n in range(max(numbers, default=0) + 1)]
+        parts = [self._part(n, stated.get(n)) for n in range(max(numbers, default=-1) + 1)]
+        parts = parts or [self._empty_part(0)]
         lines = [part.line for part in parts]
         ends = [line.last_ts_ns for line in lines if line.last_ts_ns is not None]
         starts = [line.first_ts_ns for line in lines if line.first_ts_ns is not None]
@@ -129,11 +130,15 @@ class _Recovery:
     def _part(self, number: int, stated: PartLine | None) -> Salvaged:
         part = salvage_part(self.folder, number, stated)
         if part is None:
-            empty = PartWriter(self.folder, number, suffix=".tmp").close()
-            return Salvaged(empty, "the file is missing", 0, 0, was_open=False)
+            return self._empty_part(number, "the file is missing")
         if part.was_open or part.trouble:
             self.report.from_unfinished += part.line.rows
         return part
+
+    def _empty_part(self, number: int, trouble: str = "") -> Salvaged:
+        self.folder.remove(f"{EVENTS_DIR}/{part_name(number)}.tmp")
+        line = PartWriter(self.folder, number, suffix=".tmp").close()
+        return Salvaged(line, trouble, 0, 0, was_open=False)
 
     def _part_losses(self, parts: Iterable[Salvaged], stated: dict[int, PartLine]) -> None:
         for number, part in enumerate(parts):
