@@ -18,10 +18,12 @@ from tracekit.probes.loader import LoadedProbes
 from tracekit.probes.losses import Loss
 from tracekit.probes.memslots import MemslotTable
 from tracekit.probes.plan import RecordPlan, RecordReport, Status
+from tracekit.probes.ring import MOST_RECORDS
 from tracekit.probes.samples import sample_host, sample_process
 from tracekit.probes.slots import SlotFinder, is_emulated
 from tracekit.probes.vmm import classify
 from tracekit.probes.vms import Vms
+from tracekit.probes.wire import RECORD
 from tracekit.probes.writers import FlightWriter, Writer
 from tracekit.trace.schema import KINDS
 
@@ -54,23 +56,31 @@ class Recorder:
         self.report = RecordReport(plan.out, active=probes.active, refused=probes.refused)
 
     def drain(self) -> int:
-        """Carry all finished records from the ring to the trace; returns how many."""
+        """Carry all records that are finished now from the ring to the trace; returns how many."""
         if not self._plan.guest:
             self._finder.look(running=bool(self._plan.pids))
-        records = self._probes.ring.read()
-        if len(records):
-            self._newest_ns = int(records["ts_ns"][-1])
-            out = decode.columns(records, self._mode)
-            self._memslots.take_from(out)
-            out = self._attribution.resolve(out)
-            if len(out["vm"]):
-                self._vms.know(int(out["vm"].max()))
-                hugetlb = fill_hvas(out, self._vms.pids)
-                self._memslots.fill_gfns(out)
-                classify(out, self._vms.signatures, hugetlb)
-                self._writer.append(decode.to_batch(out))
-                self._kinds += np.bincount(out["kind"], minlength=len(KINDS))
-        return len(records)
+        total = 0
+        # What comes meanwhile is for the next time: a flood must not keep us from flushing and stopping.
+        for _ in range(self._probes.ring.pending_bytes // (RECORD.itemsize * MOST_RECORDS) + 1):
+            records = self._probes.ring.read()
+            total += len(records)
+            if len(records):
+                self._carry(records)
+        return total
+
+    def _carry(self, records: np.ndarray) -> None:
+        self._newest_ns = int(records["ts_ns"][-1])
+        out = decode.columns(records, self._mode)
+        self._memslots.take_from(out)
+        out = self._attribution.resolve(out)
+        if not len(out["vm"]):
+            return
+        self._vms.know(int(out["vm"].max()))
+        hugetlb = fill_hvas(out, self._vms.pids)
+        self._memslots.fill_gfns(out)
+        classify(out, self._vms.signatures, hugetlb)
+        self._writer.append(decode.to_batch(out))
+        self._kinds += np.bincount(out["kind"], minlength=len(KINDS))
 
     def tick(self) -> None:
         """Do what is due: flush four times a second, sample once a second."""
