@@ -257,7 +257,7 @@ def renumber(last: NDArray[Any], axis: Axis, before: NDArray[np.int64]) -> int:
         before[k] = count
         count += popcount(axis.words[k])
     for page in range(len(last)):
-        slot = last[page]
+        slot = int(last[page])
         if slot >= 0:
             last[page] = before[slot >> 6] + popcount(axis.words[slot >> 6] & ~(-1 << (slot & 63)))
     for k in range(axis.cells[HOLES]):

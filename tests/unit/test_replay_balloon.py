@@ -1,4 +1,4 @@
-"""The balloon against answers computed by hand (arithmetic in the comments); all costs are 1 us, faults 5 ns."""
+"""The balloon against answers computed by hand (in the comments); all costs are 1 us, faults take 5 ns."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def found(trace: Tiny, scenario: str) -> dict[str, dict[str, Any]]:
 
 
 def test_the_monitor_takes_what_was_free_longest_and_leaves_what_it_must() -> None:
-    # 8 pages; 0 .. 5 are freed in order. At 1 s six are free and two must stay: 0 .. 3 go. 0 is used at 2.5 s.
+    # 0 .. 5 of 8 pages are freed in order. At 1 s six are free and two must stay: 0 .. 3 go; 0 is used at 2.5 s.
     frees = [free(100 + page, page) for page in range(6)]
     trace = Tiny([*used(8), *frees, alloc(2.5 * S, 0)], span_us=4 * S)
     scenario = f"balloon,interval_s=1,free_mib={2 * PAGE}"
@@ -58,8 +58,8 @@ def test_one_sample_moves_no_more_than_a_step() -> None:
 def test_an_allocation_of_what_was_left_free_costs_nothing() -> None:
     rows = [*used(3), free(100, 0, pages=2), free(1.2 * S, 2), alloc(1.5 * S, 2), alloc(2.75 * S, 1)]
     row = found(Tiny(rows, span_us=4 * S), f"balloon,interval_s=1,free_mib={PAGE}")
-    # At 1 s two are free and one stays: page 0 goes, for 3 s. At 2 s page 1 alone is free (2 was freed and used
-    # again between samples), so nothing more goes, and the use of page 1 finds it as it was.
+    # At 1 s two are free and one stays: page 0 goes, for 3 s. At 2 s page 1 alone is free (2 was used again
+    # between samples), so nothing more goes, and the use of page 1 finds it as it was.
     assert row["refaults"]["saved"] == 0
     assert row["resident_time"]["saved"] * GIB_S == pytest.approx(3, rel=1e-6)
 
@@ -67,8 +67,8 @@ def test_an_allocation_of_what_was_left_free_costs_nothing() -> None:
 def test_a_deflated_page_faults_but_does_not_wait() -> None:
     rows = [*used(4), free(100, 0, pages=3), alloc(1.5 * S, 2), alloc(2.5 * S, 1)]
     row = found(Tiny(rows, span_us=4 * S), f"balloon,interval_s=1,free_mib={PAGE}")
-    # At 1 s pages 0 and 1 go, 2 stays and is used at 1.5 s. At 2 s nothing is free: the balloon gives back its
-    # youngest page, 1; its use at 2.5 s is a fault of 5 ns without a wait. At 3 s page 0 is given back.
+    # At 1 s pages 0 and 1 go, 2 stays and is used at 1.5 s. At 2 s nothing is free: the balloon gives back
+    # its youngest page, 1; its use at 2.5 s is a fault of 5 ns without a wait. At 3 s page 0 is given back.
     assert row["stall"]["saved"] == -5
     # Page 0 for 3 s, page 1 from 1 to 2.5 s.
     assert row["resident_time"]["saved"] * GIB_S == pytest.approx(4.5, rel=1e-6)
