@@ -5,7 +5,6 @@ Whatever a trace's size, what leaves here has at most a few tens of thousands of
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
@@ -13,13 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import polars as pl
 
+from tracekit.report.touches import Grid, count_touches
 from tracekit.trace.schema import FLAG_MAJOR, FLAG_PRESENT, KIND_CODE, KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import pyarrow as pa
-
     from tracekit.trace import Trace
 
 __all__ = [
@@ -53,6 +49,7 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 # Guests are told apart from garbage here: above 64 TiB of guest-physical span a page bitmap would not fit.
 _MOST_PAGES: Final = 1 << 34
+_LONGEST: Final = 1 << 32  # pages is a 32-bit number
 _LAST_GFN: Final = 1 << 52  # more than any x86 guest can have; what lies beyond is drawn there
 DISCARD: Final = (
     _kind("balloon_inflate", "free_page_report", "swap_out")
@@ -98,6 +95,13 @@ class Extent:
         """Height of a gfn bin in pages."""
         return (self.pages - 1) // GFN_BINS + 1
 
+    @property
+    def grid(self) -> Grid:
+        """The cells that this box is cut into."""
+        return Grid(
+            self.start_ns, self.time_step_ns, TIME_BINS, self.first_gfn, self.gfn_step, GFN_BINS, self.pages
+        )
+
     def time_bin(self) -> pl.Expr:
         """The event's time bin, 0 .. TIME_BINS - 1."""
         return ((pl.col("ts_ns") - self.start_ns) // self.time_step_ns).cast(pl.Int32).alias("time_bin")
@@ -112,12 +116,13 @@ class Outline:
     @cached_property
     def extent(self) -> Extent | None:
         """The box of the recording: from its start to its stop, and all gfns; None for an empty trace."""
-        time = pl.col("ts_ns")
+        time, gfn = pl.col("ts_ns"), pl.col("gfn")
         box = self.trace.events.select(
             time.min().alias("start"),
             time.max().alias("stop"),
-            _gfn().min().alias("first_gfn"),
-            (_gfn() + pl.col("pages").clip(1) - 1).max().alias("last_gfn"),
+            gfn.min().alias("first_gfn"),
+            gfn.max().alias("last_start"),
+            (gfn + pl.col("pages")).max().alias("end_gfn"),
             pl.col("vm").max(),
             pl.len().alias("events"),
         )
@@ -125,11 +130,12 @@ class Outline:
         if not found["events"]:
             return None
         meta = self.trace.meta
+        last_start = min(found["last_start"] or 0, _LAST_GFN)
         return Extent(
             start_ns=min(found["start"], found["start"] if meta.start_ns is None else meta.start_ns),
             stop_ns=max(found["stop"], meta.stop_ns or 0),
-            first_gfn=found["first_gfn"] or 0,
-            last_gfn=found["last_gfn"] or 0,
+            first_gfn=min(found["first_gfn"] or 0, _LAST_GFN),
+            last_gfn=max(last_start, min((found["end_gfn"] or 1) - 1, _LAST_GFN + _LONGEST)),
             vms=found["vm"] + 1,
             events=found["events"],
         )
@@ -184,27 +190,13 @@ class Outline:
         parts = []
         if kind is not None:
             if extent.vms * extent.pages < _MOST_PAGES:
-                parts += _first_touches(self._touches(kind), extent)
+                first, every = count_touches(self.trace, kind, extent.grid, extent.vms)
+                parts += [_cells(first, "first touch"), _cells(every - first, "refault")]
             else:
                 faults = (pl.col("kind") == kind) & ((pl.col("flags") & FLAG_PRESENT) == 0)
                 parts.append(_spread(self.trace.events.filter(faults), extent, "fault"))
         parts.append(_spread(self.trace.events.filter(DISCARD), extent, "discard"))
         return pl.concat(parts).sort("what", "gfn_bin", "time_bin")
-
-    def _touches(self, kind: str) -> Iterator[tuple[Ints, Ints, Ints, Ints]]:
-        """Yield ts_ns, vm, gfn and pages of the faults that found no entry, in time order, by batch."""
-        code = KIND_CODE[kind]
-        for batch in _ahead(self.trace.batches(["ts_ns", "kind", "vm", "gfn", "pages", "flags"])):
-            gfn = batch.column("gfn")
-            kinds = batch.column("kind").indices.to_numpy(zero_copy_only=False)
-            absent = (batch.column("flags").to_numpy() & FLAG_PRESENT) == 0
-            keep = np.flatnonzero((kinds == code) & absent & gfn.is_valid().to_numpy(zero_copy_only=False))
-            yield (
-                batch.column("ts_ns").to_numpy()[keep].astype(np.int64),
-                batch.column("vm").to_numpy()[keep].astype(np.int64),
-                gfn.fill_null(0).to_numpy(zero_copy_only=False)[keep].astype(np.int64),
-                batch.column("pages").to_numpy()[keep].astype(np.int64),
-            )
 
 
 _KIND_BITS, _LEVEL_BITS, _FLAG_BITS, _TIME_BITS, _LATENCY_BITS = 8, 8, 3, 8, 10
@@ -270,34 +262,7 @@ def _gfn() -> pl.Expr:
     return pl.col("gfn").clip(upper_bound=_LAST_GFN).cast(pl.Int64)
 
 
-def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Decode the next batch on another core while this one is counted."""
-    with ThreadPoolExecutor(1) as other:
-        coming = other.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = other.submit(next, batches, None)
-            yield batch
-
-
-def _first_touches(touches: Iterator[tuple[Ints, Ints, Ints, Ints]], extent: Extent) -> list[pl.DataFrame]:
-    """Split faults into each page's first and the later ones, with one byte of state per guest page."""
-    seen = np.zeros(extent.vms * extent.pages, np.bool_)
-    cells = GFN_BINS * TIME_BINS
-    every, first = np.zeros(cells), np.zeros(cells)
-    for ts_ns, vm, gfn, pages in touches:
-        page = gfn - extent.first_gfn
-        cell = page // extent.gfn_step * TIME_BINS + (ts_ns - extent.start_ns) // extent.time_step_ns
-        every += np.bincount(cell, pages, cells)
-        page += vm * extent.pages
-        fresh = np.flatnonzero(~seen[page])
-        _, earliest = np.unique(page[fresh], return_index=True)
-        fresh = fresh[earliest]
-        seen[page[fresh]] = True
-        first += np.bincount(cell[fresh], pages[fresh], cells)
-    return [_cells(first, "first touch"), _cells(every - first, "refault")]
-
-
-def _cells(pages: np.ndarray[Any, np.dtype[np.float64]], what: str) -> pl.DataFrame:
+def _cells(pages: np.ndarray[Any, np.dtype[np.int64]], what: str) -> pl.DataFrame:
     cell = np.flatnonzero(pages)
     return pl.DataFrame(
         {"gfn_bin": cell // TIME_BINS, "time_bin": cell % TIME_BINS, "pages": pages[cell]},
