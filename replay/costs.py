@@ -34,6 +34,16 @@ COSTS: Final[Mapping[str, str]] = {
     "unmap_4k": "the host takes one mapped 4 KiB page away, with the TLB flush",
     "unmap_2m": "the host takes one mapped 2 MiB page away",
     "hypercall": "one hypercall to the VMM and back",
+    "swap_in_zram": "fault of the guest on a 4 KiB page in zram: exit, decompression, mapping, entry",
+    "swap_in_nvme": "the same on an NVMe device",
+    "swap_in_hdd": "the same on a disk",
+    "swap_in_file": "the same in a file of the host",
+    "swap_out_zram": "the host compresses one 4 KiB page",
+    "swap_out_device": "host CPU to write one 4 KiB page to a device or file",
+    "epf_inject": "a page-not-present event goes into the guest: exit, queueing, entry",
+    "epf_switch": "the guest switches to another thread",
+    "epf_ready": "the page-ready interrupt, its handler, and the write that acknowledges it",
+    "ksm_scan_4k": "ksmd looks at one 4 KiB page: checksum and comparison",
 }
 """Every operation a profile prices, in ns."""
 

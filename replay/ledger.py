@@ -145,7 +145,7 @@ class Ledger:
             low = high = 0.0
             used = False
             changed = unmeasured[1:].sum(axis=0)
-            extra = added[ac.REFAULT, :, 0] + added[ac.INSTEAD, :, 0]
+            extra = self._refaults_by_class() + added[ac.INSTEAD, :, 0]
             for one in np.flatnonzero(mask):
                 price = self.prices.amounts[one]
                 for n in (int(changed[one]), -int(extra[one])):
@@ -160,6 +160,11 @@ class Ledger:
             )
         figures.update(self._quantiles(figures["stall"].label))
         return figures
+
+    def _refaults_by_class(self) -> NDArray[np.int64]:
+        """Return the refaults that cost what faults of their class cost, not what a mechanism says."""
+        rows = [not m.prices_refaults for m in self.mechanisms]
+        return np.asarray(self._added_table()[1:, ac.REFAULT, :, 0][rows].sum(axis=0), np.int64)
 
     def _quantiles(self, label: str) -> dict[str, Figure]:
         base = self.facts.histogram.copy()

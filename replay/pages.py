@@ -34,6 +34,7 @@ C_TAKEN: Final = 1 << 9  # a mechanism took it away; the next use is a refault o
 GUEST_FREE: Final = 1 << 10
 GUEST_USED: Final = 1 << 11
 ZERO_KNOWN: Final = 1 << 12  # handed over zeroed, and nothing has written it since
+C_READ_AT_ONCE: Final = 1 << 13  # with C_SWAPPED: on a device that is read synchronously (zram)
 # Who last backed it or took it away in the counterfactual: 0 = the recorded events, k = mechanism k.
 OWNER_SHIFT: Final = 16
 OWNER_MASK: Final = 0xFF << OWNER_SHIFT

@@ -140,6 +140,7 @@ class Mechanism:
 
     `bounded(context)` says whether the trace leaves it open what happened (then it also runs under the
     hypotheses low and high); `label(context)` says what its counts rest on: measured, bounded or assumed.
+    `prices_refaults`: it books its refaults at costs of its own, whose range its hypotheses hold.
     """
 
     name: str
@@ -149,6 +150,7 @@ class Mechanism:
     page_words: int = 0
     block_words: int = 0
     page_local: bool = False
+    prices_refaults: bool = False
     look: Callable[..., int] | None = None
     fault: Callable[..., tuple[int, int, int]] | None = None
     event: Callable[..., int] | None = None

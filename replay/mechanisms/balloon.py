@@ -2,10 +2,10 @@
 
 Policies:
 
-- `monitor`: needs page_alloc and page_free. At each sample the balloon takes the memory that has been free the
-  longest until `free_mib` stay free (or, with `target_mib`, until the host holds no more than that for the VM), at
-  most `step_mib` a time, and gives back in the same way. A page that is allocated out of the balloon faults
-  again; if nothing else was free, the allocation waits for the next sample too (the monitor's reaction lag).
+- `monitor`: needs page_alloc and page_free. At each sample the balloon takes the memory that has been free
+  longest until `free_mib` stay free (with `target_mib`: until the host holds no more than that for the VM),
+  at most `step_mib` a time, and gives back in the same way. A page that is allocated out of the balloon
+  faults again; if nothing else was free, the allocation waits for the next sample too (the reaction lag).
 - `recorded`: the discards of the trace, without the lag of the monitor that made them: up to one `interval_s`
   earlier, but not before the page's last visible use. Half an interval is the mean lag of a periodic sample.
 

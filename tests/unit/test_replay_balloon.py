@@ -24,7 +24,7 @@ def found(trace: Tiny, scenario: str) -> dict[str, dict[str, Any]]:
 
 
 def test_the_monitor_takes_what_was_free_longest_and_leaves_what_it_must() -> None:
-    # 0 .. 5 of 8 pages are freed in order. At 1 s six are free and two must stay: 0 .. 3 go; 0 is used at 2.5 s.
+    # 0 .. 5 of 8 pages are freed in order. At 1 s six are free, two must stay: 0 .. 3 go. 0 is used at 2.5 s.
     frees = [free(100 + page, page) for page in range(6)]
     trace = Tiny([*used(8), *frees, alloc(2.5 * S, 0)], span_us=4 * S)
     scenario = f"balloon,interval_s=1,free_mib={2 * PAGE}"

@@ -1,0 +1,159 @@
+"""Host swapping against an OrderedDict, a brute-force MIN, and answers computed by hand."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.replay_kit import Tiny, alloc, costs, drop, fault, metrics, replayed
+from tracekit.trace.schema import PAGE_BYTES
+
+GIB_S = (1 << 30) / PAGE_BYTES  # page-seconds in one GiB*s
+PAGE = 1 / 256  # MiB
+S = 1_000_000  # us
+
+
+def use(us: float, gfn: int) -> dict[str, Any]:
+    """An access sample on a vCPU."""
+    return {"us": us, "kind": "access", "gfn": gfn, "vcpu": 0, "arg": 1}
+
+
+def found(rows: list[dict[str, Any]], scenario: str, span_us: int | None = None) -> dict[str, dict[str, Any]]:
+    return metrics(replayed(Tiny(rows, span_us=span_us), scenario, profile=costs()), scenario)
+
+
+def as_trace(uses: list[tuple[int, bool]]) -> list[dict[str, Any]]:
+    """First uses fault; later ones are seen as samples; a page that is discarded faults again."""
+    rows: list[dict[str, Any]] = []
+    there: set[int] = set()
+    for k, (page, discard) in enumerate(uses):
+        us = 10 * (k + 1)
+        if discard:
+            rows.append(drop(us, page))
+            there.discard(page)
+        else:
+            rows.append(use(us, page) if page in there else fault(us, page, 0.005))
+            there.add(page)
+    return rows
+
+
+def swap_ins(uses: list[tuple[int, bool]], limit: int, *, move: bool) -> int:
+    """Count swap-ins of LRU (`move`) or FIFO with an OrderedDict."""
+    held: OrderedDict[int, None] = OrderedDict()
+    swapped: set[int] = set()
+    ins = 0
+    for page, discard in uses:
+        if discard:
+            held.pop(page, None)
+            swapped.discard(page)
+            continue
+        if page in held:
+            if move:
+                held.move_to_end(page)
+            continue
+        if page in swapped:
+            swapped.discard(page)
+            ins += 1
+        if len(held) >= limit:
+            swapped.add(held.popitem(last=False)[0])
+        held[page] = None
+    return ins
+
+
+def fewest_swap_ins(uses: list[tuple[int, bool]], limit: int) -> int:
+    """Return the least that any eviction reaches, by trying every victim at every step."""
+
+    @cache
+    def least(at: int, held: frozenset[int], swapped: frozenset[int]) -> int:
+        if at == len(uses):
+            return 0
+        page, discard = uses[at]
+        if discard:
+            return least(at + 1, held - {page}, swapped - {page})
+        if page in held:
+            return least(at + 1, held, swapped)
+        ins = int(page in swapped)
+        swapped = swapped - {page}
+        if len(held) < limit:
+            return ins + least(at + 1, held | {page}, swapped)
+        return ins + min(least(at + 1, held - {out} | {page}, swapped | {out}) for out in held)
+
+    return least(0, frozenset(), frozenset())
+
+
+USES = st.lists(st.tuples(st.integers(0, 5), st.sampled_from([False] * 9 + [True])), min_size=1, max_size=24)
+
+
+@settings(max_examples=60, deadline=None)
+@given(uses=USES, limit=st.integers(1, 5))
+def test_swap_ins_are_those_of_lru_fifo_and_of_the_best_possible_order(
+    uses: list[tuple[int, bool]], limit: int
+) -> None:
+    # No sample precedes a first touch, and a discard of what is not there does nothing.
+    row = found([fault(1, 100, 0.005), *as_trace(uses)], f"swap,limit_mib={limit * PAGE}")["refaults"]
+    uses = [(100, False), *uses]
+    lru, fifo = (swap_ins(uses, limit, move=move) for move in (True, False))
+    best = fewest_swap_ins(uses, limit)
+    assert -row["saved"] == lru
+    assert -row["high"] == best
+    assert -row["low"] == max(lru, fifo)
+
+
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_long_random_traces_agree_with_the_ordered_dict(data: Any) -> None:
+    pages = data.draw(st.integers(20, 60))
+    uses = data.draw(st.lists(st.tuples(st.integers(0, pages), st.just(False)), min_size=300, max_size=400))
+    limit = data.draw(st.integers(1, pages))
+    row = found(as_trace(uses), f"swap,limit_mib={limit * PAGE}")
+    assert -row["refaults"]["saved"] == swap_ins(uses, limit, move=True)
+    assert row["resident_peak"]["counterfactual"] <= limit * PAGE_BYTES
+
+
+def test_a_limit_takes_memory_and_adds_waits() -> None:
+    # Room for two pages: 3 pushes 1 out at 3 s; 1 comes back at 5 s and pushes 2 out; the trace ends at 9 s.
+    rows = [fault(1 * S, 1, 0), fault(2 * S, 2, 0), fault(3 * S, 3, 0), use(5 * S, 1)]
+    row = found(rows, f"swap,limit_mib={2 * PAGE},device=hdd", 9 * S)
+    # One page less from 3 s to the end: 6 s; the swap-in takes 1 us and two swap-outs 1 + 1 us each.
+    assert row["resident_time"]["saved"] * GIB_S == pytest.approx(6, rel=1e-5)
+    assert row["faults_ept_major_4k"]["saved"] == -1
+    assert row["stall"]["saved"] == row["critical_path"]["saved"] == -1_000
+    assert row["host_cpu_background"]["saved"] == -4_000
+    # MIN pushes 2 out, which is not used again: no swap-in at all.
+    assert row["refaults"]["high"] == 0
+    assert row["refaults"]["label"] == "assumed"
+
+
+def test_each_device_has_its_price_and_its_range() -> None:
+    rows = [fault(1, 1, 0.005), fault(2, 2, 0.005), use(3, 1)]
+    scenario = f"swap,limit_mib={PAGE},device=zram"
+    row = metrics(replayed(Tiny(rows), scenario), scenario)["stall"]
+    # One page: 2 pushes 1 out, 1 comes back: one swap-in whatever the order; 2.84 us (1.25 .. 7.0).
+    assert (row["saved"], row["low"], row["high"]) == (-2840, -7000, -1250)
+
+
+def test_an_allocation_of_a_swapped_page_waits_for_it_too() -> None:
+    rows = [fault(1, 1, 0.005), fault(2, 2, 0.005), alloc(3, 1), alloc(4, 9)]
+    # Page 9 was never backed: its allocation is no use of memory of the host.
+    assert found(rows, f"swap,limit_mib={PAGE}")["refaults"]["saved"] == -1
+
+
+def test_a_huge_fault_needs_room_for_all_of_it() -> None:
+    rows = [fault(1, 0, 1), fault(2, 512, 300, level=2), use(3, 0)]
+    row = found(rows, "swap,limit_mib=2")
+    # 512 pages fit. The huge page pushes page 0 out; that one comes back and pushes one of the 512 out.
+    assert row["refaults"]["saved"] == -1
+    assert row["resident_peak"]["counterfactual"] == 512 * PAGE_BYTES
+
+
+@pytest.mark.parametrize("without", ["prealloc", "hot_hint", "zeroing"])
+def test_recorded_faults_are_neither_lost_nor_saved_by_swapping(without: str) -> None:
+    rows = as_trace([(k % 7, False) for k in range(40)])
+    both, alone = found(rows, f"{without}+swap,limit_mib={3 * PAGE}"), found(rows, without)
+    # Swapping only adds: what the other one saves stays saved.
+    assert both["faults"]["saved"] + -both["refaults"]["saved"] == alone["faults"]["saved"]
