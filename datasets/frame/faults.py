@@ -16,8 +16,9 @@ def first_touches(events: pl.LazyFrame) -> pl.LazyFrame:
     keys = keys_of(events)
     faults = events.filter(pl.col("kind").is_in(FAULT_KINDS) & pl.col("gfn").is_not_null())
     columns = ["ts_ns", "vcpu", "pages", "level", "access", "latency_ns"]
-    first = faults.group_by(*keys, "gfn").agg(pl.col(columns).min_by("ts_ns"))
-    return first.select(*keys, "gfn", *columns).sort(*keys, "ts_ns", "gfn")
+    # Events are in time order (by trace): the first row of a page is its first touch.
+    first = faults.select(*keys, "gfn", *columns).unique([*keys, "gfn"], keep="first", maintain_order=True)
+    return first.sort(*keys, "ts_ns", "gfn")
 
 
 def faults_per_second(events: pl.LazyFrame, every: str | int) -> pl.LazyFrame:
