@@ -76,7 +76,7 @@ def perf_recorded(folder: Path) -> float:
 
 
 @pytest.mark.skipif(shutil.which("perf") is None, reason="perf is not installed")
-def bench_added_cost_per_event_against_perf_record(benchmark, tmp_path: Path) -> None:
+def test_added_cost_per_event_against_perf_record(benchmark, tmp_path: Path) -> None:
     def rounds() -> dict[str, list[float]]:
         found: dict[str, list[float]] = {"plain": [], "tracekit": [], "perf": []}
         for _ in range(ROUNDS):
@@ -110,7 +110,7 @@ def made_up_records(rows: int) -> np.ndarray:
     return out
 
 
-def bench_user_side_per_event(benchmark, tmp_path: Path) -> None:
+def test_user_side_per_event(benchmark, tmp_path: Path) -> None:
     rows, batch = 1_000_000, MOST_RECORDS
     records = made_up_records(rows).view(np.uint8)
     decode_s = 0.0
@@ -153,7 +153,7 @@ run()
 """
 
 
-def bench_full_rate_without_a_loss(benchmark, tmp_path: Path) -> None:
+def test_full_rate_without_a_loss(benchmark, tmp_path: Path) -> None:
     """As many events a second as one thread's madvise calls can make, for some seconds, with defaults."""
     calls = 1_000_003
     path = tmp_path / "rate.trace"
