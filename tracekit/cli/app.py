@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from tracekit.cli import datasets, lab
+from tracekit.cli.calibrate import calibrate
 from tracekit.cli.compact import compact
 from tracekit.cli.compare import compare
 from tracekit.cli.demo import demo
@@ -56,6 +57,7 @@ app.command()(compare)
 app.command()(fleet)
 app.command()(density)
 app.command()(doctor)
+app.command()(calibrate)
 app.add_typer(lab.app, name="lab")
 app.add_typer(datasets.app, name="datasets")
 

@@ -151,10 +151,14 @@ class GuestPlan:
 
 @dataclass(frozen=True)
 class PhaseRun:
-    """One phase of one vCPU, timed by its VMM around KVM_RUN on CLOCK_MONOTONIC; calls included."""
+    """One phase of one vCPU, timed by its VMM around KVM_RUN on CLOCK_MONOTONIC; calls included.
+
+    `cpu_ns` is the vCPU thread's own CPU time, guest and host: what a busy host makes it wait is not in it.
+    """
 
     start_ns: int
     elapsed_ns: int
+    cpu_ns: int
     touches: int
 
 

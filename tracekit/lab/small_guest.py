@@ -253,13 +253,14 @@ class SmallGuest:
                     self._add_memslot(self._added.gpa, self._added.memory)
                     self._backings.append(self._added)
                 barrier.wait()
-            start_ns = time.monotonic_ns()
+            start_ns, start_cpu_ns = time.monotonic_ns(), time.thread_time_ns()
             self._run_phase(vcpu, run.index, phase)
+            cpu_ns = time.thread_time_ns() - start_cpu_ns
             elapsed_ns = time.monotonic_ns() - start_ns
             if self._enlightenment and phase.loop != "ask":
                 self._enlightenment.used()
             touches = 0 if phase.loop == "ask" else vcpu.regs().rsi
-            run.phases[phase.name] = PhaseRun(start_ns, elapsed_ns, touches)
+            run.phases[phase.name] = PhaseRun(start_ns, elapsed_ns, cpu_ns, touches)
 
     def _run_phase(self, vcpu: Vcpu, index: int, phase: Phase) -> None:
         """Run the guest, answering its calls, until it says that the phase is done."""
