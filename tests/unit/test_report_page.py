@@ -15,10 +15,12 @@ from tests.unit.report_example import HOSTILE, MS, START, command, example_meta,
 from tracekit.errors import FailedError, UsageError
 from tracekit.report.figure import Figure
 from tracekit.report.figures import draw
+from tracekit.report.limits import fault_curve
+from tracekit.report.outline import Outline
 from tracekit.report.page import render
 from tracekit.report.study import Study, load_result
 from tracekit.report.write import write_file, write_report
-from tracekit.trace import TraceWriter, open_trace
+from tracekit.trace import TraceWriter, events_batch, open_trace
 
 CURVES = pl.DataFrame(
     {
@@ -128,7 +130,8 @@ def test_what_the_charts_say_is_right(figures: list[Figure]) -> None:
     assert says["heat"].startswith("In all: first touch 83.9 MiB")  # (1,000 + 40 x 512) x 4 KiB
     assert "balloon 256 KiB" in says["balloon"]  # 64 pages
     assert says["tornado"] == "lead_ms matters most: alone it moves the saving by 5.00 s."
-    assert says["miss-ratio"] == "With 191 MiB, one touch in a hundred would fault."
+    assert says["miss-ratio"] == "At 95.4 MiB 40 % of the faults stay, at 191 MiB 1 %."
+    assert says["zeroing"] == "2.00 GiB take 300 ms (guest)."
     assert "baseline 477 MiB" in says["resident"]
     assert "zeroing 381 MiB" in says["resident"]
 
@@ -279,6 +282,30 @@ def test_a_result_with_a_wrong_table_says_which(tmp_path: Path) -> None:
     path.write_text(json.dumps({"rows": result_rows().to_dicts(), "curves": [{"when": 1}]}))
     with pytest.raises(UsageError, match="curves is not a table of scenario, ts_ns, resident_bytes"):
         load_result(path)
+
+
+def test_a_calibration_alone_draws_its_zeroing_chart(tmp_path: Path) -> None:
+    path = tmp_path / "host.json"
+    path.write_text(json.dumps({"costs": {}, "zeroing": ZEROING.to_dicts()}))
+    assert [figure.name for figure in draw(load_result(path))] == ["zeroing"]
+
+
+def test_zeroing_is_priced_by_the_profile_where_it_was_not_measured() -> None:
+    profile = {"profile": {"costs_ns": {"guest_zero_4k": [500.0, 240.0, 1700.0], "ept_4k": [1.0, 1.0, 1.0]}}}
+    (figure,) = [f for f in draw(Study("x", provenance=profile)) if f.name == "zeroing"]
+    # 2 GiB are 524,288 pages of 4 KiB, 500 ns each
+    assert figure.says == "2.00 GiB take 262 ms (guest)."
+
+
+def test_more_memory_is_told_from_faults_and_evictions(tmp_path: Path) -> None:
+    # Two frames under LRU, pages used: 1 2 3 1 2. A third frame keeps all but the three first uses: 3 of 5.
+    pages, evicts = [1, 2, 3, 1, 1, 2, 2, 3], [False, False, False, True, False, True, False, True]
+    with TraceWriter(tmp_path / "x.trace", example_meta()) as writer:
+        kinds = ["swap_out" if evict else "ept_violation" for evict in evicts]
+        writer.append(events_batch(ts_ns=[START + n for n in range(8)], kind=kinds, gfn=pages, latency_ns=9))
+    curve = fault_curve(Outline(open_trace(tmp_path / "x.trace")))
+    assert curve is not None
+    assert dict(zip(curve["resident_bytes"] // 4096, curve["miss_ratio"], strict=True)) == {2: 1.0, 3: 0.6}
 
 
 # -- writing

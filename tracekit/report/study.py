@@ -49,6 +49,8 @@ _TABLES: Final[dict[str, dict[str, pl.DataType]]] = {
 }
 """The tables that a result may carry beside its rows, column by column."""
 
+_OPTIONAL: Final = ("metric", "unit")
+
 
 @dataclass
 class Study:
@@ -118,15 +120,19 @@ def load_result(path: Path) -> Study:
         raise UsageError(f"{plain(path)} is not JSON: {plain(error, longest=120)}", hint=hint) from error
     if isinstance(document, list):
         document = {"rows": document}
-    rows = document.get("rows") if isinstance(document, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows) or not rows:
-        raise UsageError(f"{plain(path)} is not a replay result: it holds no rows", hint=hint)
+    if not isinstance(document, dict):
+        document = {}
     tables = {name: _table(path, name, document.get(name)) for name in _TABLES}
+    rows = document.get("rows") or []
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        rows = []
+    if not rows and all(table is None for table in tables.values()):
+        raise UsageError(f"{plain(path)} is not a replay result: it holds no rows", hint=hint)
     about = document.get("about")
     provenance = about if isinstance(about, dict) else {}
     return Study(
         name=path.name,
-        rows=checked(rows),
+        rows=checked(rows) if rows else None,
         curves=tables["curves"],
         swings=tables["swings"],
         miss_ratio=tables["miss_ratio"],
@@ -158,7 +164,9 @@ def _table(path: Path, name: str, value: object) -> pl.DataFrame | None:
     if not value:
         return None
     try:
-        return pl.DataFrame(value, infer_schema_length=None).select(  # type: ignore[arg-type]
+        table = pl.DataFrame(value, infer_schema_length=None)  # type: ignore[arg-type]
+        absent = [pl.lit("").alias(column) for column in _OPTIONAL if column not in table.columns]
+        return table.with_columns(absent).select(
             pl.col(column).cast(dtype) for column, dtype in _TABLES[name].items()
         )
     except (pl.exceptions.PolarsError, TypeError, ValueError) as error:

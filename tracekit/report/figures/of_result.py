@@ -7,10 +7,11 @@ from typing import Final
 import polars as pl
 
 from tracekit.report.charts import missratio, resident, savings, tornado, waterfall, zeroing
-from tracekit.report.charts.axes import least, most
+from tracekit.report.charts.axes import least
 from tracekit.report.figure import Figure
 from tracekit.report.figures.of_trace import rss
 from tracekit.report.ledger import TOTAL, entries, scenarios, title
+from tracekit.report.limits import fault_curve
 from tracekit.report.study import Study
 from tracekit.report.text import plain
 from tracekit.report.units import human, human_interval
@@ -175,42 +176,76 @@ def draw_tornado(study: Study) -> Figure | None:
 
 
 def draw_miss_ratio(study: Study) -> Figure | None:
-    """Return the miss-ratio curve; None where the result has none."""
+    """Return the miss-ratio curve of the result, or that of the trace's faults and evictions; else None."""
     curve = study.miss_ratio
+    known_by = "As the result has it; the band is its uncertainty."
+    if curve is None and study.outline is not None:
+        curve = fault_curve(study.outline)
+        known_by = "From faults and evictions. Exact if the host evicts in LRU order; the band is what other "
+        known_by += (
+            "policies did in experiments. Less memory than there was is not known: hits leave no trace."
+        )
     if curve is None or not curve.height:
         return None
-    under = curve.filter(pl.col("miss_ratio") <= 0.01).sort("resident_bytes")
+    most, least = curve.row(0, named=True), curve.row(-1, named=True)
     says = (
-        f"With {human(under['resident_bytes'][0], 'bytes')}, one touch in a hundred would fault."
-        if under.height
-        else f"Even {human(most(curve, 'resident_bytes'), 'bytes')} leave more than one touch in a hundred."
+        f"At {human(most['resident_bytes'], 'bytes')} {100 * most['miss_ratio']:.0f} % of the faults stay, "
+        f"at {human(least['resident_bytes'], 'bytes')} {100 * least['miss_ratio']:.0f} %."
     )
     return Figure(
         name="miss-ratio",
         title="How much memory is enough",
         says=says,
-        alt_text=f"Line chart of the share of touches that would fault against the memory limit. {says}",
+        alt_text=f"Line chart of the share of faults that stay against the memory limit. {says}",
         chart=missratio.chart(curve),
         table=curve,
-        known_by="Under LRU. Left of the recorded memory the curve is a lower bound: hits leave no trace.",
-        units={"resident_bytes": "bytes"},
+        known_by=known_by,
+        units={"resident_bytes": "bytes"} | dict.fromkeys(("miss_ratio", "low", "high"), "fraction"),
     )
 
 
 def draw_zeroing(study: Study) -> Figure | None:
-    """Return what zeroing costs by size; None where no cost profile says so."""
-    costs = study.zeroing
+    """Return what zeroing costs by size: as calibrated, else as the cost profile prices it; else None."""
+    costs, known_by = study.zeroing, "Measured on this host (tracekit calibrate); rules are the spread."
+    if costs is None:
+        costs, known_by = _priced(study), "Priced by the replay's cost profile; rules are its low and high."
     if costs is None or not costs.height:
         return None
-    largest = costs.sort("size_bytes").row(-1, named=True)
+    largest = costs.sort("size_bytes", "zero_ns").row(-1, named=True)
     size, time = human(largest["size_bytes"], "bytes"), human(largest["zero_ns"], "ns")
-    says = f"Zeroing {size} takes the {largest['side']} {time}."
+    says = f"{size} take {time} ({largest['side']})."
     return Figure(
         name="zeroing",
-        title="What zeroing costs on this host",
+        title="What zeroing costs",
         says=says,
         alt_text=f"Line chart of the time to zero memory against its size, by side. {says}",
         chart=zeroing.chart(costs),
         table=costs,
+        known_by=known_by,
         units={"size_bytes": "bytes", "zero_ns": "ns", "low_ns": "ns", "high_ns": "ns"},
     )
+
+
+def _priced(study: Study) -> pl.DataFrame | None:
+    """Return time to zero by size, linear in the profile's price of a page; None without such prices."""
+    profile = study.provenance.get("profile")
+    prices = profile.get("costs_ns") if isinstance(profile, dict) else None
+    if not isinstance(prices, dict):
+        return None
+    rows = []
+    for side, (cost, page_bytes) in _ZEROED_BY.items():
+        ends = prices.get(cost)
+        if isinstance(ends, list) and len(ends) == 3 and all(isinstance(end, int | float) for end in ends):
+            for size in _SIZES:
+                times = (size / page_bytes * float(end) for end in ends)
+                rows.append({"side": side, "size_bytes": size, **dict(zip(_TIMES, times, strict=True))})
+    return pl.from_dicts(rows) if rows else None
+
+
+_SIZES: Final = tuple((32 << 20) << step for step in range(7))
+_TIMES: Final = ("zero_ns", "low_ns", "high_ns")
+_ZEROED_BY: Final = {
+    "guest": ("guest_zero_4k", 4096),
+    "host, faulted in by 4 KiB": ("host_minor_4k", 4096),
+    "host, populated by 2 MiB": ("prefault_2m", 2 << 20),
+}

@@ -136,8 +136,8 @@ _NEEDS: Final = {
     "heat": "gfn x time: needs a trace with located events",
     "balloon": "balloon: nothing gave memory back",
     "tornado": "parameter sensitivity: the result holds none (tracekit sweep)",
-    "miss-ratio": "miss-ratio curve: the result holds none",
-    "zeroing": "zeroing cost: no cost profile of this host (tracekit calibrate)",
+    "miss-ratio": "miss-ratio curve: nothing was evicted, so nothing tells what more memory would do",
+    "zeroing": "zeroing cost: no cost profile (tracekit calibrate)",
 }
 
 
