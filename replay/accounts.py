@@ -15,7 +15,7 @@ from tracekit.replay.events import CLASSES
 from tracekit.replay.jit import hot
 from tracekit.replay.pages import CLOCK_CLOSED, World
 
-__all__ = ["add_fault", "advance", "book_fault", "count", "histogram_cells", "saved_span"]
+__all__ = ["add_fault", "advance", "book_fault", "count", "histogram_cells", "saved_span", "shorten_added"]
 
 # Verdicts: what became of a recorded fault.
 KEPT: Final = 0
@@ -102,6 +102,14 @@ def add_fault(s: World, who: int, reason: int, cls: int, ns: int) -> None:
     s.added[at + 1] += ns
     if reason != INSTEAD:
         s.histogram[histogram_cell(ns)] += 1
+
+
+@hot
+def shorten_added(s: World, who: int, reason: int, cls: int, ns: int, new: int) -> None:
+    """Let a fault that was added with `ns` take `new` ns instead."""
+    s.added[((who * REASONS + reason) * CLASSES + cls) * 2 + 1] += new - ns
+    s.histogram[histogram_cell(ns)] -= 1
+    s.histogram[histogram_cell(new)] += 1
 
 
 @hot

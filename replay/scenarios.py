@@ -47,8 +47,23 @@ class Scenario:
                 f"scenario {self.name}: parameters for {sorted(unknown)[0]}, which is not in it",
                 hint="+".join(names),
             )
+        for m in self.mechanisms:
+            for param in m.params:
+                if param.required:
+                    self._show(m, param)
         full = {m.name: {**m.defaults(), **_checked(m, self.params.get(m.name, {}))} for m in self.mechanisms}
         object.__setattr__(self, "params", full)
+
+    def _show(self, mechanism: Mechanism, param: Param) -> None:
+        """Insist on a required parameter, and name it: a figure that depends on it never goes without."""
+        given = self.params.get(mechanism.name, {})
+        if param.name not in given:
+            raise UsageError(
+                f"{mechanism.name} needs {param.name}: {param.help}", hint=f"{mechanism.name},{param.name}=1"
+            )
+        setting = f"{param.name}={given[param.name]}"
+        if setting not in self.name:
+            object.__setattr__(self, "name", f"{self.name},{mechanism.name}.{setting}")
 
 
 def _checked(mechanism: Mechanism, given: Mapping[str, Any]) -> dict[str, ParamValue]:

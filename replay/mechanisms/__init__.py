@@ -78,7 +78,10 @@ class Own(NamedTuple):
 
 @dataclass(frozen=True)
 class Param:
-    """A parameter of a mechanism: its default, unit, range or choices, and a line of help."""
+    """A parameter of a mechanism: its default, unit, range or choices, and a line of help.
+
+    A `required` one must be given, and stands in the name of every scenario that uses it.
+    """
 
     name: str
     default: ParamValue
@@ -87,6 +90,7 @@ class Param:
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
+    required: bool = False
 
 
 @dataclass(frozen=True)

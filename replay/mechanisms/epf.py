@@ -1,0 +1,207 @@
+"""epf: on a fault that waits for I/O the guest runs another thread (Hyper-V enlightened page fault, KVM APF).
+
+By the rules of KVM's asynchronous page faults (virt/kvm/async_pf.c, Documentation/virt/kvm/x86/msr.rst):
+
+- only faults that wait for I/O: swap-in, file, userfaultfd. First-touch zero fill never is asynchronous: 0;
+  nor is a device that is read synchronously (zram);
+- only in user mode: where the recording says that the guest was in kernel mode, the vCPU halts as before;
+- at most 64 outstanding per vCPU, one more waits; a repeated fault on a page that is on its way waits;
+- page-ready events of a vCPU come one after another.
+
+How much of a wait is overlapped depends on what else could run: `runnable` other threads per vCPU, which no
+fault trace holds. Low: nothing is overlapped, and the switches were made in vain. High: every wait is, if
+there is any other thread. Value: the vCPU goes on until all `runnable` threads wait too. What follows on the
+vCPU in the recording counts as the other threads' work, in the recorded order: nothing is scheduled anew.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from tracekit.replay import events as ev
+from tracekit.replay.accounts import KEPT, OVERLAPPED, REASONS, REFAULT, advance, shorten_added
+from tracekit.replay.events import Event
+from tracekit.replay.jit import hot
+from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
+from tracekit.replay.pages import B_BACKED, C_READ_AT_ONCE, C_SWAPPED, CLOCK_CLOSED, CLOCK_END, World
+
+__all__ = ["MECHANISM"]
+
+OUTSTANDING_PER_VCPU: Final = 64  # ASYNC_PF_PER_VCPU of KVM
+# m.par
+RUNNABLE, OVERHEAD, READY_NS = range(3)
+# m.ints: the use of a backed page that may turn out to wait for a device; then, by mechanism, the time of
+# such waits that is known already; then the lanes.
+PENDING, PENDING_PAGE, PENDING_LANE, PENDING_START, KNOWN = range(5)
+MECHANISMS: Final = 256  # at most: the owner of a page is 8 bits
+LANES: Final = KNOWN + MECHANISMS
+# Words of a lane: faults on their way, when the last page-ready event came, then when each page is there.
+COUNT, LAST_READY, QUEUE = range(3)
+LANE_WORDS: Final = QUEUE + OUTSTANDING_PER_VCPU
+# Words of a page: when it will be there, and 1 + the lane that waits for it.
+THERE, WAITER, WORDS = range(3)
+MAJOR: Final = ev.EPT_MAJOR * ev.LEVELS + 1
+
+
+@hot
+def first_ready(m: Own, at: int) -> int:
+    """Return which fault of a lane is served first."""
+    first = 0
+    for k in range(1, m.ints[at + COUNT]):
+        if m.ints[at + QUEUE + k] < m.ints[at + QUEUE + first]:
+            first = k
+    return first
+
+
+@hot
+def take_ready(m: Own, at: int) -> int:
+    """Deliver the next page-ready event of a lane; return when: not before the one before it was handled."""
+    first = first_ready(m, at)
+    when = max(m.ints[at + QUEUE + first], m.ints[at + LAST_READY] + int(m.par[READY_NS]))
+    m.ints[at + COUNT] -= 1
+    m.ints[at + QUEUE + first] = m.ints[at + QUEUE + m.ints[at + COUNT]]
+    m.ints[at + LAST_READY] = when
+    return int(when)
+
+
+@hot
+def service_of(m: Own, page: int, lane: int, start: int, latency: int) -> int:
+    """Return how long a fault that waits for I/O holds up its vCPU; -1 = it halts as without APF."""
+    at = LANES + lane * LANE_WORDS
+    while m.ints[at + COUNT] > 0:
+        ready = m.ints[at + QUEUE + first_ready(m, at)]
+        if max(ready, m.ints[at + LAST_READY] + int(m.par[READY_NS])) > start:
+            break
+        take_ready(m, at)
+    on_its_way = m.page[page * WORDS + THERE] > start and m.page[page * WORDS + WAITER] == lane + 1
+    if m.ints[at + COUNT] >= OUTSTANDING_PER_VCPU or on_its_way:
+        return -1
+    others_can_run = m.ints[at + COUNT] < m.par[RUNNABLE]
+    m.ints[at + QUEUE + m.ints[at + COUNT]] = start + latency
+    m.ints[at + COUNT] += 1
+    m.page[page * WORDS + THERE] = start + latency
+    m.page[page * WORDS + WAITER] = lane + 1
+    if others_can_run:
+        return int(m.par[OVERHEAD])
+    return int(m.par[OVERHEAD]) + max(take_ready(m, at) - start, 0)
+
+
+@hot
+def waits_of(s: World, who: int) -> int:
+    """Return where the time of the waits for a device that a mechanism added stands."""
+    return ((who * REASONS + REFAULT) * ev.CLASSES + MAJOR) * 2 + 1
+
+
+@hot
+def close(s: World, m: Own) -> None:
+    """See whether the use that is pending was made to wait, and overlap the wait."""
+    if m.ints[PENDING] == 0:
+        return
+    m.ints[PENDING] = 0
+    lane, start = m.ints[PENDING_LANE], m.ints[PENDING_START]
+    for who in range(len(s.added) // (REASONS * ev.CLASSES * 2)):
+        ns = s.added[waits_of(s, who)] - m.ints[KNOWN + who]
+        if ns > 0:
+            service = service_of(m, m.ints[PENDING_PAGE], lane, start, ns)
+            if service >= 0:
+                shorten_added(s, who, REFAULT, MAJOR, ns, service)
+                advance(s, lane, ns - service)
+
+
+@hot
+def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
+    """Note a use that may be made to wait: what was taken away comes back after this hook."""
+    close(s, m)
+    at_once = w & C_SWAPPED != 0 and w & C_READ_AT_ONCE != 0
+    if w & B_BACKED and e.op in (ev.FAULT, ev.ACCESSED) and not e.bits & ev.IN_KERNEL and not at_once:
+        m.ints[PENDING] = 1
+        m.ints[PENDING_PAGE] = e.page
+        m.ints[PENDING_LANE] = e.lane
+        m.ints[PENDING_START] = e.start
+        for who in range(len(s.added) // (REASONS * ev.CLASSES * 2)):
+            m.ints[KNOWN + who] = s.added[waits_of(s, who)]
+    return w
+
+
+@hot
+def tick(s: World, now: int, m: Own, me: int) -> None:
+    """Close what the event before left pending."""
+    close(s, m)
+
+
+@hot
+def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
+    """Overlap a recorded wait of the guest in user mode."""
+    waits = e.bits & (ev.MAJOR | ev.ON_HOST | ev.IN_KERNEL) == ev.MAJOR
+    if verdict != KEPT or not waits:
+        return w, verdict, service
+    ns = service_of(m, e.page, e.lane, e.start, service)
+    if ns < 0:
+        return w, verdict, service
+    return w, OVERLAPPED, ns
+
+
+def setup(context: Context) -> Setup:
+    """Take the costs and the number of threads, by hypothesis."""
+    end = context.hypothesis
+    runnable = context.number("runnable")
+    if end == "low":
+        runnable = 0.0
+    elif end == "high" and runnable > 0:
+        runnable = float(OUTSTANDING_PER_VCPU)
+    inject, switch, ready = (
+        {"low": cost.high, "high": cost.low}.get(end, cost.ns)
+        for cost in (context.profile.costs[f"epf_{name}"] for name in ("inject", "switch", "ready"))
+    )
+    lanes = len(context.timeline.lanes.vm)
+    return Setup(
+        par=[runnable, round(inject + 2 * switch + ready), ready],
+        ints=np.zeros(LANES + lanes * LANE_WORDS, np.int64),
+    )
+
+
+def finish(context: Context, world: World, own: Own, me: int) -> None:
+    """Work is not done before its last page is there: each vCPU waits for what is outstanding."""
+    tick(world, 0, own, me)
+    lanes = own.ints[LANES:].reshape(-1, LANE_WORDS)
+    for lane in np.flatnonzero(lanes[:, COUNT]).tolist():
+        there = int(lanes[lane, QUEUE : QUEUE + lanes[lane, COUNT]].max())
+        end = int(world.clock[CLOCK_END]) - int(world.shift[lane])
+        if there > end and world.clock[CLOCK_CLOSED]:
+            advance(world, lane, end - there)
+
+
+def bounded(context: Context) -> bool:
+    """What could run meanwhile is not in a trace of faults."""
+    return True
+
+
+def label(context: Context) -> str:
+    """The figure stands on `runnable`."""
+    return "assumed"
+
+
+MECHANISM = Mechanism(
+    name="epf",
+    summary="the guest runs another thread while a fault waits for I/O",
+    stage=Stage.SERVE,
+    params=(
+        Param(
+            "runnable",
+            -1,
+            "other threads per vCPU that could run during a wait (0 = none)",
+            low=0,
+            required=True,
+        ),
+    ),
+    page_words=WORDS,
+    look=look,
+    fault=fault,
+    tick=tick,
+    setup=setup,
+    finish=finish,
+    bounded=bounded,
+    label=label,
+)
