@@ -188,8 +188,8 @@ def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
 
 
 def _steps(slots: int, cells: NDArray[np.int64]) -> Steps:
-    sizes = ((slots >> shift) + 1 for shift in (6, 12, 18))
-    return Steps(*(np.zeros(size, np.int64) for size in sizes), cells)
+    words, blocks, areas = (np.zeros((slots >> shift) + 1, np.int64) for shift in (6, 12, 18))
+    return Steps(words, blocks, areas, cells)
 
 
 class Belady:

@@ -80,7 +80,7 @@ def run_lru(
     outcome: NDArray[np.int64],
 ) -> int:
     """Take references in time order until slots run out; return how many were taken."""
-    done = min(len(pages), len(q.page_at) - q.cells[NEXT])
+    done: int = min(len(pages), len(q.page_at) - q.cells[NEXT])
     tail = q.cells[TAIL]
     resident = q.cells[RESIDENT]
     misses = 0

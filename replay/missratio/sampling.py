@@ -66,7 +66,8 @@ def name_of(
             cells[NAMED] += 1
             break
         at = (at + 1) & (len(keys) - 1)
-    return names[at]
+    number: int = names[at]
+    return number
 
 
 def count_cold(pages: NDArray[np.int64], ops: NDArray[np.uint8], seen: NDArray[np.int64]) -> int:
@@ -258,7 +259,7 @@ class Shards:
         at = np.maximum(sizes, 0)
         each = np.array([self._estimate(group, at) for group in self._groups])
         half = T_95 * each.std(axis=0, ddof=1) / np.sqrt(GROUPS) * np.sqrt(1 - self.rate)
-        return np.clip(self._estimate(self._whole, at) + sign * half, 0.0, 1.0)
+        return np.asarray(np.clip(self._estimate(self._whole, at) + sign * half, 0.0, 1.0))
 
     def _notes(self) -> tuple[str, ...]:
         notes = []
