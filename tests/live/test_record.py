@@ -267,9 +267,6 @@ def test_a_user_without_capabilities_is_told_what_to_do_and_nothing_is_started(t
     [
         (("--", "no-such-program"), "no-such-program"),
         (("-p", "4194304"), "4194304"),
-        ((), "COMMAND"),
-        (("-d", "0", "--", "true"), "duration"),
-        (("--buffer", "3000000", "--", "true"), "power of two"),
     ],
 )
 def test_bad_input_is_a_usage_error_and_leaves_no_trace(

@@ -150,6 +150,9 @@ def test_a_plan_must_make_sense(tmp_path: Path) -> None:
         {},
         {"command": ("true",), "ring_bytes": 3 << 20},
         {"command": ("true",), "seconds": 0.0},
+        {"command": ("true",), "max_bytes": 0},
+        {"command": ("true",), "rotate_seconds": 1.0, "keep_last_seconds": 1.0},
+        {"guest": True, "pids": (1,)},
     ):
         with pytest.raises(UsageError):
             RecordPlan(out=out, **wrong)  # type: ignore[arg-type]
