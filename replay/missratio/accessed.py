@@ -92,6 +92,7 @@ def accessed_bits(
     One entry of `pages` and `scans` per page found accessed, scans ascending from 0; `scan_ns`: when the
     bits were first cleared, then when each scan read and cleared them (number of scans + 1, ascending).
 
+    >>> from tracekit.replay.missratio import accessed_bits
     >>> answers = accessed_bits([7, 7], [0, 3], scan_ns=[0, 10, 20, 30, 40], delay_ns=[15, 25, 45])
     >>> answers.refaults_low, answers.refaults_high  # the gap is between 20 and 40
     (array([1, 0, 0]), array([1, 1, 0]))

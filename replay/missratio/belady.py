@@ -197,6 +197,7 @@ class Belady:
 
     Fed batch by batch; memory: 4 to 8 bytes for each page and slot, bounded by the guest's size.
 
+    >>> from tracekit.replay.missratio import Belady
     >>> memory = Belady(2).feed([1, 2, 3, 1, 2, 3])  # keep 1 until its use, then 3
     >>> memory.misses, memory.cold
     (4, 3)
@@ -220,6 +221,7 @@ class Belady:
     def missed(self, pages: ArrayLike, ops: ArrayLike | None = None) -> NDArray[np.bool_]:
         """Take the next references and return which of them miss.
 
+        >>> from tracekit.replay.missratio import Belady
         >>> Belady(2).missed([1, 2, 3, 1, 2])
         array([ True,  True,  True, False,  True])
         """

@@ -77,6 +77,7 @@ def _kernel() -> Callable[..., int]:
 class IdleGaps:
     """Collects idle gaps batch by batch: 8 bytes for each page and for each gap that ended.
 
+    >>> from tracekit.replay.missratio import IdleGaps
     >>> gaps = IdleGaps().feed([1, 2, 1, 1], [0, 10, 100, 130]).close(end_ns=150)
     >>> gaps.ended, gaps.cut, gaps.unknown
     (array([ 30, 100]), array([ 20, 140]), 2)

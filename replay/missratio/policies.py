@@ -255,6 +255,7 @@ class Policy(ABC):
     def outcomes(self, pages: ArrayLike, ops: ArrayLike | None = None) -> NDArray[np.int64]:
         """Take the next references and return for each HIT, FILLED or the page that it evicted.
 
+        >>> from tracekit.replay.missratio import Lru
         >>> Lru(2).outcomes([5, 6, 5, 7])  # two fill the memory, 5 hits, 7 evicts 6
         array([-2, -2, -1,  6])
         """
@@ -311,6 +312,7 @@ class Policy(ABC):
 class Lru(Policy):
     """Evicts the page used least recently.
 
+    >>> from tracekit.replay.missratio import Lru
     >>> memory = Lru(2).feed([1, 2, 1, 3, 2])  # 3 evicts 2, 2 evicts 1
     >>> memory.misses, memory.cold, memory.refaults
     (4, 3, 1)
@@ -331,6 +333,7 @@ class Fifo(Policy):
     Not a proven worst case (no policy that may look at use is bounded by it), but what a limit costs
     when recency is worth nothing.
 
+    >>> from tracekit.replay.missratio import Fifo
     >>> Fifo(2).feed([1, 2, 1, 3, 1]).misses  # 3 evicts 1 although it was just used
     4
     """
@@ -344,6 +347,7 @@ class Clock(Policy):
 
     The fault itself does not count as a use (as in libCacheSim's one-bit Clock).
 
+    >>> from tracekit.replay.missratio import Clock
     >>> Clock(2).feed([1, 2, 1, 3, 1]).misses  # 1 was used: 3 evicts 2
     3
     """

@@ -159,6 +159,7 @@ class Shards:
     d pages is only known to about sqrt(d / rate) pages, by which the band is widened sideways.
 
     >>> import numpy as np
+    >>> from tracekit.replay.missratio import Shards
     >>> loop = np.tile(np.arange(50_000), 4)  # misses always below 50,000 pages, once above
     >>> curve = Shards(rate=0.05, seed=3).feed(loop).curve([40_000, 60_000])
     >>> curve.miss_ratio.round(2)

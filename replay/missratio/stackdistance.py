@@ -301,6 +301,7 @@ class StackDistances:
     distance is the smallest memory, in pages, in which the touch hits. Faults and evictions: see
     `tracekit.replay.missratio.evictions`.
 
+    >>> from tracekit.replay.missratio import StackDistances
     >>> distances = StackDistances().feed([1, 2, 3, 1, 1, 2])
     >>> distances.histogram  # 3 first uses, then 1 at distance 3, 1 at 1 and 2 at 3
     array([3, 1, 0, 2])
