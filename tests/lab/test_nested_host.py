@@ -91,11 +91,11 @@ def test_every_first_touch_of_a_small_guest(lab: Lab, options: str):
 
 def test_an_unmodified_linux_guest_with_balloon_and_page_reporting(lab: Lab):
     trace, account = lab.record(
-        "linux", "tracekit lab linux --json --accel kvm --memory 256M --alloc 64M --balloon 128M"
+        "linux", "tracekit lab linux --json --accel kvm --memory 256M --alloc 64M --balloon 224M"
     )
     assert account["accel"] == "kvm"
-    assert events(trace, "balloon_inflate")["pages"].sum() == 128 * MIB // 4096
-    assert events(trace, "balloon_deflate")["pages"].sum() == 128 * MIB // 4096
+    assert events(trace, "balloon_inflate")["pages"].sum() == 32 * MIB // 4096
+    assert events(trace, "balloon_deflate")["pages"].sum() == 32 * MIB // 4096
     assert events(trace, "free_page_report")["pages"].sum() * 4096 > 40 * MIB
     faults = events(trace, "ept_violation")
     assert faults["gfn"].n_unique() > 1000

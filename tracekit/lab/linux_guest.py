@@ -90,7 +90,7 @@ class LinuxGuest:
             self.qemu = Qemu(self._arguments(kit))
         self.ready_ns = time.monotonic_ns()
 
-    def balloon(self, target_bytes: int, *, timeout_s: float = 120.0) -> None:
+    def balloon(self, target_bytes: int, *, timeout_s: float = 600.0) -> None:
         """Move the balloon until the guest has `target_bytes`, and wait until it has.
 
         Raises `FailedError` where the guest does not get there in time.

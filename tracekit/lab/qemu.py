@@ -65,7 +65,7 @@ class Qemu:
     that. Raises `CapabilityError` where QEMU is not installed, `FailedError` where it does not start.
     """
 
-    def __init__(self, arguments: Sequence[str | Path], *, boot_timeout_s: float = 120.0) -> None:
+    def __init__(self, arguments: Sequence[str | Path], *, boot_timeout_s: float = 600.0) -> None:
         program = shutil.which("qemu-system-x86_64")
         if not program:
             raise CapabilityError(
