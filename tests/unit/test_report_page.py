@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -154,6 +155,26 @@ def test_page_is_one_file_that_names_no_other(page: str) -> None:
 
 def test_page_is_under_3_megabytes(page: str) -> None:
     assert len(page.encode()) < 3_000_000
+
+
+def test_a_page_full_to_the_last_cell_is_under_3_megabytes_too(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    events = 250_000
+    with TraceWriter(tmp_path / "full.trace", example_meta()) as writer:
+        writer.append(
+            events_batch(
+                ts_ns=START + np.arange(events) * 1000,
+                kind=rng.choice(["ept_violation", "balloon_inflate"], events),
+                gfn=rng.integers(0, 1 << 17, events),
+                latency_ns=rng.lognormal(9, 2, events).astype(np.uint64),
+            )
+        )
+    many = pl.concat([result_rows().with_columns(pl.col("scenario") + pl.lit(f",n={n}")) for n in range(6)])
+    study = Study("full.trace", trace=open_trace(tmp_path / "full.trace"), rows=many)
+    figures = draw(study)
+    heat = next(figure for figure in figures if figure.name == "heat")
+    assert len(heat.spec()["datasets"].popitem()[1]) > 25_000
+    assert len(render(study, figures).encode()) < 3_000_000
 
 
 def test_hostile_strings_are_text_and_nothing_else(page: str) -> None:

@@ -35,7 +35,7 @@ def chart(curve: pl.DataFrame) -> alt.LayerChart:
     )
     percent = alt.Axis(format="~%", tickCount=5)
     band = base.mark_area(opacity=0.2).encode(
-        y=alt.Y("low:Q", title="touches that would fault", axis=percent), y2="high:Q", color=alt.value(_BAND)
+        y=alt.Y("low:Q", title="faults that stay", axis=percent), y2="high:Q", color=alt.value(_BAND)
     )
     line = base.mark_line(strokeWidth=2.5, style=INK).encode(y=alt.Y("miss_ratio:Q", axis=percent))
     drawn: alt.LayerChart = (band + line).properties(width=WIDTH, height=HEIGHT)
