@@ -33,6 +33,9 @@ __all__ = ["Room", "run"]
 NONE, ALL = "none", "all"
 """The names in the `mechanism` column for the baseline and for a whole combination."""
 
+REFAULTS_MOVE = ("faults", "exits", "refaults", "stall", "critical_path", "host_cpu")
+"""Metrics (their beginnings) that have no bound where the refaults have none."""
+
 
 def run(
     trace: TraceLike,
@@ -147,10 +150,18 @@ class Room:
         if any(self.known[name].bounded(context) for name, context in contexts.items()):
             for end in ("low", "high"):
                 others.append(self.once({n: replace(c, hypothesis=end) for n, c in contexts.items()}))
-        return {
+        figures = {
             name: widened(figure, [other[name] for other in others if name in other])
             for name, figure in point.items()
         }
+        if any(self.known[name].open_below(context) for name, context in contexts.items()):
+            figures = {
+                name: replace(figure, saved=figure.saved._replace(low=-np.inf))
+                if name.startswith(REFAULTS_MOVE)
+                else figure
+                for name, figure in figures.items()
+            }
+        return figures
 
     def once(self, contexts: Mapping[str, Context], *, curve: str = "") -> dict[str, Figure]:
         """Replay once and return the figures."""

@@ -144,7 +144,8 @@ class Mechanism:
 
     `bounded(context)` says whether the trace leaves it open what happened (then it also runs under the
     hypotheses low and high); `label(context)` says what its counts rest on: measured, bounded or assumed.
-    `prices_refaults`: it books its refaults at costs of its own, whose range its hypotheses hold.
+    `open_below(context)` says that the trace can't bound the refaults it causes. `prices_refaults`: it books
+    its refaults at costs of its own, whose range its hypotheses hold.
     """
 
     name: str
@@ -164,6 +165,7 @@ class Mechanism:
     finish: Callable[[Context, World, Own, int], None] | None = None
     costs: Callable[[NDArray[np.int64], Context], Mapping[str, Mapping[str, float]]] = _no_costs
     bounded: Callable[[Context], bool] = _same
+    open_below: Callable[[Context], bool] = _same
     label: Callable[[Context], str] = _measured
 
     def defaults(self) -> dict[str, ParamValue]:

@@ -6,7 +6,8 @@ MIN). Swap-outs happen beside the guest, swap-ins are faults on the vCPU's path 
 
 Uses of mapped pages that nothing sampled are not in a trace. Any eviction has at least as many swap-ins as
 MIN has on the uses that are seen, so *high* is a bound; the other end is not: a page in constant, invisible
-use looks idle. Access samples (DAMON) close that gap. Every page is written out, changed or not.
+use looks idle. Without access samples (DAMON) there is no bound at that end. Every page is written
+out, changed or not.
 """
 
 from __future__ import annotations
@@ -288,6 +289,11 @@ def bounded(context: Context) -> bool:
     return True
 
 
+def open_below(context: Context) -> bool:
+    """Without access samples the evicted pages may all be in constant, invisible use."""
+    return not context.survey.counts[ev.ACCESSED]
+
+
 def label(context: Context) -> str:
     """Uses that nothing sampled can only make it worse than any order of the seen ones."""
     return "assumed"
@@ -309,5 +315,6 @@ MECHANISM = Mechanism(
     costs=costs,
     prices_refaults=True,
     bounded=bounded,
+    open_below=open_below,
     label=label,
 )

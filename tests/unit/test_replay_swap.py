@@ -95,7 +95,8 @@ def test_swap_ins_are_those_of_lru_fifo_and_of_the_best_possible_order(
     uses: list[tuple[int, bool]], limit: int
 ) -> None:
     # No sample precedes a first touch, and a discard of what is not there does nothing.
-    row = found([fault(1, 100, 0.005), *as_trace(uses)], f"swap,limit_mib={limit * PAGE}")["refaults"]
+    first = [fault(1, 100, 0.005), use(2, 100)]
+    row = found([*first, *as_trace(uses)], f"swap,limit_mib={limit * PAGE}")["refaults"]
     uses = [(100, False), *uses]
     lru, fifo = (swap_ins(uses, limit, move=move) for move in (True, False))
     best = fewest_swap_ins(uses, limit)
@@ -127,6 +128,14 @@ def test_a_limit_takes_memory_and_adds_waits() -> None:
     # MIN pushes 2 out, which is not used again: no swap-in at all.
     assert row["refaults"]["high"] == 0
     assert row["refaults"]["label"] == "assumed"
+
+
+def test_without_access_samples_there_is_no_lower_bound() -> None:
+    row = found([fault(1, 1, 0.005), fault(2, 2, 0.005)], f"swap,limit_mib={PAGE}")
+    # Page 1 goes and is not seen again; whether it was in use all along, nothing in the trace says.
+    assert (row["stall"]["saved"], row["stall"]["low"], row["stall"]["high"]) == (0, None, 0)
+    assert row["refaults"]["low"] is None
+    assert row["resident_peak"]["low"] == PAGE_BYTES
 
 
 def test_each_device_has_its_price_and_its_range() -> None:
