@@ -76,8 +76,11 @@ def test_what_qemu_says_of_wrong_arguments_is_the_error():
         LinuxGuest(plan)
 
 
-def test_killing_the_command_kills_its_guest():
-    with subprocess.Popen(command("--settle", "60", "--alloc", "8M"), stdout=subprocess.PIPE) as process:
+def test_killing_the_command_kills_its_guest(tmp_path: Path):
+    # What a killed command can't remove stays in its temporary folder.
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    line = command("--settle", "60", "--alloc", "8M")
+    with subprocess.Popen(line, stdout=subprocess.PIPE, env=environment) as process:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         deadline = time.monotonic() + 20
         pid = 0
