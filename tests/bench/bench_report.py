@@ -15,6 +15,7 @@ from tracekit.report.study import Study
 from tracekit.trace import Trace, open_trace
 
 EVENTS = 5_000_000
+PARTS = ("extent", "tally", "heat")
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +25,12 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Trace:
     return open_trace(path)
 
 
-@pytest.mark.parametrize("part", ["extent", "tally", "heat"])
+@pytest.mark.parametrize("part", PARTS)
 def test_outline(benchmark: Any, trace: Trace, part: str) -> None:
     def fresh() -> tuple[tuple[Outline], dict[str, Any]]:
         outline = Outline(trace)
-        for before in ("extent", "tally"):  # each part by itself, not with what it rests on
-            if before != part:
-                assert getattr(outline, before) is not None
+        for before in PARTS[: PARTS.index(part)]:  # each part by itself, without what it rests on
+            assert getattr(outline, before) is not None
         return (outline,), {}
 
     benchmark.pedantic(lambda outline: getattr(outline, part), setup=fresh, rounds=3)
