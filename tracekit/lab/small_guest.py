@@ -117,7 +117,10 @@ class SmallGuest:
             for thread in threads:
                 thread.start()
             for event in left:
-                event.wait()
+                # In short waits: polars, once loaded, has SIGINT restart what it interrupts, and a wait without
+                # end would never let Python raise KeyboardInterrupt.
+                while not event.wait(0.1):
+                    pass
         if failures:
             raise failures[0]
         return GuestRun(
