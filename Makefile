@@ -1,11 +1,11 @@
 # tracekit: `make demo` shows the main job on a live guest, `make test` passes the tests.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint typecheck unit live bench clean
+.PHONY: help setup demo test check lint typecheck unit live bench lab clean
 
 help:  ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup:  ## Virtual environment and, as root on Debian, bcc and kernel headers
+setup:  ## Virtual environment and, as root on Debian, bcc
 	@.ci/setup demo
 
 demo: setup  ## Record a real guest, replay what-ifs, print the table, write the report
@@ -33,6 +33,9 @@ live:  ## Only the tests on real guests
 
 bench:  ## Benchmarks (minutes; never part of make test)
 	@.venv/bin/pytest tests/bench/bench_*.py --benchmark-only -o python_files='bench_*.py' -o norecursedirs=''
+
+lab:  ## The recorder inside a KVM host with nested paging (minutes; never part of make test)
+	@.venv/bin/pytest tests/lab -o norecursedirs=build
 
 clean:  ## Remove everything that setup and builds made
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tracekit.api import open, what_if  # noqa: A004
+    from tracekit.api import open, scan, what_if  # noqa: A004
 
-__all__ = ["open", "what_if"]
+__all__ = ["open", "scan", "what_if"]
 
 
 def __getattr__(name: str) -> object:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tracekit.replay import Mechanism, Profile, Scenario
     from tracekit.trace import Trace
 
-__all__ = ["open", "what_if"]
+__all__ = ["open", "scan", "what_if"]
 
 
 def open(path: str | Path) -> Trace:  # noqa: A001  (tk.open reads like gzip.open)
@@ -34,9 +34,26 @@ def open(path: str | Path) -> Trace:  # noqa: A001  (tk.open reads like gzip.ope
     >>> tk.open(folder).events.collect().height
     2
     """
+    import tracekit.datasets.frame  # noqa: F401  registers `events.tk`, the questions people ask
     from tracekit.trace import open_trace
 
     return open_trace(path)
+
+
+def scan(traces: str | Path | Trace | Iterable[str | Path | Trace]) -> pl.LazyFrame:
+    """Return the events of many traces as one LazyFrame, with the column `trace` in front.
+
+    `traces`: folders, patterns (`runs/*.trace`), fsspec URLs, opened traces; see
+    `tracekit.datasets.frame.scan`. Raises UsageError where there is no trace.
+
+    >>> import tracekit as tk
+    >>> from tracekit.datasets.catalog import trace_path
+    >>> tk.scan(trace_path("small-guest-zero-then-use")).collect_schema().names()[:2]
+    ['trace', 'ts_ns']
+    """
+    from tracekit.datasets.frame import scan as scan_events
+
+    return scan_events(traces)
 
 
 def what_if(
