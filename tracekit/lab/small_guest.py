@@ -117,8 +117,8 @@ class SmallGuest:
             for thread in threads:
                 thread.start()
             for event in left:
-                # In short waits: polars, once loaded, makes SIGINT restart what it interrupts, and Python would
-                # never get to raise KeyboardInterrupt.
+                # In short waits: once polars is loaded, SIGINT restarts system calls, and in one long wait
+                # Python would never get to raise KeyboardInterrupt.
                 while not event.wait(0.1):
                     pass
         if failures:
