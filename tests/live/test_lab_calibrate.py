@@ -10,16 +10,29 @@ from tracekit.lab.calibrate.profile import calibrate
 pytestmark = pytest.mark.live("kvm")
 
 
-def test_a_short_calibration_measures_every_cost():
-    result = calibrate(rounds=5, sizes=(32 << 20, 128 << 20))
-    costs = result.costs
-    assert set(costs) == set(RECIPES)
-    assert all(0 < cost.low <= cost.ns <= cost.high and cost.samples == 5 for cost in costs.values())
-    # A large page costs more than a small one, and much less than the 512 it stands for.
-    for kind in ("ept", "host_minor", "prefault"):
-        assert costs[f"{kind}_4k"].ns < costs[f"{kind}_2m"].ns < 512 * costs[f"{kind}_4k"].ns
+def in_the_order_of_their_work(costs, times) -> list[str]:
+    """Say what is out of order: a large page costs more than a small one, and much less than its 512."""
+    wrong = [
+        kind
+        for kind in ("ept", "host_minor", "prefault")
+        if not costs[f"{kind}_4k"].ns < costs[f"{kind}_2m"].ns < 512 * costs[f"{kind}_4k"].ns
+    ]
     # A guest's fault holds the host's fault and the exit.
-    assert costs["ept_4k"].ns > costs["prefault_4k"].ns
-    times = {(side, size): one.ns for side, size, one in result.zeroing}
-    for side in ("guest", "host"):
-        assert times[side, 128 << 20] > 2 * times[side, 32 << 20]
+    wrong += ["ept over prefault"] if costs["ept_4k"].ns <= costs["prefault_4k"].ns else []
+    wrong += [side for side in ("guest", "host") if times[side, 128 << 20] <= 2 * times[side, 32 << 20]]
+    return wrong
+
+
+def test_a_short_calibration_measures_every_cost():
+    wrong = []
+    for _ in range(3):  # a short calibration has few samples: on a shared host one may be disturbed
+        result = calibrate(rounds=5, sizes=(32 << 20, 128 << 20))
+        assert set(result.costs) == set(RECIPES)
+        assert all(
+            0 < cost.low <= cost.ns <= cost.high and cost.samples == 5 for cost in result.costs.values()
+        )
+        times = {(side, size): one.ns for side, size, one in result.zeroing}
+        wrong.append(in_the_order_of_their_work(result.costs, times))
+        if not wrong[-1]:
+            return
+    pytest.fail(f"out of order in three calibrations: {wrong}")
