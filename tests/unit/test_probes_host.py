@@ -307,7 +307,18 @@ def mapping(start: int, size: int, path: str = "", permissions: str = "rw-p") ->
             [(0, 2 * GIB, 8 * GIB), (4 * GIB, 2 * GIB, 10 * GIB)],
         ),
         (["qemu-system-x86_64", "-m", "2G"], [mapping(8 * GIB, GIB)], []),
-        (["vmm"], [mapping(GIB, 64 << 20), mapping(0, 1 << 20)], [(0, 64 << 20, GIB)]),
+        (["vmm"], [mapping(GIB, 96 << 20), mapping(0, 1 << 20)], [(0, 96 << 20, GIB)]),
+        # Memory of the VMM's own never passes for the guest's: an arena of malloc, full or half full ...
+        (["vmm"], [mapping(GIB, 64 << 20), mapping(0, 1 << 20)], []),
+        (["vmm"], [mapping(GIB, 40 << 20)], []),
+        (
+            ["vmm"],
+            [mapping(GIB, 64 << 20), mapping(3 * GIB, 32 << 20, "/memfd:ram", "rw-s")],
+            [(0, 32 << 20, 3 * GIB)],
+        ),
+        # ... nor any of two that fit as well.
+        (["vmm"], [mapping(GIB, 96 << 20), mapping(2 * GIB, 128 << 20)], []),
+        (["qemu-system-x86_64", "-m", "64"], [mapping(GIB, 64 << 20), mapping(2 * GIB, 64 << 20)], []),
         (["vmm"], [mapping(GIB, 64 << 20, "[heap]")], []),
     ],
 )
