@@ -130,6 +130,7 @@ class Recorder:
         self._enter_misses()
         meta, report = self._meta, self.report
         meta.stop_ns = stop_ns
+        meta.notes.extend(self._finder.notes)
         if foreign := self._attribution.foreign:
             meta.notes.append(f"left out: {foreign} events of kernel threads on no traced VM's memory")
         if any(is_emulated(vm["argv"]) for vm in meta.vms) and not any(vm["vcpus"] for vm in meta.vms):

@@ -23,6 +23,7 @@ __all__ = ["SlotFinder", "assume", "is_emulated", "ram_bytes"]
 
 _GIB: Final = 1 << 30
 _LEAST_RAM: Final = 16 << 20
+_ARENA: Final = 64 << 20  # glibc malloc/arena.c: HEAP_MAX_SIZE, the size and alignment of a thread's arena
 _UNITS: Final = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}  # -m counts MiB
 # Where memory below 4 GiB ends, and from which size on (QEMU hw/i386/pc_piix.c and pc_q35.c; Cloud Hypervisor
 # and Firecracker arch/x86_64 layout): the rest continues at 4 GiB.
@@ -48,6 +49,7 @@ class SlotFinder:
         self._memslots, self._bpf, self._listed = memslots, bpf, listed
         self._monitor, self._start_ns = monitor, start_ns
         self._looked: set[int] = set()
+        self._without: set[int] = set()
 
     def look(self, *, running: bool) -> None:
         """Look at every VM without memslots; `running` says that they ran before the recording."""
@@ -63,10 +65,17 @@ class SlotFinder:
                 self._monitor = None
             elif (running and first_look and holds_vm(pid)) or is_emulated(argv):
                 ranges, known_by = self._assumed(pid, argv), "assumed"
+                self._without.add(vm)
             else:
                 continue
             for slot, (gpa, size, hva) in enumerate(ranges):
                 self._add(Memslot(vm, slot, gpa, size, hva, 0, self._start_ns, known_by), pid)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the trace must know: which VMs have no memslots though they were looked for."""
+        without = sorted(self._without - {slot.vm for slot in self._memslots.slots})
+        return [f"memslots of VM {vm} are not known: no one mapping is its memory for sure" for vm in without]
 
     def _assumed(self, pid: int, argv: Sequence[str]) -> list[tuple[int, int, int]]:
         with contextlib.suppress(OSError):
@@ -95,17 +104,21 @@ def ram_bytes(argv: Sequence[str]) -> int | None:
 
 
 def assume(argv: Sequence[str], maps: Sequence[Mapping]) -> list[tuple[int, int, int]]:
-    """Guess a guest's memory as (gpa, bytes, hva): the mapping of the size asked for, or the largest.
+    """Guess a guest's memory as (gpa, bytes, hva): the one mapping of the size asked for.
 
-    The layout is the usual one of the VMM: from 0 on, and what is too much below 4 GiB continues there.
+    Where no size was asked for, the one large mapping that can't be an arena of malloc. Empty if none or more
+    than one fits: memory of the VMM's own must not pass for the guest's. The layout is the usual one of the
+    VMM: from 0 on, and what is too much below 4 GiB continues there.
     """
     plain = [m for m in maps if m.permissions.startswith("rw") and not m.path.startswith("[")]
     size = ram_bytes(argv)
-    fitting = [m for m in plain if size is not None and m.end - m.start == size]
-    candidates = fitting or ([] if size is not None else [m for m in plain if m.end - m.start >= _LEAST_RAM])
-    if not candidates:
+    if size is None:
+        fitting = [m for m in plain if m.end - m.start >= _LEAST_RAM and not _may_be_arena(m)]
+    else:
+        fitting = [m for m in plain if m.end - m.start == size]
+    if len(fitting) != 1:
         return []
-    ram = max(candidates, key=lambda m: m.end - m.start)
+    ram = fitting[0]
     total = ram.end - ram.start
     machine = _machine(argv)
     limit, low_end = _LOW_END[machine]
@@ -114,6 +127,12 @@ def assume(argv: Sequence[str], maps: Sequence[Mapping]) -> list[tuple[int, int,
     if total > low:
         ranges.append((4 * _GIB, total - low, ram.start + low))
     return ranges
+
+
+def _may_be_arena(mapping: Mapping) -> bool:
+    """Return whether this may be the part in use of a malloc arena: private, anonymous, at its alignment."""
+    own = not mapping.path and mapping.permissions.endswith("p")
+    return own and mapping.start % _ARENA == 0 and mapping.end - mapping.start <= _ARENA
 
 
 def _machine(argv: Sequence[str]) -> str:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from tracekit.replay import accounts as ac
 from tracekit.replay import events as ev
 from tracekit.replay.amounts import Amount
-from tracekit.replay.mechanisms import Context, Mechanism
+from tracekit.replay.mechanisms import Context, Mechanism, Stage
 from tracekit.replay.pricing import Prices, class_name
+from tracekit.replay.quantiles import moved, quantile
 from tracekit.replay.state import Replay, vcpu_lanes
 from tracekit.replay.survey import Survey
 from tracekit.replay.timeline import Timeline
@@ -102,7 +103,8 @@ class Ledger:
         """Return what the counts rest on: the weakest of the mechanisms that are on."""
         on = [m for m in self.mechanisms if m.name in self.contexts]
         labels = [m.label(self.contexts[m.name]) for m in on]
-        return weaker("measured", *labels)
+        guessed = "bounded" if on and self.facts.assumed_slots else "measured"
+        return weaker(guessed, *labels)
 
     def _faults(self) -> dict[str, Figure]:
         table, added = self._fault_table()[..., ac.COUNT].sum(axis=0), self._added_table()[..., 0].sum(axis=0)
@@ -132,34 +134,49 @@ class Ledger:
 
     def _stall(self) -> dict[str, Figure]:
         table, added = self._fault_table().sum(axis=0), self._added_table().sum(axis=0)
-        nominal = self.prices.nominal()
         unmeasured = table[..., ac.UNMEASURED]
-        base = table[..., ac.BASE_NS] + unmeasured * nominal
+        base = table[..., ac.BASE_NS] + unmeasured * self.prices.nominal()
         new = table[..., ac.NEW_NS]
         every = np.ones(ev.CLASSES, bool)
         minor = np.array(["major" not in class_name(one) for one in range(ev.CLASSES)])
         figures: dict[str, Figure] = {}
         for name, mask in (("stall", every), ("host_cpu_path", minor)):
-            # Measured parts are exact; the interval comes from the classes that the profile prices.
             value = int((base - new)[:, mask].sum() - added[[ac.REFAULT, ac.DEFERRED]][:, mask, 1].sum())
-            low = high = 0.0
-            used = False
-            changed = unmeasured[1:].sum(axis=0)
-            extra = self._refaults_by_class() + added[ac.INSTEAD, :, 0]
-            for one in np.flatnonzero(mask):
-                price = self.prices.amounts[one]
-                for n in (int(changed[one]), -int(extra[one])):
-                    if n and not self.prices.from_trace[one]:
-                        used = True
-                        spread = price.times(n)
-                        low += spread.low - spread.value
-                        high += spread.high - spread.value
-            label = weaker(self._label(), "assumed" if used else "measured")
-            figures[name] = Figure.of(
-                int(base[:, mask].sum()), Amount(value, value + low, value + high), label
-            )
+            spread, priced = self._spread(mask)
+            priced |= bool(unmeasured[:, mask].any())
+            label = weaker(self._label(), "assumed" if priced else "measured")
+            saved = Amount(value, value + spread.low, value + spread.high)
+            figures[name] = Figure.of(int(base[:, mask].sum()), saved, label)
         figures.update(self._quantiles(figures["stall"].label))
+        # Wall-clock time of faults: the host works for some of it, nobody knows how much.
+        path = figures["host_cpu_path"]
+        saved = path.saved._replace(low=min(0.0, path.saved.low), high=max(0.0, path.saved.high))
+        figures["host_cpu_path"] = replace(path, saved=saved, label=weaker(path.label, "bounded"))
         return figures
+
+    def _spread(self, mask: NDArray[np.bool_]) -> tuple[Amount, bool]:
+        """Return how far prices could move the saved stall (around 0), and whether any was used.
+
+        Recorded latencies are exact. A fault that was shortened takes what a price says, of its latency at
+        most and of nothing at least.
+        """
+        table, added = self._fault_table().sum(axis=0), self._added_table().sum(axis=0)
+        changed = table[1:, :, ac.UNMEASURED].sum(axis=0)
+        extra = self._refaults_by_class() + added[ac.INSTEAD, :, 0]
+        low = high = 0.0
+        for one in np.flatnonzero(mask):
+            price = self.prices.amounts[one]
+            for n in (int(changed[one]), -int(extra[one])):
+                spread = price.times(n)
+                low += spread.low - spread.value
+                high += spread.high - spread.value
+        short = table[ac.SHORTENED][mask]
+        left = short[:, ac.NEW_NS].sum()
+        nominal = self.prices.nominal()[mask]
+        low -= float((short[:, ac.BASE_NS] + short[:, ac.UNMEASURED] * nominal).sum() - left)
+        high += float(left)
+        used = bool(changed[mask].any() or extra[mask].any() or short[:, ac.COUNT].any())
+        return Amount(0.0, min(low, 0.0), high), used
 
     def _refaults_by_class(self) -> NDArray[np.int64]:
         """Return the refaults that cost what faults of their class cost, not what a mechanism says."""
@@ -167,14 +184,29 @@ class Ledger:
         return np.asarray(self._added_table()[1:, ac.REFAULT, :, 0][rows].sum(axis=0), np.int64)
 
     def _quantiles(self, label: str) -> dict[str, Figure]:
-        base = self.facts.histogram.copy()
-        unmeasured = self.facts.faults - self.facts.measured
-        np.add.at(base, ac.histogram_cells(self.prices.nominal()), unmeasured)
-        cells = (base, base + self.replay.world.histogram)
+        nominal = self.prices.nominal()
+        before_n = self.facts.faults - self.facts.measured
+        before = self.facts.histogram
+        np.add.at(before, ac.histogram_cells(nominal), before_n)
+        after = before + self.replay.world.histogram
+        instead = self._added_table().sum(axis=0)[ac.INSTEAD, :, 0]
+        kept = self._fault_table().sum(axis=0)[ac.KEPT, :, ac.UNMEASURED]
+        after_n = kept + self._refaults_by_class() + instead
+        low = np.array([int(price.low) for price in self.prices.amounts])
+        high = np.array([int(price.high) for price in self.prices.amounts])
         figures = {}
         for name, q in (("stall_p50", 0.5), ("stall_p99", 0.99), ("stall_p99.9", 0.999)):
-            before, after = quantile(cells[0], q), quantile(cells[1], q)
-            figures[name] = Figure.of(before, Amount.exact(before - after), label)
+            base, new = quantile(before, q)[0], quantile(after, q)[0]
+            saved = Amount.exact(base - new)
+            if self.replay.world.histogram.any():
+                # The cell says no more than its edges, and what was priced may lie in another one.
+                least = quantile(moved(before, before_n, nominal, low), q)[0]
+                most = quantile(moved(before, before_n, nominal, high), q)[1]
+                new_least = quantile(moved(after, after_n, nominal, low), q)[0]
+                new_most = quantile(moved(after, after_n, nominal, high), q)[1]
+                saved = Amount(saved.value, least - new_most, most - new_least)
+            mine = weaker(label, "bounded" if saved.low < saved.high else "measured")
+            figures[name] = Figure.of(base, saved, mine)
         return figures
 
     # -- time
@@ -191,20 +223,27 @@ class Ledger:
         pairs = world.spans[2 : 2 + 2 * depth].reshape(-1, 2)
         union = int(world.spans[0] + (pairs[:, 1] - pairs[:, 0]).sum())
         # All vCPUs independent: the one that gained least decides. All waiting for each other: every stretch
-        # of stall that was removed on any of them counts once.
-        saved = Amount(value, min(value, int(shift.min())), max(value, int(shift.max()), union))
+        # of stall that was removed on any of them counts once. Prices move it as far as they move the stall.
+        spread, _ = self._spread(np.ones(ev.CLASSES, bool))
+        calls = self._priced("hypercall_time")
+        saved = Amount(
+            value,
+            min(value, int(shift.min())) + spread.low + calls.value - calls.high,
+            max(value, int(shift.max()), union) + spread.high + calls.value - calls.low,
+        ).minus(startup)
         label = weaker(self._label(), "bounded" if saved.low < saved.high else "measured")
-        if any(self._unpriced()):
-            label = "assumed"
-        figures = {"critical_path": Figure.of(span, saved.minus(startup), label)}
-        if startup.value:
+        figures = {"critical_path": Figure.of(span, saved, "assumed" if self._uses_prices() else label)}
+        if startup.high:
             figures["startup"] = Figure.of(0, startup.times(-1), "assumed")
         return figures
 
-    def _unpriced(self) -> list[bool]:
-        table, added = self._fault_table().sum(axis=0), self._added_table().sum(axis=0)
-        used = table[1:, :, ac.UNMEASURED].sum(axis=0) + added[[ac.REFAULT, ac.INSTEAD], :, 0].sum(axis=0)
-        return [bool(n) and not known for n, known in zip(used, self.prices.from_trace, strict=True)]
+    def _uses_prices(self) -> bool:
+        """Return whether times in the counterfactual rest on any price."""
+        if self._spread(np.ones(ev.CLASSES, bool))[1] or self._priced("startup").high:
+            return True
+        # Work beside the guest sets a time only where it makes memory ready.
+        ahead = [m for m in self.mechanisms if m.name in self.contexts and m.stage is Stage.BACK]
+        return bool(self._priced("hypercall_time").high or self._priced("host_cpu_background", ahead).high)
 
     # -- memory
 
@@ -216,14 +255,31 @@ class Ledger:
         before = float(world.resident[0]) * span - world.hold[0]
         after = float(world.resident[1]) * horizon - world.hold[1]
         curve = world.curve.reshape(2, -1).cumsum(axis=1).max(axis=1)
-        label = self._label()
+        earlier = self.facts.earlier_bytes
+        longest = earlier and earlier / (1 << 30) * span / 1e9
         return {
-            "resident_time": _figure(before / GIB_S, after / GIB_S, label),
-            "resident_mean": _figure(before / span * PAGE_BYTES, after / horizon * PAGE_BYTES, label),
-            "resident_peak": _figure(
-                max(int(curve[0]), 0) * PAGE_BYTES, max(int(curve[1]), 0) * PAGE_BYTES, label
+            "resident_time": self._memory(before / GIB_S, after / GIB_S, longest),
+            "resident_mean": self._memory(before / span * PAGE_BYTES, after / horizon * PAGE_BYTES, earlier),
+            "resident_peak": self._memory(
+                max(int(curve[0]), 0) * PAGE_BYTES, max(int(curve[1]), 0) * PAGE_BYTES, earlier
             ),
         }
+
+    def _memory(self, before: float, after: float, earlier: float) -> Figure:
+        """Return a figure of resident memory, with what may have been `earlier` than the recording.
+
+        Pages that were there before add to the baseline; a mechanism that takes memory could save them, one
+        that backs memory ahead finds them there.
+        """
+        saved = Amount.exact(before - after)
+        unsure = bool(earlier) or self.facts.assumed_slots
+        taking = any(m.stage is Stage.TAKE for m in self.mechanisms if m.name in self.contexts)
+        if self.contexts and (before != after or taking):
+            saved = saved._replace(high=saved.high + earlier)
+        label = weaker(self._label(), "bounded" if unsure else "measured")
+        if before != after and self._uses_prices():
+            label = "assumed"
+        return Figure(before, after, saved, label)
 
     # -- what mechanisms count themselves
 
@@ -233,10 +289,10 @@ class Ledger:
     def _tally_sum(self, item: int) -> int:
         return int(self._tally()[:, item].sum())
 
-    def _priced(self, metric: str) -> Amount:
+    def _priced(self, metric: str, only: Sequence[Mechanism] | None = None) -> Amount:
         total = Amount.exact(0)
         for k, m in enumerate(self.mechanisms):
-            if m.name in self.contexts:
+            if m.name in self.contexts and (only is None or m in only):
                 counts = m.costs(self._tally()[k + 1], self.contexts[m.name])
                 total = total.plus(self.prices.named(counts.get(metric, {})))
         return total
@@ -251,7 +307,7 @@ class Ledger:
         }
         for metric in ("host_cpu_background", "hypercall_time"):
             added = self._priced(metric)
-            figures[metric] = Figure.of(0, added.times(-1), "assumed" if added.value else label)
+            figures[metric] = Figure.of(0, added.times(-1), "assumed" if added.high else label)
         candidates, spared = self._tally_sum(ac.CANDIDATES), self._tally_sum(ac.ZEROING_SPARED)
         if candidates:
             base, saved = self._priced("baseline:guest_cpu"), self._priced("guest_cpu").times(-1)
@@ -264,22 +320,6 @@ class Ledger:
     def _wasted(self) -> int:
         unused = self.replay.unused()[1:].sum()
         return int(unused) + self._tally_sum(ac.PREFAULTS_UNUSED)
-
-
-def quantile(cells: NDArray[np.int64], q: float) -> float:
-    """Return a quantile of a stall histogram: the lower edge of its cell, ns (0.8 % wide); 0 if empty."""
-    total = int(cells.sum())
-    if not total:
-        return 0.0
-    cell = int(np.searchsorted(np.cumsum(cells), max(1, int(np.ceil(q * total)))))
-    if cell == 0:
-        return 0.0
-    octave, part = divmod(cell - 1, 128)
-    return float(2.0**octave * (1 + part / 128))
-
-
-def _figure(before: float, after: float, label: str) -> Figure:
-    return Figure(before, after, Amount.exact(before - after), label)
 
 
 def widened(figure: Figure, others: Sequence[Figure]) -> Figure:

@@ -6,30 +6,34 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tracekit.replay.ledger import Figure, weaker
+from tracekit.replay.ledger import UNITS, Figure, weaker
 from tracekit.trace.schema import PAGE_BYTES
 
 __all__ = ["with_losses"]
 
 
-def with_losses(figures: Mapping[str, Figure], lost: int | None) -> dict[str, Figure]:
+def with_losses(
+    figures: Mapping[str, Figure], lost: int | None, *, changed: bool = True
+) -> dict[str, Figure]:
     """Return the figures widened by `lost` events (None = an unknown number: no bound on either side).
 
     Each lost event may have been a fault that the scenario saves, or the discard that would have made a saved
     fault happen after all: counts move by one per event, stall by one p99.9 stall, pages by one 2 MiB block.
+    That holds for a figure that seems untouched too. With no mechanism on (not `changed`) nothing can be
+    saved, but what was counted is a lower bound all the same: only the label says so.
     """
     if lost == 0:
         return dict(figures)
+    if not changed:
+        return {name: replace(f, label=weaker(f.label, "bounded")) for name, f in figures.items()}
     tail = figures["stall_p99.9"].baseline if "stall_p99.9" in figures else 0.0
     return {name: _widened(name, figure, lost, tail) for name, figure in figures.items()}
 
 
 def _widened(name: str, figure: Figure, lost: int | None, tail: float) -> Figure:
-    if figure.saved.value == 0 and figure.saved.low == figure.saved.high == 0:
-        return figure  # nothing enabled touches this metric
     if lost is None:
         step = math.inf
-    elif name in ("stall", "critical_path", "host_cpu_path") or name.startswith("stall_"):
+    elif UNITS.get(name) == "ns":
         step = lost * tail
     elif name.startswith("resident") or name == "zeroed_twice":
         step = lost * 512.0 * (PAGE_BYTES if name != "resident_time" else 0)

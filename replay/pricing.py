@@ -1,4 +1,4 @@
-"""Prices by fault class: what the trace itself recorded, else the cost profile."""
+"""Prices by fault class: what the trace recorded of other faults of the class, else the cost profile."""
 
 from __future__ import annotations
 
@@ -31,24 +31,32 @@ def _cost_name(cls: int) -> str:
 
 @dataclass(frozen=True)
 class Prices:
-    """What one fault of each class costs (ns), and whether the trace measured it itself."""
+    """What one fault of each class costs (ns) that has no recorded latency, with its range."""
 
     amounts: tuple[Amount, ...]
-    from_trace: tuple[bool, ...]
     profile: Profile
 
     @classmethod
     def of(cls, survey: Survey, profile: Profile) -> Prices:
-        """Take each class's mean from the trace where it has latencies, else the profile's cost."""
-        amounts, known = [], []
+        """Take each class's mean from the trace where it has latencies, else the profile's cost.
+
+        The range of a mean is the quartiles of its class (and the mean, if that lies outside them): other
+        faults, so it is a price like any other. One fault alone has no quartiles: it takes the profile's
+        range too.
+        """
+        amounts = []
         for one in range(ev.CLASSES):
             mean = survey.mean_ns(one)
             cost = profile.costs[_cost_name(one)]
-            amounts.append(
-                Amount(cost.ns, cost.low, cost.high) if mean is None else Amount.exact(round(mean))
-            )
-            known.append(mean is not None)
-        return cls(tuple(amounts), tuple(known), profile)
+            if mean is None:
+                amounts.append(Amount(cost.ns, cost.low, cost.high))
+                continue
+            low, high = survey.quartiles_ns(one)
+            if survey.measured[one] == 1:
+                low, high = min(low, cost.low), max(high, cost.high)
+            ns = float(round(mean))
+            amounts.append(Amount(ns, min(low, ns), max(high, ns)))
+        return cls(tuple(amounts), profile)
 
     def nominal(self) -> NDArray[np.int64]:
         """Return the costs that the kernels use: whole ns by class."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import polars as pl
 
 from tracekit.errors import FailedError, UsageError
 from tracekit.replay.curves import CURVES
+from tracekit.trace.schema import PAGE_BYTES
 
 if TYPE_CHECKING:
     from tracekit.replay.costs import Profile
@@ -149,13 +151,23 @@ def notes(trace: TraceLike, timeline: Timeline, facts: Survey) -> list[str]:
     if trace.lost is None:
         said.append("an unknown number of events was lost: intervals have no bound")
     elif trace.lost:
-        said.append(f"{trace.lost} events were lost: intervals are widened by them")
+        said.append(
+            f"{trace.lost} events were lost: what was counted is a lower bound, intervals are widened by them"
+        )
     if timeline.outside_rows:
         said.append(f"{timeline.outside_rows} events name no known guest memory: counted, never saved")
     if timeline.own_faults:
         said.append(f"{timeline.own_faults} faults of the VMM on memory of its own: left out")
     if without := faults - int(facts.measured.sum()):
         said.append(f"{without} of {faults} faults have no recorded latency: priced by class")
+    if facts.earlier_bytes:
+        known = math.isfinite(facts.earlier_bytes)
+        pages = str(round(facts.earlier_bytes / PAGE_BYTES)) if known else "an unknown number of"
+        said.append(
+            f"{pages} pages may have been mapped before the recording began: resident is at least this"
+        )
+    if facts.assumed_slots:
+        said.append("memslots are assumed: a gfn may name another page than the guest's")
     if faults and not facts.access_known:
         said.append("the trace holds no access bits (shadow paging): no fault is known to be a write")
     return said

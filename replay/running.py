@@ -150,6 +150,9 @@ class Room:
         if any(self.known[name].bounded(context) for name, context in contexts.items()):
             for end in ("low", "high"):
                 others.append(self.once({n: replace(c, hypothesis=end) for n, c in contexts.items()}))
+        if contexts:
+            # Some of the guest's work follows its stalls, some a clock of its own: the truth lies between.
+            others.append(self.once(contexts, closed=not self.closed))
         figures = {
             name: widened(figure, [other[name] for other in others if name in other])
             for name, figure in point.items()
@@ -163,17 +166,18 @@ class Room:
             }
         return figures
 
-    def once(self, contexts: Mapping[str, Context], *, curve: str = "") -> dict[str, Figure]:
-        """Replay once and return the figures."""
+    def once(
+        self, contexts: Mapping[str, Context], *, curve: str = "", closed: bool | None = None
+    ) -> dict[str, Figure]:
+        """Replay once and return the figures; `closed` loop or not as the room says unless given."""
         nominal = self.prices.nominal()
-        replay = Replay.run(
-            self.timeline, self.chain, contexts, nominal, closed=self.closed, plain=self.plain
-        )
+        loop = self.closed if closed is None else closed
+        replay = Replay.run(self.timeline, self.chain, contexts, nominal, closed=loop, plain=self.plain)
         if curve:
             self.curves[curve] = resident_curve(replay, self.timeline, 1, curve)
             self.curves[BASELINE] = resident_curve(replay, self.timeline, 0, BASELINE)
         ledger = Ledger(replay, self.timeline, self.facts, self.chain.mechanisms, contexts, self.prices)
-        return with_losses(ledger.figures(), self.timeline.trace.lost)
+        return with_losses(ledger.figures(), self.timeline.trace.lost, changed=bool(contexts))
 
     def rows(self, scenario: Scenario) -> list[Row]:
         """Return the rows of a scenario: of its one mechanism, or of all of them and of each step."""

@@ -5,43 +5,64 @@ The totals are summed here without any page state: the baseline replay must repr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from tracekit.replay import events as ev
 from tracekit.replay.accounts import HISTOGRAM_CELLS, histogram_cells
 from tracekit.replay.engine import fault_classes
+from tracekit.replay.quantiles import quantile
 from tracekit.replay.timeline import Timeline
 
 __all__ = ["Survey", "survey"]
+
+FIRST_SAMPLE_NS = 2_000_000_000  # samples come once a second: a first one later than this says nothing
+ATTACHED = ("pids", "whole_guest_but_the_recorder")
+"""Keys of a trace's `filters` that say: it was recorded of something that ran already."""
 
 
 @dataclass(frozen=True)
 class Survey:
     """What a trace holds. Arrays by fault class: faults, those with a latency, and the sum of these (ns).
 
-    `histogram`: recorded latencies by cell of `accounts.histogram_cells`. By lane: time of the last event,
-    faults, and the sum of recorded latencies (ns).
+    `histograms[class]`: recorded latencies by cell of `accounts.histogram_cells`. By lane: time of the last
+    event, faults, and the sum of recorded latencies (ns). `earlier_bytes`: guest memory that may have been
+    backed before the recording began (0 = it saw the VM start; inf = nothing bounds it). `assumed_slots`:
+    some memslots were guessed, so a gfn may name another page than the guest's.
     """
 
     counts: NDArray[np.int64]
     faults: NDArray[np.int64]
     measured: NDArray[np.int64]
     latency_ns: NDArray[np.int64]
-    histogram: NDArray[np.int64]
+    histograms: NDArray[np.int64]
     last_ns: NDArray[np.int64]
     lane_faults: NDArray[np.int64]
     lane_ns: NDArray[np.int64]
     writes: int
     access_known: int
     outside_rows: int
+    earlier_bytes: float
+    assumed_slots: bool
 
     @property
     def guest_events(self) -> bool:
         """Whether the guest side was recorded: its allocations and frees."""
         return bool(self.counts[ev.ALLOC])
+
+    @property
+    def histogram(self) -> NDArray[np.int64]:
+        """Recorded latencies of all classes by cell."""
+        return np.asarray(self.histograms.sum(axis=0), np.int64)
+
+    def quartiles_ns(self, cls: int) -> tuple[float, float]:
+        """Return the quartiles of the latencies of a class (outer edges of their cells; 0, 0 without any)."""
+        cells = self.histograms[cls]
+        return quantile(cells, 0.25)[0], quantile(cells, 0.75)[1]
 
     def mean_ns(self, cls: int) -> float | None:
         """Return the mean recorded latency of a class of faults; None without any."""
@@ -53,7 +74,7 @@ def survey(timeline: Timeline) -> Survey:
     faults = np.zeros(ev.CLASSES, np.int64)
     measured = np.zeros(ev.CLASSES, np.int64)
     total = np.zeros(ev.CLASSES, np.int64)
-    histogram = np.zeros(HISTOGRAM_CELLS, np.int64)
+    histograms = np.zeros((ev.CLASSES, HISTOGRAM_CELLS), np.int64)
     last = lane_faults = lane_ns = np.zeros(0, np.int64)
     writes = known = 0
     for c in timeline:
@@ -64,8 +85,9 @@ def survey(timeline: Timeline) -> Survey:
         faults += np.bincount(cls, minlength=ev.CLASSES)
         measured += np.bincount(cls[has], minlength=ev.CLASSES)
         for one in np.unique(cls[has]):
-            total[one] += int(latency[has & (cls == one)].sum())
-        histogram += np.bincount(histogram_cells(latency[has]), minlength=len(histogram))
+            mine = latency[has & (cls == one)]
+            total[one] += int(mine.sum())
+            histograms[one] += np.bincount(histogram_cells(mine), minlength=HISTOGRAM_CELLS)
         lanes = len(timeline.lanes.vm)
         last, lane_faults, lane_ns = (_longer(a, lanes) for a in (last, lane_faults, lane_ns))
         last[c.lane] = c.t  # in time order: the last one stays
@@ -78,14 +100,37 @@ def survey(timeline: Timeline) -> Survey:
         faults=faults,
         measured=measured,
         latency_ns=total,
-        histogram=histogram,
+        histograms=histograms,
         last_ns=_longer(last, len(timeline.lanes.vm)),
         lane_faults=_longer(lane_faults, len(timeline.lanes.vm)),
         lane_ns=_longer(lane_ns, len(timeline.lanes.vm)),
         writes=writes,
         access_known=known,
         outside_rows=timeline.outside_rows,
+        earlier_bytes=earlier_bytes(timeline),
+        assumed_slots=bool((timeline.trace.memslots["known_by"] == "assumed").any()),
     )
+
+
+def earlier_bytes(timeline: Timeline) -> float:
+    """Return how much guest memory may have been backed before the recording: at most the VMMs' RSS then.
+
+    0 if the recording saw its VMs start, inf if it did not and no sample of its first seconds says more.
+    """
+    trace = timeline.trace
+    filters = getattr(trace.meta, "filters", None) or {}
+    if not any(filters.get(key) for key in ATTACHED):
+        return 0.0
+    most = math.inf if timeline.memory_bytes is None else float(timeline.memory_bytes)
+    samples: pl.DataFrame | None = getattr(trace, "samples", None)
+    if samples is None:
+        return most
+    early = samples.filter(
+        pl.col("metric") == "rss_bytes",
+        pl.col("ts_ns").cast(pl.Int64) <= timeline.start_ns + FIRST_SAMPLE_NS,
+    ).sort("ts_ns")
+    first = early.group_by("vm").first()["value"]
+    return most if len(first) < timeline.vms else min(most, float(first.sum()))
 
 
 def _longer(values: NDArray[np.int64], n: int) -> NDArray[np.int64]:

@@ -14,9 +14,30 @@ from tracekit.replay import Mechanism, Profile, load_profile, run
 from tracekit.replay.costs import COSTS, Cost
 from tracekit.replay.result import Result
 from tracekit.trace.batch import events_batch
-from tracekit.trace.schema import EVENTS, FLAG_MAJOR, FLAG_PRESENT, FLAG_ZEROED, LOSSES, MEMSLOTS, PAGE_BYTES
+from tracekit.trace.schema import (
+    EVENTS,
+    FLAG_MAJOR,
+    FLAG_PRESENT,
+    FLAG_ZEROED,
+    LOSSES,
+    MEMSLOTS,
+    PAGE_BYTES,
+    SAMPLES,
+)
 
-__all__ = ["Tiny", "alloc", "costs", "drop", "fault", "figure", "free", "metrics", "replayed", "saved"]
+__all__ = [
+    "Tiny",
+    "alloc",
+    "costs",
+    "drop",
+    "fault",
+    "figure",
+    "free",
+    "metrics",
+    "ranged",
+    "replayed",
+    "saved",
+]
 
 US = 1_000
 
@@ -34,6 +55,9 @@ class Tiny:
     marks: list[Any] = field(default_factory=list)
     batch_rows: int = 1 << 20
     start_ns: int = 1_000_000_000
+    filters: dict[str, Any] = field(default_factory=dict)
+    rss_bytes: float | None = None
+    known_by: str = "synthetic"
 
     @property
     def meta(self) -> Any:
@@ -44,7 +68,19 @@ class Tiny:
             vms=[{}] * self.vms,
             source=self.source,
             marks=self.marks,
+            filters=self.filters,
         )
+
+    @property
+    def samples(self) -> pl.DataFrame:
+        frame = pl.DataFrame(schema=pl.from_arrow(SAMPLES.empty_table()).schema)  # type: ignore[union-attr]
+        if self.rss_bytes is None:
+            return frame
+        rows = [
+            {"ts_ns": self.start_ns + 5 * US, "vm": vm, "metric": "rss_bytes", "value": self.rss_bytes}
+            for vm in range(self.vms)
+        ]
+        return pl.DataFrame(rows, schema=frame.schema)
 
     @property
     def memslots(self) -> pl.DataFrame:
@@ -61,7 +97,7 @@ class Tiny:
                 "flags": 0,
                 "from_ns": 0,
                 "to_ns": None,
-                "known_by": "synthetic",
+                "known_by": self.known_by,
             }
             for vm in range(self.vms)
         ]
@@ -150,6 +186,13 @@ def costs(**ns: float) -> Profile:
         for name in COSTS
     }
     assert ns.keys() <= table.keys()
+    return Profile("test", "test", table)
+
+
+def ranged(**given: tuple[float, float, float]) -> Profile:
+    """A cost profile of 1 us each, but for those given as (ns, low, high)."""
+    table = {name: Cost(*given.get(name, (1000.0,) * 3), "the test") for name in COSTS}
+    assert given.keys() <= table.keys()
     return Profile("test", "test", table)
 
 

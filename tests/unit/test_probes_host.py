@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tracekit.errors import CapabilityError, UsageError
-from tracekit.probes import bcc_package, btf, constants, doctor, host, samples, target
+from tracekit.probes import bcc_package, btf, constants, doctor, host, samples, slots, target
 from tracekit.probes.filemap import Mapping
 from tracekit.probes.ledger import LossLedger
 from tracekit.probes.losses import Loss, LossReader
@@ -307,7 +307,18 @@ def mapping(start: int, size: int, path: str = "", permissions: str = "rw-p") ->
             [(0, 2 * GIB, 8 * GIB), (4 * GIB, 2 * GIB, 10 * GIB)],
         ),
         (["qemu-system-x86_64", "-m", "2G"], [mapping(8 * GIB, GIB)], []),
-        (["vmm"], [mapping(GIB, 64 << 20), mapping(0, 1 << 20)], [(0, 64 << 20, GIB)]),
+        (["vmm"], [mapping(GIB, 96 << 20), mapping(0, 1 << 20)], [(0, 96 << 20, GIB)]),
+        # Memory of the VMM's own never passes for the guest's: an arena of malloc, full or half full ...
+        (["vmm"], [mapping(GIB, 64 << 20), mapping(0, 1 << 20)], []),
+        (["vmm"], [mapping(GIB, 40 << 20)], []),
+        (
+            ["vmm"],
+            [mapping(GIB, 64 << 20), mapping(3 * GIB, 32 << 20, "/memfd:ram", "rw-s")],
+            [(0, 32 << 20, 3 * GIB)],
+        ),
+        # ... nor any of two that fit as well.
+        (["vmm"], [mapping(GIB, 96 << 20), mapping(2 * GIB, 128 << 20)], []),
+        (["qemu-system-x86_64", "-m", "64"], [mapping(GIB, 64 << 20), mapping(2 * GIB, 64 << 20)], []),
         (["vmm"], [mapping(GIB, 64 << 20, "[heap]")], []),
     ],
 )
@@ -315,3 +326,21 @@ def test_memory_that_is_assumed_has_the_vmms_usual_layout(
     argv: list[str], maps: list[Mapping], expected: list[tuple[int, int, int]]
 ) -> None:
     assert assume(argv, maps) == expected
+
+
+def test_a_vm_whose_memory_is_not_known_for_sure_gets_a_note_and_no_memslots(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    maps = tmp_path / "maps"
+    maps.write_text("40000000-44000000 rw-p 00000000 00:00 0\n")  # 64 MiB, as an arena of malloc
+    monkeypatch.setattr(slots, "holds_vm", lambda pid: True)
+    monkeypatch.setattr(slots, "Path", lambda path: maps)
+    table: Any = SimpleNamespace(slots=[])
+    vm: Any = {"pid": 7, "argv": ["vmm"]}
+    finder = slots.SlotFinder(table, {}, [vm], None, 0)
+    finder.look(running=True)
+    assert table.slots == []
+    assert finder.notes == ["memslots of VM 0 are not known: no one mapping is its memory for sure"]
+    # Once the VM makes one, there is nothing to say.
+    table.slots.append(SimpleNamespace(vm=0))
+    assert finder.notes == []
