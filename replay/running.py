@@ -165,10 +165,9 @@ class Room:
 
     def once(self, contexts: Mapping[str, Context], *, curve: str = "") -> dict[str, Figure]:
         """Replay once and return the figures."""
-        nominal = self.prices.nominal()
-        replay = Replay.run(
-            self.timeline, self.chain, contexts, nominal, closed=self.closed, plain=self.plain
-        )
+        hypothesis = next((context.hypothesis for context in contexts.values()), "point")
+        costs = self.prices.kernel(hypothesis)
+        replay = Replay.run(self.timeline, self.chain, contexts, costs, closed=self.closed, plain=self.plain)
         if curve:
             self.curves[curve] = resident_curve(replay, self.timeline, 1, curve)
             self.curves[BASELINE] = resident_curve(replay, self.timeline, 0, BASELINE)

@@ -34,6 +34,8 @@ class Tiny:
     marks: list[Any] = field(default_factory=list)
     batch_rows: int = 1 << 20
     start_ns: int = 1_000_000_000
+    hva: int = 1 << 40
+    known_by: str = "synthetic"
 
     @property
     def meta(self) -> Any:
@@ -57,11 +59,11 @@ class Tiny:
                 "slot": 0,
                 "gpa": 0,
                 "size_bytes": self.memory_pages * PAGE_BYTES,
-                "hva": 1 << 40,
+                "hva": self.hva,
                 "flags": 0,
                 "from_ns": 0,
                 "to_ns": None,
-                "known_by": "synthetic",
+                "known_by": self.known_by,
             }
             for vm in range(self.vms)
         ]
@@ -105,7 +107,7 @@ def fault(
     *,
     vcpu: int | None = 0,
     write: bool = True,
-    level: int = 1,
+    level: int | None = 1,
     major: bool = False,
     present: bool = False,
     **more: Any,
@@ -118,7 +120,7 @@ def fault(
         "vcpu": vcpu,
         "level": level,
         "access": 2 if write else 1,
-        "pages": {1: 1, 2: 512, 3: 512 * 512}[level],
+        "pages": {None: 1, 1: 1, 2: 512, 3: 512 * 512}[level],
         "flags": FLAG_MAJOR * major | FLAG_PRESENT * present,
         "latency_ns": None if latency_us is None else round(latency_us * US),
         **more,
