@@ -184,7 +184,7 @@ class Timeline:
 
 def _guest_faults(c: Columns, rows: int) -> NDArray[np.bool_]:
     """Say which rows are faults that the guest took, not a thread of the VMM."""
-    return (c.op[:rows] == ev.FAULT) & (c.bits[:rows] & ev.ON_HOST == 0)
+    return np.asarray((c.op[:rows] == ev.FAULT) & (c.bits[:rows] & ev.ON_HOST == 0), np.bool_)
 
 
 def _slots(memslots: pl.DataFrame) -> NDArray[np.int64]:

@@ -312,7 +312,8 @@ def test_the_command_goes_on_past_a_bad_trace_and_names_it(traces: Path, tmp_pat
     shutil.copytree(traces / "web", mine / "web")
     (mine / "web" / "bad.trace").mkdir()
     done = subprocess.run(
-        [sys.executable, "-m", "tracekit", "fleet", str(mine), "-s", "prealloc", "-o", str(tmp_path / "out"),
+        [sys.executable, "-m", "tracekit", "fleet", str(mine), "-s", "prealloc,via=pre_fault",
+         "-o", str(tmp_path / "out"),
          "--jobs", "1", "--json"],
         capture_output=True, text=True, check=False, timeout=180,
         env={"PATH": "/usr/bin:/bin", "NO_COLOR": "1", "COLUMNS": "80", "HOME": str(tmp_path)},
