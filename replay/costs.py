@@ -20,7 +20,8 @@ __all__ = ["COSTS", "Cost", "Profile", "load_profile"]
 
 COSTS: Final[Mapping[str, str]] = {
     "ept_4k": "MMU fault of the guest, one 4 KiB page: exit, host allocation and zeroing, mapping, entry",
-    "ept_2m": "the same for one 2 MiB page",
+    "ept_backed_4k": "MMU fault of the guest on memory that the host backed ahead: exit, one entry, re-entry",
+    "ept_2m": "the same as ept_4k for one 2 MiB page",
     "ept_1g": "the same for one 1 GiB page",
     "ept_major_4k": "MMU fault of the guest that waits for I/O",
     "host_minor_4k": "fault of a VMM thread on guest memory, 4 KiB, no I/O",

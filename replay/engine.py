@@ -21,6 +21,7 @@ from tracekit.replay.accounts import (
     KEPT,
     PREFAULTS_UNUSED,
     REFAULT,
+    SHORTENED,
     SKIPPED,
     add_fault,
     advance,
@@ -69,7 +70,33 @@ def touch(s: World, w: int, t: int, end: int, spared: bool) -> int:
         return w
     if not w & pg.C_BACKED:
         return pg.back(s, w, end, 0)
-    return w
+    return w & ~pg.C_UNMAPPED
+
+
+@hot
+def maps(s: World, bits: int, level: int) -> bool:
+    """Say whether a fault mapped its page.
+
+    KVM leaves no level where nothing was mapped (MMIO, write protection, a fault put off); importers' layouts
+    may hold no levels at all.
+    """
+    return level > 0 or bits & ev.ON_HOST != 0 or s.clock[pg.CLOCK_LEVELS] == 0
+
+
+@hot
+def at_first_touch(s: World, w: int, bits: int, latency: int) -> tuple[int, int, int]:
+    """Return verdict, who gets the credit, and service time of a fault on a page new to the baseline.
+
+    A page that is only in the host's page table still makes the guest exit, for as long as that takes.
+    """
+    if not w & pg.C_BACKED:
+        return KEPT, 0, latency
+    if not w & pg.C_UNMAPPED or bits & ev.ON_HOST:
+        return HIT, pg.owner_of(w), 0
+    service = int64(s.cost[ev.BACKED_AHEAD])
+    if service < latency:
+        return SHORTENED, pg.owner_of(w), service
+    return KEPT, 0, latency
 
 
 @hot
@@ -159,13 +186,12 @@ def make_drive(
         for i in range(len(c.t)):
             if i + AHEAD < len(c.t):
                 prefetch(s.words, c.page[i + AHEAD])
-            t = int64(c.t[i])
+            t, lane = int64(c.t[i]), int64(c.lane[i])
             op = int64(c.op[i])
-            page = int64(c.page[i])
-            n = int64(c.pages[i])
-            lane = int64(c.lane[i])
+            page, n = int64(c.page[i]), int64(c.pages[i])
             bits = int64(c.bits[i])
             level = int64(c.level[i])
+            mapped = maps(s, bits, level)
             end = t - int64(s.shift[lane])
             tick(s, end, on, own)
             if op == ev.FAULT and not bits & ev.CONTINUED:
@@ -179,16 +205,18 @@ def make_drive(
                     if w & pg.B_BACKED:
                         if w & pg.C_TAKEN:
                             w = use_anew(s, w, e)
-                    elif w & pg.C_BACKED:
-                        verdict, who, service = HIT, pg.owner_of(w), 0
-                    w, verdict, who, service = fault(s, e, w, verdict, who, service, on, own)
-                    spared = verdict == SKIPPED
-                    done = end - latency + service
-                    s.words[page] = touch(s, w & ~pg.C_UNUSED, t, done, spared)
-                    for p in range(page + 1, page + n):
-                        e = Event(op, p, page + n - p, level, bits | ev.CONTINUED, lane, done, done, 0)
-                        s.words[p] = touch(s, look(s, e, s.words[p], on, own), t, done, spared)
-                    s.clock[pg.CLOCK_SPARED] = 1 if spared else 0
+                    elif mapped:
+                        verdict, who, service = at_first_touch(s, w, bits, latency)
+                    s.words[page] = w
+                    if mapped or w & pg.B_BACKED:
+                        w, verdict, who, service = fault(s, e, w, verdict, who, service, on, own)
+                        spared = verdict == SKIPPED
+                        done = end - latency + service
+                        s.words[page] = touch(s, w & ~pg.C_UNUSED, t, done, spared)
+                        for p in range(page + 1, page + n):
+                            e = Event(op, p, page + n - p, level, bits | ev.CONTINUED, lane, done, done, 0)
+                            s.words[p] = touch(s, look(s, e, s.words[p], on, own), t, done, spared)
+                        s.clock[pg.CLOCK_SPARED] = 1 if spared else 0
                 book_fault(s, who, verdict, cls, latency, measured, service)
                 run_ahead(s, lane, t, latency, service)
             elif page >= 0:
@@ -197,7 +225,7 @@ def make_drive(
                     e = Event(op, p, page + n - p, level, bits, lane, end, end, 0)
                     w = look(s, e, s.words[p], on, own)
                     if op == ev.FAULT:
-                        s.words[p] = touch(s, w, t, end, spared)
+                        s.words[p] = touch(s, w, t, end, spared) if mapped or w & pg.B_BACKED else w
                     else:
                         w = event(s, e, w, on, own)
                         s.words[p] = recorded(s, w, t, e)

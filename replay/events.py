@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 __all__ = [
     "ACCESSED",
     "ALLOC",
+    "BACKED_AHEAD",
     "BLOCK_PAGES",
     "CLASSES",
     "CONTINUED",
@@ -86,6 +87,8 @@ EPT_MAJOR: Final = 3
 LEVELS: Final = 4  # level 0 = not known, 1 = 4 KiB, 2 = 2 MiB, 3 = 1 GiB
 CLASSES: Final = 4 * LEVELS
 """Number of fault classes; a class is `taker * LEVELS + level`."""
+BACKED_AHEAD: Final = CLASSES
+"""After the classes in World.cost: a guest's fault on a page that the host backed ahead, of any size."""
 
 BLOCK_PAGES: Final = 512
 """Pages of one block, the unit of the dense page index: 2 MiB of 4 KiB pages."""

@@ -17,6 +17,7 @@ from tracekit.replay.mechanisms import Own
 from tracekit.replay.pages import (
     C_BACKED,
     C_TAKEN,
+    C_UNMAPPED,
     CLOCK_BIN_SHIFT,
     CLOCK_END,
     CURVE_BINS,
@@ -99,6 +100,6 @@ def take_at(s: World, pages: NDArray[np.int64], times: NDArray[np.int64], me: in
     s.hold[1] -= float(times.astype(np.float64).sum())
     bins = np.minimum(times >> s.clock[CLOCK_BIN_SHIFT], CURVE_BINS - 1)
     s.curve[CURVE_BINS:] -= np.bincount(bins, minlength=CURVE_BINS).astype(np.int64)
-    s.words[pages] = (s.words[pages] & ~(C_BACKED | OWNER_MASK)) | C_TAKEN | (me << OWNER_SHIFT)
+    s.words[pages] = (s.words[pages] & ~(C_BACKED | C_UNMAPPED | OWNER_MASK)) | C_TAKEN | (me << OWNER_SHIFT)
     count(s, me, RANGES, len(pages))
     count(s, me, UNMAPS, len(pages))

@@ -35,6 +35,9 @@ GUEST_FREE: Final = 1 << 10
 GUEST_USED: Final = 1 << 11
 ZERO_KNOWN: Final = 1 << 12  # handed over zeroed, and nothing has written it since
 C_READ_AT_ONCE: Final = 1 << 13  # with C_SWAPPED: on a device that is read synchronously (zram)
+C_UNMAPPED: Final = (
+    1 << 14
+)  # with C_BACKED: only in the host's page table; the guest's first touch still exits
 # Who last backed it or took it away in the counterfactual: 0 = the recorded events, k = mechanism k.
 OWNER_SHIFT: Final = 16
 OWNER_MASK: Final = 0xFF << OWNER_SHIFT
@@ -79,7 +82,8 @@ CLOCK_BIN_SHIFT: Final = 0  # ns >> this = bin of the curve
 CLOCK_CLOSED: Final = 1  # 1 = closed loop, 0 = open loop
 CLOCK_END: Final = 2  # end of the trace, ns
 CLOCK_SPARED: Final = 3  # 1 = the last fault was SKIPPED (for its further blocks)
-CLOCK_CELLS: Final = 4
+CLOCK_LEVELS: Final = 4  # 1 = the trace names levels: a guest's fault without one mapped nothing
+CLOCK_CELLS: Final = 5
 
 
 @hot
@@ -103,7 +107,7 @@ def back(s: World, word: int, t: int, who: int) -> int:
     if word & C_BACKED:
         return word
     resident_change(s, 1, t, 1)
-    word &= ~(C_SWAPPED | C_DEFERRED | C_TAKEN | C_UNUSED | OWNER_MASK)
+    word &= ~(C_SWAPPED | C_DEFERRED | C_TAKEN | C_UNUSED | C_UNMAPPED | OWNER_MASK)
     return word | C_BACKED | (who << OWNER_SHIFT)
 
 
@@ -116,7 +120,7 @@ def drop(s: World, word: int, t: int, who: int) -> int:
     if not word & C_BACKED:
         return word
     resident_change(s, 1, t, -1)
-    word &= ~(C_BACKED | OWNER_MASK)
+    word &= ~(C_BACKED | C_UNMAPPED | OWNER_MASK)
     if who > 0:
         word |= C_TAKEN
     return word | (who << OWNER_SHIFT)

@@ -58,6 +58,15 @@ class Prices:
             amounts.append(Amount(ns, min(low, ns), max(high, ns)))
         return cls(tuple(amounts), profile)
 
+    def kernel(self, hypothesis: str) -> NDArray[np.int64]:
+        """Return what a replay prices with: `nominal`, then a fault on a page that was backed ahead.
+
+        The hypothesis `low` (of what is saved) takes the dearest such fault, `high` the cheapest.
+        """
+        cost = self.profile.costs["ept_backed_4k"]
+        backed = {"low": cost.high, "high": cost.low}.get(hypothesis, cost.ns)
+        return np.append(self.nominal(), round(backed))
+
     def nominal(self) -> NDArray[np.int64]:
         """Return the costs that the kernels use: whole ns by class."""
         return np.array([round(amount.value) for amount in self.amounts], np.int64)

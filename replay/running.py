@@ -169,10 +169,11 @@ class Room:
     def once(
         self, contexts: Mapping[str, Context], *, curve: str = "", closed: bool | None = None
     ) -> dict[str, Figure]:
-        """Replay once and return the figures; `closed` loop or not as the room says unless given."""
-        nominal = self.prices.nominal()
+        """Replay once and return the figures; `closed` overrides the loop."""
+        hypothesis = next((context.hypothesis for context in contexts.values()), "point")
+        costs = self.prices.kernel(hypothesis)
         loop = self.closed if closed is None else closed
-        replay = Replay.run(self.timeline, self.chain, contexts, nominal, closed=loop, plain=self.plain)
+        replay = Replay.run(self.timeline, self.chain, contexts, costs, closed=loop, plain=self.plain)
         if curve:
             self.curves[curve] = resident_curve(replay, self.timeline, 1, curve)
             self.curves[BASELINE] = resident_curve(replay, self.timeline, 0, BASELINE)

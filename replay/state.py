@@ -44,7 +44,8 @@ class Replay:
     ) -> Replay:
         """Replay with those mechanisms of `chain` that have a context.
 
-        `costs` (ns, by fault class) price faults without a recorded latency and those that were added.
+        `costs` (ns, by fault class, then of a fault on a page backed ahead) price faults without a recorded
+        latency and those that were added or shortened.
         The timeline must have been surveyed. `plain`: run the same functions uncompiled (the oracle).
         """
         mechanisms = chain.mechanisms
@@ -75,6 +76,7 @@ class Replay:
         )
         world.clock[pg.CLOCK_BIN_SHIFT] = max(int(span).bit_length() - 12, 0)
         world.clock[pg.CLOCK_CLOSED] = int(closed)
+        world.clock[pg.CLOCK_LEVELS] = int(timeline.levels_known)
         world.clock[pg.CLOCK_END] = span
         own = tuple(
             Own(

@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tracekit.errors import FailedError
+from tracekit.replay import events as ev
 from tracekit.replay.events import Columns
 from tracekit.replay.index import PageIndex
 from tracekit.replay.reduction import (
@@ -68,8 +69,9 @@ class Timeline:
     Iterate it once per pass; pages and lanes keep their numbers over passes. A trace of up to `keep_rows`
     rows stays in memory (48 bytes a row) after the first pass; a larger one is read again each time.
     `start_ns` is the trace's zero, `span_ns` its length; `seen` counts the rows of each operation.
-    `outside_rows` counts rows whose gfn is missing or in no memslot (they count as faults and stall, but no
-    mechanism can save them), `own_faults` faults of the VMM on memory that is not the guest's (left out).
+    `levels_known` says whether any fault of the guest has a level. `outside_rows` counts rows whose gfn is
+    missing or in no memslot (they count as faults and stall, but no mechanism can save them), `own_faults`
+    faults of the VMM on memory that is not the guest's (left out).
     """
 
     def __init__(self, trace: TraceLike, *, batch_rows: int = 1 << 20, keep_rows: int = 1 << 24) -> None:
@@ -86,6 +88,7 @@ class Timeline:
         self.seen = np.zeros(32, np.int64)
         self.outside_rows = 0
         self.own_faults = 0
+        self.levels_known = False
         self._kept: list[Columns] | None = []
         self._room = keep_rows
         self.start_ns = int(trace.meta.start_ns or 0)
@@ -171,11 +174,17 @@ class Timeline:
             else:
                 break
         if count:
+            self.levels_known |= bool(np.any((out.level[:filled] > 0) & _guest_faults(out, filled)))
             self.seen += counts[:OUTSIDE_ROWS]
             self.outside_rows += int(counts[OUTSIDE_ROWS])
             self.own_faults += int(counts[OWN_FAULTS])
         whole: Any = [column[:filled] for column in out]
         return Columns(*whole)
+
+
+def _guest_faults(c: Columns, rows: int) -> NDArray[np.bool_]:
+    """Say which rows are faults that the guest took, not a thread of the VMM."""
+    return np.asarray((c.op[:rows] == ev.FAULT) & (c.bits[:rows] & ev.ON_HOST == 0), np.bool_)
 
 
 def _slots(memslots: pl.DataFrame) -> NDArray[np.int64]:

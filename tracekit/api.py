@@ -85,7 +85,7 @@ def what_if(
     ...                                level=1, access=2, latency_ns=[4_000, 6_000]))
     >>> rows = tk.what_if(folder, "prealloc")
     >>> rows.filter(metric="stall").select("unit", "baseline", "saved", "label").row(0)
-    ('ns', 10000.0, 10000.0, 'bounded')
+    ('ns', 10000.0, 6600.0, 'assumed')
     """
     from tracekit.replay import Scenario, run
 

@@ -10,7 +10,8 @@ the trace. `s` is the shared `World`, `e` the `Event`, `w` the word of the event
 - `look(s, e, w, m, me) -> w`: brings the page up to date before anything else is decided. This is where
   things that were due in the past happen ("dropped 2 s after it was freed"), with their true past time.
 - `fault(s, e, w, verdict, service, m, me) -> (w, verdict, service)`: a recorded fault. `verdict` is what
-  mechanisms before it decided (`accounts.KEPT`: nothing yet); `service` its service time so far. A hook
+  mechanisms before it decided (`accounts.KEPT`: nothing yet; SHORTENED by the engine where a page of
+  theirs is backed but not mapped, `pages.C_UNMAPPED`); `service` its service time so far. A hook
   that changes the verdict gets the credit. Mechanisms must leave a verdict other than KEPT (or, for the
   service time only, SHORTENED and REPRICED) as it is: no page is saved twice.
 - `event(s, e, w, m, me) -> w`: any other event (ALLOC, FREE, DROP, HINT, ACCESSED, ...). It runs before the

@@ -2,7 +2,9 @@
 
 One background worker takes the hints in order; a page takes `prefault_*` of the cost profile. A prefault
 that is done in time removes the fault; one under way shortens it to the rest of its own time; one not begun
-is dropped, and the fault happens as recorded. Policies:
+is dropped, and the fault happens as recorded. As in `prealloc`, `via=populate` fills the host's page table
+only: a prefault in time leaves the guest's exit, at `ept_backed_4k`, and one under way adds that to its rest
+(the exit is over before the fill is waited for: an upper bound). `via=pre_fault` removes the exit. Policies:
 
 - `oracle`: each first touch is hinted `lead_ms` before it happens. No real policy hints better.
 - `stride`: the host sees two equal strides in a lane's faults and backs the next `n` pages along it.
@@ -30,6 +32,7 @@ from tracekit.replay.accounts import (
     PREFAULTS_UNUSED,
     RANGES,
     SHORTENED,
+    SKIPPED,
     advance,
     count,
 )
@@ -39,6 +42,7 @@ from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, St
 from tracekit.replay.pages import (
     B_BACKED,
     C_BACKED,
+    C_UNMAPPED,
     C_UNUSED,
     UNSEEN,
     World,
@@ -54,7 +58,7 @@ __all__ = ["MECHANISM"]
 POLICIES = ("oracle", "stride", "previous", "on_alloc", "recorded")
 ORACLE, STRIDE, PREVIOUS, ON_ALLOC, RECORDED = range(5)
 # m.par
-POLICY, LEAD, WINDOW, COST_4K, COST_2M, BATCH, HYPERCALL, REACH = range(8)
+POLICY, LEAD, WINDOW, COST_4K, COST_2M, BATCH, HYPERCALL, REACH, UNMAPPED = range(9)
 # m.ints: worker's next free time, hints in the open batch, then four words per lane
 FREE_AT, IN_BATCH, STREAMS = 0, 1, 8
 LAST, STRIDE_OF, RUN, EXPECTED, STREAM_WORDS = 0, 1, 2, 3, 4
@@ -76,9 +80,10 @@ def prefault(s: World, p: int, n: int, issued: int, cost: int, m: Own, me: int) 
     m.ints[FREE_AT] = done
     m.page[p] = done
     count(s, me, PREFAULTS_2M if n == ev.BLOCK_PAGES else PREFAULTS, 1 if n == ev.BLOCK_PAGES else n)
-    s.words[p] = back(s, s.words[p], done, me) | C_UNUSED
+    s.words[p] = back(s, s.words[p], done, me) | C_UNUSED | int(m.par[UNMAPPED])
     for rest in range(p + 1, p + n):
-        s.words[rest] = back(s, s.words[rest], done, me)
+        if not s.words[rest] & C_BACKED:
+            s.words[rest] = back(s, s.words[rest], done, me) | int(m.par[UNMAPPED])
 
 
 @hot
@@ -110,12 +115,17 @@ def oracle(s: World, e: Event, w: int, service: int, m: Own, me: int) -> tuple[i
 def served(s: World, e: Event, w: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
     """Return what a fault becomes on a page that the worker was given: nothing, a rest, or itself."""
     ready = m.page[e.page]
-    if ready <= e.start:
+    exits = w & C_UNMAPPED != 0 and not e.bits & ev.ON_HOST
+    if ready <= e.start and not exits:
         return w, HIT, 0
-    count(s, me, LATE, 1)
-    if ready - cost_of(m, e.pages, e.bits, e.latency) >= e.start or ready - e.start >= service:
+    if ready > e.start:
+        count(s, me, LATE, 1)
+        if ready - cost_of(m, e.pages, e.bits, e.latency) >= e.start:
+            return w, KEPT, service
+    rest = max(int(ready) - e.start, 0) + (int(s.cost[ev.BACKED_AHEAD]) if exits else 0)
+    if rest >= service:
         return w, KEPT, service
-    return w, SHORTENED, int(ready - e.start)
+    return w, SHORTENED, rest
 
 
 @hot
@@ -153,7 +163,7 @@ def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
     if m.par[POLICY] != PREVIOUS or m.page[e.page] <= 0 or w & (C_BACKED | B_BACKED | C_UNUSED):
         return w
     if m.page[e.page] - int(m.par[COST_4K]) < e.start:
-        w = back(s, w, m.page[e.page], me) | C_UNUSED
+        w = back(s, w, m.page[e.page], me) | C_UNUSED | int(m.par[UNMAPPED])
         m.page[e.page] = -m.page[e.page]
     return w
 
@@ -164,7 +174,7 @@ def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: in
     if w & B_BACKED:
         return w, verdict, service
     policy = int(m.par[POLICY])
-    if verdict == HIT and owner_of(w) == me:
+    if verdict != SKIPPED and w & C_BACKED and owner_of(w) == me:
         if policy == PREVIOUS:
             m.page[e.page] = abs(m.page[e.page])
         return served(s, e, w, e.latency, m, me)
@@ -222,6 +232,7 @@ def setup(context: Context) -> Setup:
             context.number("batch"),
             cost("hypercall"),
             ev.BLOCK_PAGES,
+            0 if context.text("via") == "pre_fault" else C_UNMAPPED,
         ],
         ints=np.zeros(STREAMS + LANE_SLOTS * STREAM_WORDS, np.int64),
     )
@@ -271,6 +282,11 @@ def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[st
     }
 
 
+def bounded(context: Context) -> bool:
+    """What a fault on a backed page costs has a range."""
+    return context.text("via") == "populate"
+
+
 def label(context: Context) -> str:
     """What a hint that was never given would have done rests on the policy."""
     return "assumed"
@@ -286,6 +302,12 @@ MECHANISM = Mechanism(
         Param("n", 8, "stride: pages ahead", unit="pages", low=1, high=4096),
         Param("workers", 1, "background workers: the rate limit", low=1),
         Param("batch", 32, "ranges per hypercall (at most 511)", low=1, high=511),
+        Param(
+            "via",
+            "populate",
+            "fills the host's page table, or the guest's",
+            choices=("populate", "pre_fault"),
+        ),
         Param("train", "", "previous: the trace of the earlier run"),
     ),
     page_words=1,
@@ -296,5 +318,6 @@ MECHANISM = Mechanism(
     begin=begin,
     finish=finish,
     costs=costs,
+    bounded=bounded,
     label=label,
 )

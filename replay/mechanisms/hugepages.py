@@ -2,17 +2,21 @@
 
 The one fault that stays is dearer (it zeroes the whole region), and the untouched rest of the region is
 resident too. A region in which the host took single pages away is split and faults by 4K there until it was
-taken away as a whole. Fewer TLB misses and shorter page walks are a gain that no fault trace can show.
+taken away as a whole. KVM maps a region so only where guest and host address are alike modulo its size and
+one memslot holds all of it; that the host then always has such a page to give is assumed. Where the host
+addresses are not known, the low end is that nothing fits. Fewer TLB misses and shorter page walks are a gain
+that no fault trace can show.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tracekit.replay import events as ev
 from tracekit.replay.accounts import INSTEAD, KEPT, REPRICED, add_fault
 from tracekit.replay.events import BLOCK_PAGES, Event
-from tracekit.replay.index import VM_SHIFT, in_slots
+from tracekit.replay.index import MAX_GFN, VM_SHIFT, in_slots
 from tracekit.replay.jit import hot
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
 from tracekit.replay.pages import (
@@ -21,17 +25,20 @@ from tracekit.replay.pages import (
     C_DEFERRED,
     C_SWAPPED,
     C_TAKEN,
+    C_UNMAPPED,
     OWNER_MASK,
     OWNER_SHIFT,
     World,
     resident_change,
 )
+from tracekit.trace.schema import PAGE_BYTES
 
-__all__ = ["MECHANISM"]
+__all__ = ["MECHANISM", "fits", "regions"]
 
 REGIONS = 1 << 17  # slots of the table of 1 GiB regions: 64 TiB half full
 HUGE, SMALL = 1, 2  # m.block: mapped huge; has 4K pages of its own
 APART = 1 << 40  # word: the page was taken out of its huge mapping
+SLOT_WORDS = 3
 
 
 @hot
@@ -64,9 +71,27 @@ def set_state(s: World, m: Own, page: int, state: int) -> None:
 
 
 @hot
+def fits(s: World, m: Own, page: int) -> bool:
+    """Say whether KVM can map the page's region by one entry: a memslot of `regions` holds it."""
+    first = s.directory.block_gfn[page // BLOCK_PAGES]
+    pages = BLOCK_PAGES if m.par[0] == 2 else BLOCK_PAGES * BLOCK_PAGES
+    vm, gfn = first >> VM_SHIFT, first & ((1 << VM_SHIFT) - 1)
+    gfn -= gfn % pages
+    table = 0 if m.par[0] == 2 else 2 * REGIONS
+    for k in range(m.ints[len(m.ints) - 1]):
+        at = table + k * SLOT_WORDS
+        if m.ints[at] == vm and m.ints[at + 1] <= gfn and gfn + pages <= m.ints[at + 2]:
+            return True
+    return False
+
+
+@hot
 def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
     """A page of a region that is mapped huge is backed (the region's pages were accounted as one)."""
-    if w & (C_BACKED | C_TAKEN | C_SWAPPED | APART) == 0 and state_of(s, m, e.page) == HUGE:
+    if w & C_BACKED:
+        mapped = w & C_UNMAPPED != 0 and w & APART == 0 and state_of(s, m, e.page) == HUGE
+        return w & ~C_UNMAPPED if mapped else w
+    if w & (C_TAKEN | C_SWAPPED | APART) == 0 and state_of(s, m, e.page) == HUGE:
         return (w & ~(OWNER_MASK | C_DEFERRED)) | C_BACKED | (me << OWNER_SHIFT)
     return w
 
@@ -90,7 +115,7 @@ def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: in
     level = int(m.par[0])
     if verdict != KEPT or w & B_BACKED or w & C_BACKED or state_of(s, m, e.page) != 0:
         return w, verdict, service
-    if e.level >= level or (level == 2 and not empty(s, e)):
+    if e.level >= level or not fits(s, m, e.page) or (level == 2 and not empty(s, e)):
         set_state(s, m, e.page, SMALL)
         return w, verdict, service
     set_state(s, m, e.page, HUGE)
@@ -121,10 +146,40 @@ def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
     return w | APART
 
 
+def regions(context: Context, level: int) -> NDArray[np.int64]:
+    """Return `m.ints` for regions of a level: the hash table of 1 GiB regions, the memslots that allow it.
+
+    Memslots are rows of VM, first gfn, past-the-end gfn; their number is the last word. Host addresses that
+    are not known (no memslots, or assumed ones) fit, except under the hypothesis `low`.
+    """
+    table = np.zeros(2 * REGIONS if level == 3 else 0, np.int64)
+    slots = context.timeline.trace.memslots
+    if len(slots):
+        size = PAGE_BYTES * BLOCK_PAGES ** (level - 1)
+        unknown = (slots["known_by"] == "assumed") & (context.hypothesis != "low")
+        known = (slots["known_by"] != "assumed") & (slots["gpa"] % size == slots["hva"] % size)
+        rows = context.timeline.slots[(unknown | known).fill_null(False).to_numpy()]
+    else:
+        every = [[vm, 0, MAX_GFN] for vm in range(context.timeline.vms)]
+        rows = np.array(every if context.hypothesis != "low" else [], np.int64).reshape(-1, SLOT_WORDS)
+    return np.concatenate([table, rows.ravel(), [len(rows)]])
+
+
 def setup(context: Context) -> Setup:
     """Choose the region size; 1 GiB regions are kept in a hash table of their own."""
     level = 2 if context.text("size") == "2m" else 3
-    return Setup(par=[level], ints=np.zeros(2 * REGIONS if level == 3 else 1, np.int64))
+    return Setup(par=[level], ints=regions(context, level))
+
+
+def bounded(context: Context) -> bool:
+    """Without the host addresses of guest memory, KVM may be able to map none of it huge."""
+    slots = context.timeline.trace.memslots
+    return not len(slots) or bool((slots["known_by"] == "assumed").any())
+
+
+def label(context: Context) -> str:
+    """That the host always has a huge page to give is an assumption."""
+    return "assumed"
 
 
 MECHANISM = Mechanism(
@@ -138,4 +193,6 @@ MECHANISM = Mechanism(
     fault=fault,
     event=event,
     setup=setup,
+    bounded=bounded,
+    label=label,
 )

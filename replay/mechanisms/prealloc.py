@@ -1,7 +1,14 @@
 """prealloc: all guest memory is backed before the guest starts (QEMU -mem-prealloc, hugetlb reservation).
 
-Every fault on a page that was never backed before disappears; memory is full from the start, and the start
-waits for the population. A page that the host takes away later (balloon, reporting) faults as recorded.
+Memory is full from the start, and the start waits for the population. What becomes of a first touch depends
+on what the population fills:
+
+- `populate` (MADV_POPULATE_WRITE, touching): the host's page table. The guest's own table (EPT, NPT, shadow)
+  stays empty, so its first touch still exits; the exit is shorter (`ept_backed_4k`), for nothing is allocated
+  and zeroed. One exit maps a page of the size that the population used. Faults of VMM threads go.
+- `pre_fault` (KVM_PRE_FAULT_MEMORY): the guest's table too. First touches do not fault at all.
+
+A page that the host takes away later (balloon, reporting) faults as recorded.
 """
 
 from __future__ import annotations
@@ -11,12 +18,18 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.replay.events import BLOCK_PAGES
+from tracekit.replay import events as ev
+from tracekit.replay.accounts import SKIPPED
+from tracekit.replay.events import BLOCK_PAGES, Event
+from tracekit.replay.jit import hot
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
-from tracekit.replay.pages import C_BACKED, CURVE_BINS, World
+from tracekit.replay.mechanisms.hugepages import HUGE, fits, regions, set_state, state_of
+from tracekit.replay.pages import B_BACKED, C_BACKED, C_UNMAPPED, CURVE_BINS, World
 from tracekit.trace.schema import PAGE_BYTES
 
 __all__ = ["MECHANISM"]
+
+LEVELS = {"4k": 1, "2m": 2, "1g": 3}
 
 
 def guest_pages(context: Context) -> int:
@@ -25,9 +38,28 @@ def guest_pages(context: Context) -> int:
     return context.timeline.index.pages if memory is None else memory // PAGE_BYTES
 
 
+@hot
+def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
+    """A page of a region whose one large entry was installed is mapped."""
+    if w & C_UNMAPPED and m.par[0] > 1 and state_of(s, m, e.page) == HUGE:
+        return w & ~C_UNMAPPED
+    return w
+
+
+@hot
+def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
+    """Let the guest's first touch of a large host page map all of it."""
+    first_touch = w & C_UNMAPPED != 0 and not w & B_BACKED and not e.bits & ev.ON_HOST
+    if first_touch and verdict != SKIPPED and m.par[0] > 1 and fits(s, m, e.page):
+        set_state(s, m, e.page, HUGE)
+    return w, verdict, service
+
+
 def setup(context: Context) -> Setup:
-    """Let every page start backed."""
-    return Setup(initial=C_BACKED)
+    """Let every page start backed; what population leaves unmapped is mapped by its first touch."""
+    unmapped = 0 if context.text("via") == "pre_fault" else C_UNMAPPED
+    level = LEVELS[context.text("size")]
+    return Setup(par=[level], ints=regions(context, level), initial=C_BACKED | unmapped)
 
 
 def begin(context: Context, world: World, own: Own, me: int) -> None:
@@ -46,9 +78,14 @@ def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[st
     return {"startup": {name: units / context.number("threads")}, "host_cpu_background": {name: units}}
 
 
+def bounded(context: Context) -> bool:
+    """What a fault on a backed page costs has a range, and the size of its entry may be open."""
+    return context.text("via") == "populate"
+
+
 def label(context: Context) -> str:
-    """Without memslots, guest memory is only known to be at least what was touched."""
-    return "measured" if context.timeline.memory_bytes is not None else "bounded"
+    """That every entry stays empty (populate) or is there in time (pre_fault) is the scenario's word."""
+    return "assumed"
 
 
 MECHANISM = Mechanism(
@@ -58,10 +95,20 @@ MECHANISM = Mechanism(
     params=(
         Param("threads", 1, "threads that populate", low=1),
         Param("size", "4k", "page size of the population", choices=("4k", "2m", "1g")),
+        Param(
+            "via",
+            "populate",
+            "fills the host's page table, or the guest's",
+            choices=("populate", "pre_fault"),
+        ),
     ),
+    block_words=1,
     page_local=True,
+    look=look,
+    fault=fault,
     setup=setup,
     begin=begin,
     costs=costs,
+    bounded=bounded,
     label=label,
 )

@@ -36,6 +36,7 @@ from tracekit.replay.pages import (
     B_BACKED,
     C_BACKED,
     C_DEFERRED,
+    C_UNMAPPED,
     GUEST_FREE,
     GUEST_USED,
     SEEN,
@@ -65,7 +66,11 @@ def in_scope(s: World, e: Event, m: Own) -> bool:
 @hot
 def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
     """Spare a first touch that was only there to zero the page."""
-    if w & (B_BACKED | SEEN) or not e.bits & ev.WRITE or not in_scope(s, e, m):
+    # A page read back from a device has content; one that a VMM thread or the kernel fills (DMA) the guest
+    # did not zero.
+    if e.bits & (ev.WRITE | ev.MAJOR | ev.ON_HOST) != ev.WRITE:
+        return w, verdict, service
+    if w & (B_BACKED | SEEN) or not in_scope(s, e, m):
         return w, verdict, service
     zeroing = bool(w & GUEST_FREE) or (w & GUEST_USED == 0 and m.par[UNKNOWN_IS_ZEROING] != 0)
     count(s, me, CANDIDATES, e.pages)
@@ -74,11 +79,11 @@ def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: in
         return w, verdict, service
     count(s, me, ZEROING_SPARED, e.pages)
     w &= ~ZERO_KNOWN
-    if verdict == HIT:  # backed anyway (statically mapped): only the guest's own work is spared
+    if verdict == HIT:  # mapped anyway: only the guest's own work is spared
         return w, verdict, service
-    if verdict != KEPT:
+    if verdict != KEPT and not w & C_UNMAPPED:
         return w, verdict, service
-    m.page[e.page] = e.latency
+    m.page[e.page] = service  # a page that was backed ahead has a shorter fault to put off
     return w | C_DEFERRED, SKIPPED, 0
 
 
@@ -91,12 +96,12 @@ def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
         # The guest zeroed a page that came zeroed from the host and that nothing had used in between.
         count(s, me, ZEROING_SPARED, 1)
         w &= ~ZERO_KNOWN
-    if w & C_DEFERRED and w & B_BACKED and not w & C_BACKED:
+    if w & C_DEFERRED and w & B_BACKED and (not w & C_BACKED or w & C_UNMAPPED):
         ns = int(m.page[e.page])
         taker = ev.EPT
         add_fault(s, me, DEFERRED, taker * ev.LEVELS + 1, ns)
         advance(s, e.lane, -ns)
-        w = back(s, w, e.end + ns, 0)
+        w = back(s, w, e.end + ns, 0) & ~(C_DEFERRED | C_UNMAPPED)
     return w
 
 

@@ -39,7 +39,7 @@ def fresh(w: int) -> bool:
 @hot
 def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
     """Without guest events: a write to a page that was taken may be its zeroing."""
-    if m.par[GUEST_EVENTS] == 0 and e.bits & ev.WRITE and fresh(w):
+    if m.par[GUEST_EVENTS] == 0 and e.bits & (ev.WRITE | ev.MAJOR | ev.ON_HOST) == ev.WRITE and fresh(w):
         count(s, me, CANDIDATES, e.pages)
         if m.par[UNKNOWN_IS_ZEROING] != 0:
             count(s, me, ZEROING_SPARED, e.pages)

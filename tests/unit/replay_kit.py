@@ -57,6 +57,7 @@ class Tiny:
     start_ns: int = 1_000_000_000
     filters: dict[str, Any] = field(default_factory=dict)
     rss_bytes: float | None = None
+    hva: int = 1 << 40
     known_by: str = "synthetic"
 
     @property
@@ -93,7 +94,7 @@ class Tiny:
                 "slot": 0,
                 "gpa": 0,
                 "size_bytes": self.memory_pages * PAGE_BYTES,
-                "hva": 1 << 40,
+                "hva": self.hva,
                 "flags": 0,
                 "from_ns": 0,
                 "to_ns": None,
@@ -141,7 +142,7 @@ def fault(
     *,
     vcpu: int | None = 0,
     write: bool = True,
-    level: int = 1,
+    level: int | None = 1,
     major: bool = False,
     present: bool = False,
     **more: Any,
@@ -154,7 +155,7 @@ def fault(
         "vcpu": vcpu,
         "level": level,
         "access": 2 if write else 1,
-        "pages": {1: 1, 2: 512, 3: 512 * 512}[level],
+        "pages": {None: 1, 1: 1, 2: 512, 3: 512 * 512}[level],
         "flags": FLAG_MAJOR * major | FLAG_PRESENT * present,
         "latency_ns": None if latency_us is None else round(latency_us * US),
         **more,

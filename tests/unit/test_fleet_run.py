@@ -207,15 +207,16 @@ def test_traces_and_results_may_be_urls(traces: Path) -> None:
 
 
 def test_the_summary_is_the_mean_per_vm_by_hand(traces: Path, tmp_path: Path) -> None:
-    replay_all(traces, tmp_path, question("prealloc", "zeroing+hot_hint"))
+    replay_all(traces, tmp_path, question("prealloc,via=pre_fault", "zeroing+hot_hint"))
     found = {(s.vm_class, s.scenario, s.metric): s for s in summary(str(tmp_path), by_class=True)}
-    web = found["web", "prealloc", "faults"]
+    web = found["web", "prealloc,via=pre_fault", "faults"]
     assert (web.vms, web.synthetic, web.unknown) == (3, 3, 0)
     assert (web.baseline, web.saved) == (510, 510)  # 500, 510, 520 faults, all gone
     assert (web.band.low, web.band.high) == (510, 510)
     assert web.interval.low is None  # three VMs
     everyone = {(s.scenario, s.metric): s for s in summary(str(tmp_path))}
-    assert everyone["prealloc", "faults"].saved == pytest.approx((500 + 510 + 520 + 800 + 810 + 300) / 6)
+    alone = everyone["prealloc,via=pre_fault", "faults"]
+    assert alone.saved == pytest.approx((500 + 510 + 520 + 800 + 810 + 300) / 6)
     both = everyone["zeroing+hot_hint", "faults"]  # the total, not a step of the waterfall
     assert both.vms == 6
     with pytest.raises(UsageError, match="no Parquet files"):
@@ -311,7 +312,8 @@ def test_the_command_goes_on_past_a_bad_trace_and_names_it(traces: Path, tmp_pat
     shutil.copytree(traces / "web", mine / "web")
     (mine / "web" / "bad.trace").mkdir()
     done = subprocess.run(
-        [sys.executable, "-m", "tracekit", "fleet", str(mine), "-s", "prealloc", "-o", str(tmp_path / "out"),
+        [sys.executable, "-m", "tracekit", "fleet", str(mine), "-s", "prealloc,via=pre_fault",
+         "-o", str(tmp_path / "out"),
          "--jobs", "1", "--json"],
         capture_output=True, text=True, check=False, timeout=180,
         env={"PATH": "/usr/bin:/bin", "NO_COLOR": "1", "COLUMNS": "80", "HOME": str(tmp_path)},

@@ -54,9 +54,9 @@ def test_faults_without_latency_are_priced_by_the_mean_of_their_class_first() ->
 
 def test_unknown_gfns_are_counted_reported_and_never_saved() -> None:
     trace = Tiny([fault(10, None, 3), fault(20, 4096, 5), fault(30, 4095, 7)], memory_pages=4096)
-    result = replayed(trace, "baseline", "prealloc")
+    result = replayed(trace, "baseline", "prealloc,via=pre_fault")
     assert metrics(result, "baseline")["stall"]["baseline"] == 15_000
-    assert metrics(result, "prealloc")["stall"]["saved"] == 7_000
+    assert metrics(result, "prealloc,via=pre_fault")["stall"]["saved"] == 7_000
     assert any("2 events name no known guest memory" in note for note in result.about["notes"])
 
 
@@ -132,7 +132,7 @@ def traces(draw: st.DrawFn) -> Tiny:
         what = draw(st.sampled_from(["fault"] * 5 + ["drop", "alloc", "free", "unmap", "swap_out"]))
         vcpu = draw(st.integers(0, 2))
         if what == "fault":
-            level = draw(st.sampled_from([1, 1, 1, 2]))
+            level = draw(st.sampled_from([1, 1, 1, 2, None]))
             rows.append(
                 fault(
                     now,
@@ -161,6 +161,9 @@ SCENARIOS = (
     "hugepages",
     "hugepages,size=1g",
     "prealloc",
+    "prealloc+hugepages,prealloc.size=2m",
+    "zeroing+prealloc",
+    "zeroing+hot_hint,via=pre_fault",
     "zeroing+hot_hint+hugepages",
 )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.unit.replay_kit import (
@@ -18,9 +20,11 @@ from tests.unit.replay_kit import (
     saved,
 )
 from tracekit.errors import UsageError
-from tracekit.trace.schema import PAGE_BYTES
+from tracekit.replay.costs import Cost
+from tracekit.trace.schema import FLAG_KERNEL, PAGE_BYTES
 
 MIB = 1 << 20
+NO_FAULT = "prealloc,via=pre_fault"
 
 # -- zeroing
 
@@ -39,10 +43,38 @@ def test_zeroing_on_a_host_only_trace_lies_between_nothing_and_all_first_touches
 
 
 def test_zeroing_spares_guest_cpu_only_where_memory_is_there_anyway() -> None:
-    found = metrics(replayed(Tiny([fault(10, 1), fault(20, 2)]), "prealloc+zeroing"), "prealloc+zeroing")
+    name = "prealloc+zeroing,via=pre_fault"
+    found = metrics(replayed(Tiny([fault(10, 1), fault(20, 2)]), name), name)
     # Both faults are saved once, whoever gets the credit; both pages need not be zeroed by the guest.
     assert found["faults"]["saved"] == 2
     assert found["zeroed_twice"]["saved"] == 2 * PAGE_BYTES
+
+
+def test_zeroing_spares_the_exit_on_a_page_that_only_the_host_has_mapped() -> None:
+    # Zeroed while free at 20 us, used from 50 us on: the exit (1 us: the page is backed) comes there instead.
+    rows = [free(1, 1), fault(20, 1, 4), alloc(50, 1, zeroed=True), free(51, 2), fault(60, 2, 4)]
+    name = "prealloc+zeroing"
+    found = metrics(replayed(Tiny(rows), name, profile=costs()), name)
+    # Page 2 is never used: 4 + 4 us become 1 us; of two faults one is left.
+    assert (found["stall"]["saved"], found["faults"]["saved"]) == (7_000, 1)
+
+
+def test_zeroing_leaves_out_what_the_guest_did_not_zero() -> None:
+    # Read back from a device, written by a VMM thread (gfn 3) or by the kernel for it, and one of the guest.
+    of_vmm = {"kind": "host_fault", "tid": 7, "latency_ns": 9_000, "access": 2}
+    rows = [
+        fault(10, 1, 90, major=True),
+        {"us": 20, "hva": (1 << 40) + 3 * PAGE_BYTES, **of_vmm},
+        {"us": 30, "hva": (1 << 40) + 4 * PAGE_BYTES, "flags": FLAG_KERNEL, **of_vmm},
+        fault(40, 2, 4),
+    ]
+    found = metrics(replayed(Tiny(rows), "zeroing"), "zeroing")
+    assert found["faults"]["saved"] == found["faults"]["high"] == 1
+    assert found["stall"]["saved"] == 4_000
+    assert found["zeroed_twice"]["baseline"] == PAGE_BYTES
+    # A refault that reads content back is no candidate after a discard either.
+    again = [fault(10, 1), fault(15, 2), drop(20, 1, 2), fault(30, 1, 90, major=True), fault(40, 2)]
+    assert figure(Tiny(again), "zeroing_after_reuse", "zeroed_twice")["baseline"] == PAGE_BYTES
 
 
 def test_zeroing_with_guest_events_is_exact() -> None:
@@ -78,7 +110,8 @@ def test_zeroing_keeps_to_its_time_and_range() -> None:
 
 def test_an_oracle_with_enough_lead_removes_every_first_touch() -> None:
     rows = [fault(100 * k, k, 4) for k in range(1, 5)]
-    found = metrics(replayed(Tiny(rows), "hot_hint,lead_ms=0.05", profile=costs()), "hot_hint,lead_ms=0.05")
+    name = "hot_hint,lead_ms=0.05,via=pre_fault"
+    found = metrics(replayed(Tiny(rows), name, profile=costs()), name)
     assert found["faults"]["saved"] == 4
     # 16 us of stall; one hypercall of 1 us carries the four hints; four prefaults of 1 us run beside.
     assert found["stall"]["saved"] == 16_000
@@ -87,17 +120,39 @@ def test_an_oracle_with_enough_lead_removes_every_first_touch() -> None:
     assert found["host_cpu_background"]["saved"] == -4_000
 
 
+def test_a_hint_that_fills_only_the_hosts_page_table_leaves_a_short_exit() -> None:
+    rows = [fault(100 * k, k, 4) for k in range(1, 5)]
+    found = metrics(replayed(Tiny(rows), "hot_hint,lead_ms=0.05", profile=costs()), "hot_hint,lead_ms=0.05")
+    # Each of the four exits takes 1 us instead of 4.
+    assert (found["faults"]["saved"], found["exits"]["saved"]) == (0, -1)  # one hypercall more
+    assert found["stall"]["saved"] == 12_000
+    # Late: ready 2 us after the touch (3 us of work begun 1 us before), then the exit's own 1 us: 3 of 4 us.
+    late = costs(prefault_4k=3_000, hypercall=0)
+    assert saved(Tiny([fault(100, 1, 4)]), "hot_hint,lead_ms=0.001", "stall", profile=late) == 1_000
+    # A VMM thread's own fault needs the host's page table only: it goes.
+    of_vmm = {"us": 100, "kind": "host_fault", "hva": (1 << 40) + PAGE_BYTES, "tid": 7, "latency_ns": 9_000}
+    assert saved(Tiny([of_vmm]), "hot_hint,lead_ms=0.05", "faults", profile=costs()) == 1
+
+
 def test_a_late_prefault_shortens_and_one_not_begun_changes_nothing() -> None:
     # Prefaults take 3 us; the lead is 1 us; the fault takes 4 us from 96 to 100: ready at 95 + 3 = 98 us,
     # 2 us after the touch.
     profile = costs(prefault_4k=3_000, hypercall=0)
     one = Tiny([fault(100, 1, 4)])
-    assert saved(one, "hot_hint,lead_ms=0.001", "stall", profile=profile) == 2_000
-    assert saved(one, "hot_hint,lead_ms=0.001", "faults", profile=profile) == 0
+    assert saved(one, "hot_hint,lead_ms=0.001,via=pre_fault", "stall", profile=profile) == 2_000
+    assert saved(one, "hot_hint,lead_ms=0.001,via=pre_fault", "faults", profile=profile) == 0
     # Lead 0: the worker has not begun when the touch comes.
-    assert saved(one, "hot_hint,lead_ms=0", "stall", profile=profile) == 0
+    assert saved(one, "hot_hint,lead_ms=0,via=pre_fault", "stall", profile=profile) == 0
     # A worker slower than the fault itself shortens nothing.
-    assert saved(one, "hot_hint,lead_ms=0.001", "stall", profile=costs(prefault_4k=9_000, hypercall=0)) == 0
+    assert (
+        saved(
+            one,
+            "hot_hint,lead_ms=0.001,via=pre_fault",
+            "stall",
+            profile=costs(prefault_4k=9_000, hypercall=0),
+        )
+        == 0
+    )
 
 
 def test_one_worker_takes_hints_in_order() -> None:
@@ -106,16 +161,19 @@ def test_one_worker_takes_hints_in_order() -> None:
     # ready at 81 + 20 = 101, after the 4 us fault would be over.
     rows = [fault(100, 1, 4, vcpu=0), fault(100, 2, 4, vcpu=1)]
     profile = costs(prefault_4k=10_000, hypercall=0)
-    assert saved(Tiny(rows), "hot_hint,lead_ms=0.020", "faults", profile=profile) == 2
-    assert saved(Tiny(rows), "hot_hint,lead_ms=0.015", "faults", profile=profile) == 1
-    assert saved(Tiny(rows), "hot_hint,lead_ms=0.015,workers=2", "faults", profile=profile) == 2
+    assert saved(Tiny(rows), "hot_hint,lead_ms=0.020,via=pre_fault", "faults", profile=profile) == 2
+    assert saved(Tiny(rows), "hot_hint,lead_ms=0.015,via=pre_fault", "faults", profile=profile) == 1
+    assert saved(Tiny(rows), "hot_hint,lead_ms=0.015,workers=2,via=pre_fault", "faults", profile=profile) == 2
 
 
 def test_a_stride_needs_two_equal_steps_and_then_saves_n_of_n_plus_1() -> None:
     # Faults at 0, 1, 2, ...: the second step (at 2) starts it; n = 3 pages ahead: 3, 4, 5 are saved, 6 faults
     # and continues, 7, 8, 9 are saved, 10 faults, 11 is saved, 12 and 13 were guessed wrong.
     rows = [fault(100 * (k + 1), k, 4) for k in range(12)]
-    found = metrics(replayed(Tiny(rows), "hot_hint,policy=stride,n=3"), "hot_hint,policy=stride,n=3")
+    found = metrics(
+        replayed(Tiny(rows), "hot_hint,policy=stride,n=3,via=pre_fault"),
+        "hot_hint,policy=stride,n=3,via=pre_fault",
+    )
     assert found["faults"]["counterfactual"] == len([0, 1, 2, 6, 10])
     assert found["prefaults_wasted"]["counterfactual"] == len([12, 13])
     assert found["hypercalls"]["counterfactual"] == 0  # the host does it by itself
@@ -124,7 +182,7 @@ def test_a_stride_needs_two_equal_steps_and_then_saves_n_of_n_plus_1() -> None:
 def test_a_stride_crosses_blocks_and_runs_backwards() -> None:
     rows = [fault(100 * (k + 1), gfn, 4) for k, gfn in enumerate([515, 513, 511, 509])]
     # Steps of -2: known at 511, so 509 is saved.
-    assert saved(Tiny(rows), "hot_hint,policy=stride,n=1", "faults") == 1
+    assert saved(Tiny(rows), "hot_hint,policy=stride,n=1,via=pre_fault", "faults") == 1
 
 
 def test_hints_for_memory_that_is_never_named_are_wasted_and_outside_memory_are_not_given() -> None:
@@ -138,7 +196,7 @@ def test_hints_for_memory_that_is_never_named_are_wasted_and_outside_memory_are_
 def test_on_alloc_hints_what_the_guest_allocates() -> None:
     # Allocated at 10 and 50 us, prefaulted in 1 us each: ready long before the touches at 26 and 52 us.
     rows = [alloc(10, 1), fault(30, 1, 4), alloc(50, 2), fault(56, 2, 4), fault(70, 3, 4)]
-    name = "hot_hint,policy=on_alloc"
+    name = "hot_hint,policy=on_alloc,via=pre_fault"
     found = metrics(replayed(Tiny(rows), name, profile=costs(hypercall=0)), name)
     assert found["faults"]["saved"] == 2
     # A page allocated and never touched is a wasted prefault.
@@ -151,7 +209,7 @@ def test_a_page_hinted_while_it_is_faulting() -> None:
     # Allocated at 28 us, in the middle of the fault from 26 to 30 us: the prefault (1 us, 28 to 29 us) was
     # not begun at 26 us, so the fault stays what it was.
     rows = [alloc(28, 1), fault(30, 1, 4)]
-    name = "hot_hint,policy=on_alloc"
+    name = "hot_hint,policy=on_alloc,via=pre_fault"
     assert saved(Tiny(rows), name, "stall", profile=costs(hypercall=0)) == 0
 
 
@@ -164,7 +222,7 @@ def test_policies_say_what_they_need() -> None:
 def test_recorded_hints_are_replayed() -> None:
     hint = {"us": 10, "kind": "hv_hypercall", "gfn": 1, "pages": 2, "arg": 0x8003, "vcpu": 0}
     rows = [hint, fault(30, 1, 4), fault(50, 2, 4), fault(70, 3, 4)]
-    name = "hot_hint,policy=recorded"
+    name = "hot_hint,policy=recorded,via=pre_fault"
     # A cold hint (heat type 0) backs nothing; a hot one (heat type 1) backs both of its pages.
     assert saved(Tiny([hint | {"arg": 0x8003 | 1 << 16}, *rows[1:]]), name, "faults", profile=costs()) == 0
     assert saved(Tiny([hint | {"arg": 0x8003 | 2 << 16}, *rows[1:]]), name, "faults", profile=costs()) == 2
@@ -184,7 +242,7 @@ def test_the_first_fault_of_a_huge_region_maps_it_all() -> None:
     assert found["faults_ept_2m"]["counterfactual"] == 2
     assert found["stall"]["counterfactual"] == 100_000
     assert found["stall"]["label"] == "assumed"
-    assert found["faults"]["label"] == "measured"
+    assert found["faults"]["label"] == "assumed"  # that a huge page is always to be had
     assert found["resident_peak"]["counterfactual"] == 4 * MIB
 
 
@@ -219,12 +277,30 @@ def test_a_discard_takes_the_untouched_rest_of_a_huge_page_too() -> None:
     assert found["resident_mean"]["counterfactual"] == pytest.approx(MIB)
 
 
-def test_a_gigabyte_region_is_bounded_by_the_guests_memory() -> None:
+def test_a_gigabyte_region_is_mapped_whole() -> None:
     rows = [fault(100 * (k + 1), 600 * k, 4) for k in range(4)]
-    trace = Tiny(rows, memory_pages=2048, span_us=1_000)
+    trace = Tiny(rows, memory_pages=1 << 18, span_us=1_000)
     found = metrics(replayed(trace, "hugepages,size=1g", profile=costs(ept_1g=0)), "hugepages,size=1g")
     assert found["faults"]["counterfactual"] == 1
-    assert found["resident_peak"]["counterfactual"] == 8 * MIB
+    assert found["resident_peak"]["counterfactual"] == 1024 * MIB
+    # One page less, and no memslot holds the whole region: all four faults stay.
+    assert saved(Tiny(rows, memory_pages=(1 << 18) - 1), "hugepages,size=1g", "faults") == 0
+
+
+def test_a_region_is_mapped_huge_only_where_kvm_can() -> None:
+    rows = [fault(100, 0), fault(200, 1), fault(300, 512), fault(400, 513)]
+    assert saved(Tiny(rows), "hugepages", "faults") == 2
+    # Guest address 0 at a host address that is not a multiple of 2 MiB: no region fits.
+    assert saved(Tiny(rows, hva=(1 << 40) + PAGE_BYTES), "hugepages", "faults") == 0
+    # Aligned to 2 MiB, not to 1 GiB.
+    odd = Tiny(rows, hva=(1 << 40) + 2 * MIB, memory_pages=1 << 18)
+    assert (saved(odd, "hugepages", "faults"), saved(odd, "hugepages,size=1g", "faults")) == (2, 0)
+    # The memslot ends within the second region.
+    assert saved(Tiny(rows, memory_pages=700), "hugepages", "faults") == 1
+    # Host addresses not known: between nothing and all of it.
+    for unknown in (Tiny(rows, known_by="assumed"), Tiny(rows, memory_pages=None)):
+        found = figure(unknown, "hugepages", "faults")
+        assert (found["low"], found["saved"], found["high"], found["label"]) == (0, 2, 2, "assumed")
 
 
 # -- prealloc
@@ -233,7 +309,8 @@ def test_a_gigabyte_region_is_bounded_by_the_guests_memory() -> None:
 def test_prealloc_moves_every_fault_to_the_start() -> None:
     rows = [fault(100, 1, 4), fault(200, 2, 4), drop(300, 1), fault(400, 1, 4)]
     trace = Tiny(rows, memory_pages=1024, span_us=1_000)
-    found = metrics(replayed(trace, "prealloc", profile=costs()), "prealloc")
+    name = NO_FAULT
+    found = metrics(replayed(trace, name, profile=costs()), name)
     # The refault after the discard stays; 1024 pages of 1 us each are populated first, by one thread.
     assert found["faults"]["saved"] == 2
     assert found["startup"]["counterfactual"] == 1_024_000
@@ -245,6 +322,58 @@ def test_prealloc_moves_every_fault_to_the_start() -> None:
     assert four["host_cpu_background"]["counterfactual"] == 1_024_000
 
 
+def test_prealloc_of_the_hosts_page_table_shortens_the_guests_exits() -> None:
+    of_vmm = {
+        "us": 300,
+        "kind": "host_fault",
+        "hva": (1 << 40) + 3 * PAGE_BYTES,
+        "tid": 7,
+        "latency_ns": 9_000,
+    }
+    rows = [fault(100, 1, 4), fault(200, 2, 4), of_vmm, fault(400, 4, 0.4)]
+    profile = costs()
+    backed = Cost(1_000, 500, 2_000, "the test")
+    profile = replace(profile, costs={**profile.costs, "ept_backed_4k": backed})
+    found = metrics(replayed(Tiny(rows), "prealloc", profile=profile), "prealloc")
+    # Three exits stay: 1 + 1 us, and 0.4 us as recorded, shorter than the price. The VMM's fault goes.
+    assert (found["faults"]["saved"], found["exits"]["saved"]) == (1, 0)
+    assert (found["stall"]["baseline"], found["stall"]["counterfactual"]) == (17_400, 2_400)
+    # An exit that stays takes between nothing and its latency: 9 us are sure, 17 us of 17.4 possible.
+    assert (found["stall"]["low"], found["stall"]["high"]) == (9_000, 17_000)
+    assert found["stall"]["label"] == found["faults"]["label"] == "assumed"
+
+
+def test_a_second_fault_on_a_preallocated_page_stays_as_it_was() -> None:
+    rows = [fault(100, 1, 4), fault(200, 1, 4), drop(300, 1), fault(400, 1, 4)]
+    assert saved(Tiny(rows), "prealloc", "stall", profile=costs()) == 3_000
+
+
+def test_one_exit_maps_a_whole_preallocated_huge_page() -> None:
+    rows = [fault(100, 0, 4), fault(200, 1, 4), fault(300, 512, 4)]
+    found = metrics(replayed(Tiny(rows), "prealloc,size=2m", profile=costs()), "prealloc,size=2m")
+    # Two exits of 1 us map both huge pages; page 1 is mapped by then.
+    assert (found["faults"]["saved"], found["stall"]["saved"]) == (1, 10_000)
+    # Where KVM can't map 2 MiB, every page exits by itself.
+    odd = Tiny(rows, hva=(1 << 40) + PAGE_BYTES)
+    assert saved(odd, "prealloc,size=2m", "stall", profile=costs()) == 9_000
+
+
+# -- faults that map nothing
+
+
+def test_a_fault_without_a_level_maps_nothing_where_the_trace_names_levels() -> None:
+    rows = [fault(10, 1, 4, level=None), fault(20, 1, 4), fault(40, 2, 4)]
+    found = metrics(replayed(Tiny(rows, span_us=100), NO_FAULT), NO_FAULT)
+    assert found["faults"]["saved"] == 2  # the one at 10 us stays, and the one at 20 us is the first touch
+    # Resident in the recording: (100 - 20) + (100 - 40) page·us.
+    assert found["resident_time"]["baseline"] * 2**30 / PAGE_BYTES * 1e6 == pytest.approx(140)
+    # A trace without any level: each first fault on a page backs it, as before.
+    bare = [row | {"level": None} for row in rows]
+    found = metrics(replayed(Tiny(bare, span_us=100), NO_FAULT), NO_FAULT)
+    assert found["faults"]["saved"] == 2  # those at 10 and 40 us; the one at 20 us is on a backed page
+    assert found["resident_time"]["baseline"] * 2**30 / PAGE_BYTES * 1e6 == pytest.approx(150)
+
+
 # -- time
 
 
@@ -252,29 +381,33 @@ def test_a_removed_stall_moves_everything_later_on_its_vcpu() -> None:
     # vCPU 0 loses 4 + 6 us of 100; vCPU 1 loses 20. Independent: the last event (on vCPU 1) is 20 us earlier,
     # but vCPU 0 gains only 10; all waiting for each other: 30 (no two stalls overlap).
     rows = [fault(10, 1, 4), fault(40, 2, 6), fault(100, 3, 20, vcpu=1)]
-    found = figure(Tiny(rows, span_us=100), "prealloc", "stall", profile=costs(prefault_4k=0))
+    found = figure(Tiny(rows, span_us=100), NO_FAULT, "stall", profile=costs(prefault_4k=0))
     assert found["saved"] == 30_000
-    path = figure(Tiny(rows, span_us=100), "prealloc", "critical_path", profile=costs(prefault_4k=0))
+    path = figure(Tiny(rows, span_us=100), NO_FAULT, "critical_path", profile=costs(prefault_4k=0))
     # If the guest follows a clock of its own, nothing ends earlier: the low end.
     assert (path["low"], path["saved"], path["high"]) == (0, 20_000, 30_000)
-    assert path["label"] == "bounded"
+    assert path["label"] == "assumed"  # that the host fills the MMU's entries too is the scenario's
 
 
 def test_stalls_that_overlap_are_removed_once() -> None:
     # vCPU 0 waits from 10 to 30, vCPU 1 from 20 to 40: at most 30 us of elapsed time can be saved.
     rows = [fault(30, 1, 20), fault(40, 2, 20, vcpu=1)]
-    path = figure(Tiny(rows, span_us=100), "prealloc", "critical_path", profile=costs(prefault_4k=0))
+    path = figure(Tiny(rows, span_us=100), NO_FAULT, "critical_path", profile=costs(prefault_4k=0))
     assert path["high"] == 30_000
     # The same two on one vCPU (one inside the other's time): it runs 30 us ahead, not 40.
     rows = [fault(30, 1, 20), fault(40, 2, 20)]
-    path = figure(Tiny(rows, span_us=100), "prealloc", "critical_path", profile=costs(prefault_4k=0))
+    path = figure(Tiny(rows, span_us=100), NO_FAULT, "critical_path", profile=costs(prefault_4k=0))
     assert path["saved"] == 30_000
 
 
 def test_open_loop_keeps_every_event_where_it_was() -> None:
     rows = [fault(10, 1, 4), fault(40, 2, 6)]
     row = figure(
-        Tiny(rows, span_us=100), "prealloc", "critical_path", closed_loop=False, profile=costs(prefault_4k=0)
+        Tiny(rows, span_us=100),
+        NO_FAULT,
+        "critical_path",
+        closed_loop=False,
+        profile=costs(prefault_4k=0),
     )
     assert row["saved"] == 0
 
@@ -296,9 +429,9 @@ def test_a_combination_saves_no_page_twice_and_its_steps_add_up() -> None:
 
 def test_lost_events_widen_every_interval_that_they_could_change() -> None:
     rows = [fault(100, 1, 4), fault(200, 2, 4)]
-    none = figure(Tiny(rows), "prealloc", "faults")
-    some = figure(Tiny(rows, lost=3), "prealloc", "faults")
-    unknown = figure(Tiny(rows, lost=None), "prealloc", "faults")
-    assert (none["low"], none["high"], none["label"]) == (2, 2, "measured")
-    assert (some["low"], some["saved"], some["high"], some["label"]) == (-1, 2, 5, "bounded")
+    none = figure(Tiny(rows), NO_FAULT, "faults")
+    some = figure(Tiny(rows, lost=3), NO_FAULT, "faults")
+    unknown = figure(Tiny(rows, lost=None), NO_FAULT, "faults")
+    assert (none["low"], none["high"], none["label"]) == (2, 2, "assumed")
+    assert (some["low"], some["saved"], some["high"], some["label"]) == (-1, 2, 5, "assumed")
     assert (unknown["low"], unknown["high"]) == (None, None)

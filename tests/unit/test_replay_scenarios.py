@@ -114,7 +114,7 @@ def test_every_published_cost_has_a_source_and_a_profile_may_name_only_some(tmp_
 
 def test_the_profile_prices_what_the_trace_did_not_measure() -> None:
     rows = [fault(10, 1, None), fault(20, 2, None)]
-    found = metrics(replayed(Tiny(rows), "prealloc"), "prealloc")
+    found = metrics(replayed(Tiny(rows), "prealloc,via=pre_fault"), "prealloc,via=pre_fault")
     # Two 4K faults at 3580 [1000, 5600] ns.
     row = found["stall"]
     assert (row["saved"], row["low"], row["high"], row["label"]) == (7_160, 2_000, 11_200, "assumed")

@@ -38,7 +38,7 @@ def test_break_even_is_where_the_hand_says() -> None:
     # 4 - (1 - L) - 3.5 = L - 0.5 us are saved: it pays from 0.5 us of lead on.
     found = sweep(
         spaced(),
-        "hot_hint,batch=1",
+        "hot_hint,batch=1,via=pre_fault",
         "lead_ms=0.0001:0.01",
         metric="critical_path",
         hypercall=3500,
@@ -49,7 +49,7 @@ def test_break_even_is_where_the_hand_says() -> None:
 
 
 def test_the_tornado_knows_which_parameter_matters() -> None:
-    found = sweep(spaced(), "hot_hint", "workers=1:4", "lead_ms=0:0.01").tornado()
+    found = sweep(spaced(), "hot_hint,via=pre_fault", "workers=1:4", "lead_ms=0:0.01").tornado()
     assert [one.parameter for one in found] == ["lead_ms", "workers"]
     # Without any lead nothing is saved; with enough of it all 32 us of stall are.
     assert (found[0].value_at_low, found[0].value_at_high) == (0, 32_000)
