@@ -173,7 +173,10 @@ class Room:
         hypothesis = next((context.hypothesis for context in contexts.values()), "point")
         costs = self.prices.kernel(hypothesis)
         loop = self.closed if closed is None else closed
-        replay = Replay.run(self.timeline, self.chain, contexts, costs, closed=loop, plain=self.plain)
+        around = self.timeline.mapped_around if hypothesis != "low" else 1
+        replay = Replay.run(
+            self.timeline, self.chain, contexts, costs, around=around, closed=loop, plain=self.plain
+        )
         if curve:
             self.curves[curve] = resident_curve(replay, self.timeline, 1, curve)
             self.curves[BASELINE] = resident_curve(replay, self.timeline, 0, BASELINE)
