@@ -62,6 +62,20 @@ def test_parquet_holds_the_events_delta_encoded_and_sorted(
     assert meta == trace.meta
 
 
+def test_duckdb_reads_the_parquet_in_order(trace: Trace, events: pl.DataFrame, tmp_path: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    out = tmp_path / "x.parquet"
+    export_trace(trace.path, out)
+    with duckdb.connect() as connection:
+        table = connection.read_parquet(str(out))
+        assert same(pl.from_arrow(table.to_arrow_table()), events)  # type: ignore[arg-type]
+        by_kind = connection.sql(
+            f"select kind, sum(latency_ns)::bigint from '{out}' group by kind"
+        ).fetchall()
+    expected = events.group_by("kind").agg(pl.col("latency_ns").sum())
+    assert {kind: total or 0 for kind, total in by_kind} == dict(expected.select("kind", "latency_ns").rows())
+
+
 def test_csv_and_ndjson_hold_the_events(trace: Trace, events: pl.DataFrame, tmp_path: Path) -> None:
     export_trace(trace.path, tmp_path / "x.csv")
     assert same(pl.read_csv(tmp_path / "x.csv", schema=dict(events.schema)), events)
