@@ -128,12 +128,14 @@ def drop(s: World, word: int, t: int, who: int) -> int:
 
 
 @hot
-def map_around(s: World, page: int, group: int) -> None:
+def map_around(s: World, page: int) -> None:
     """Let a guest's fault map the neighbours that the host has already, as KVM's shadow paging does."""
-    first = page - page % group
-    for p in range(first, first + group):
-        if s.words[p] & C_BACKED:
-            s.words[p] &= ~C_UNMAPPED
+    group = int(s.clock[CLOCK_AROUND])
+    if group > 1:
+        first = page - page % group
+        for p in range(first, first + group):
+            if s.words[p] & C_BACKED:
+                s.words[p] &= ~C_UNMAPPED
 
 
 UNSEEN: Final = -1

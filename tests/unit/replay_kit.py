@@ -56,9 +56,11 @@ class Tiny:
     batch_rows: int = 1 << 20
     start_ns: int = 1_000_000_000
     filters: dict[str, Any] = field(default_factory=dict)
+    host: dict[str, Any] = field(default_factory=dict)
     rss_bytes: float | None = None
     hva: int = 1 << 40
     known_by: str = "synthetic"
+    slots_from_ns: int = 0
 
     @property
     def meta(self) -> Any:
@@ -70,6 +72,7 @@ class Tiny:
             source=self.source,
             marks=self.marks,
             filters=self.filters,
+            host=self.host,
         )
 
     @property
@@ -96,7 +99,7 @@ class Tiny:
                 "size_bytes": self.memory_pages * PAGE_BYTES,
                 "hva": self.hva,
                 "flags": 0,
-                "from_ns": 0,
+                "from_ns": self.slots_from_ns,
                 "to_ns": None,
                 "known_by": self.known_by,
             }

@@ -67,6 +67,8 @@ def _nothing_more(recording: Recording) -> Mapping[str, float]:
 class Case:
     """One what-if with a real counterpart: `scenario` over a recording of `baseline` predicts `real`.
 
+    The scenario may take a parameter (how long ahead) from that recording.
+
     `compare` names metrics of `UNITS`. `measure` gives what only this case can tell of a recording, by
     metric. With `guest_events` the guest's account of its pages is merged into the baseline, as a trace of
     `record --guest` would be. `emulated` runs have no times of a real machine. Where
@@ -75,7 +77,7 @@ class Case:
 
     mechanism: str
     name: str
-    scenario: str
+    scenario: str | Callable[[Recording], str]
     baseline: Run
     real: Run
     compare: tuple[str, ...]

@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-import polars as pl
-
 from tracekit.lab.validate.case import GOALS, UNITS, Case, Recording
+from tracekit.replay import Result
 
-__all__ = ["Check", "Summary", "check_all", "measured", "predicted", "summarise"]
+__all__ = ["Check", "Summary", "check_all", "guest_time", "measured", "predicted", "summarise"]
 
 
 MANY: Final = 5
@@ -73,8 +72,8 @@ class Summary:
 
     The interval is that of the *recorded* run; a new one differs from it by chance. `noise` is how far the
     baseline's own figure lies from its median in 5 % … 95 % of the runs, as two factors (1, 1 where there are
-    too few runs); `held_with_noise` counts the runs that lie in the interval times these. `reached`: the median error is within the goal, and so held in 90 %
-    of the runs or more.
+    too few runs); `held_with_noise` counts the runs that lie in the interval times these. `reached`: the
+    median error is within the goal, and so held in 90 % of the runs or more.
     """
 
     mechanism: str
@@ -101,15 +100,20 @@ class Summary:
         return asdict(self)
 
 
-def measured(case: Case, recording: Recording, rows: pl.DataFrame) -> dict[str, float]:
-    """Return the metrics of a recording: `rows` is its own ledger with nothing enabled."""
-    found = {row["metric"]: row["baseline"] for row in rows.iter_rows(named=True)}
+def guest_time(recording: Recording) -> float:
+    """Return the time (ns) from the start of a small guest's first phase to the end of its last one."""
+    phases = [phase for vcpu in recording.account["vcpus"] for phase in vcpu["phases"].values()]
+    first = min(phase["start_ns"] for phase in phases)
+    return float(max(phase["start_ns"] + phase["elapsed_ns"] for phase in phases) - first)
+
+
+def measured(case: Case, recording: Recording, ledger: Result) -> dict[str, float]:
+    """Return the metrics of a recording: `ledger` is its own, with nothing enabled."""
+    found = {row["metric"]: row["baseline"] for row in ledger.rows.iter_rows(named=True)}
+    found["resident_end"] = ledger.curves["resident_bytes"][-1]
     account = recording.account
     if "vcpus" in account:
-        phases = [phase for vcpu in account["vcpus"] for phase in vcpu["phases"].values()]
-        found["time"] = max(p["start_ns"] + p["elapsed_ns"] for p in phases) - min(
-            p["start_ns"] for p in phases
-        )
+        found["time"] = guest_time(recording)
         found["startup"] = account["prealloc_ns"]
         found["exits"] = found.get("exits", 0.0) + sum(
             n for name, n in account["calls"].items() if name.startswith("call_")
@@ -118,14 +122,14 @@ def measured(case: Case, recording: Recording, rows: pl.DataFrame) -> dict[str, 
 
 
 def predicted(
-    rows: pl.DataFrame, baseline: Mapping[str, float]
+    result: Result, baseline: Mapping[str, float]
 ) -> dict[str, tuple[float, float | None, float | None]]:
     """Return (value, low, high) of what the scenario leaves of each metric.
 
     `time` is the baseline's own, less what the critical path gains without the start-up work (which is
     compared by itself): the guest's phases begin after that.
     """
-    figures = {row["metric"]: row for row in rows.iter_rows(named=True)}
+    figures = {row["metric"]: row for row in result.rows.iter_rows(named=True)}
     found = {
         name: (
             row["counterfactual"],
@@ -134,6 +138,8 @@ def predicted(
         )
         for name, row in figures.items()
     }
+    end = result.curves["resident_bytes"][-1]
+    found["resident_end"] = (end, end, end)
     if "time" in baseline and "critical_path" in figures:
         path, startup = figures["critical_path"], figures.get("startup", {"saved": 0, "low": 0, "high": 0})
         at = {
@@ -146,7 +152,9 @@ def predicted(
 
 def check_all(
     case: Case,
+    scenario: str,
     seed: int,
+    *,
     prediction: Mapping[str, tuple[float, float | None, float | None]],
     before: Mapping[str, float],
     after: Mapping[str, float],
@@ -156,7 +164,7 @@ def check_all(
         Check(
             case.mechanism,
             case.name,
-            case.scenario,
+            scenario,
             seed,
             metric,
             UNITS[metric],

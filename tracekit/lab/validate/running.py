@@ -15,7 +15,7 @@ from tracekit.lab import validate as room
 from tracekit.lab.validate.case import Case, Recording
 from tracekit.lab.validate.check import Check, check_all, measured, predicted, summarise
 from tracekit.lab.validate.recording import record_run
-from tracekit.replay import Profile, load_profile
+from tracekit.replay import Profile, Result, load_profile
 from tracekit.replay import run as replay
 
 __all__ = ["Validation", "mechanisms", "validate"]
@@ -60,15 +60,17 @@ def validate(
     names: Sequence[str],
     folder: Path,
     *,
-    profile: Path,
+    profile: Path | str,
     repeat: int = 1,
     seed: int = 0,
+    first_only: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Validation:
     """Check the mechanisms of these names (none: all), each case `repeat` times with seeds from `seed` on.
 
-    Traces are left in `folder`. A mechanism whose counterpart this host can't run is left out, with the
-    reason. Raises `UsageError` for an unknown mechanism, `FailedError` where a run fails.
+    `first_only` runs just the first case of each. Traces are left in `folder`. A mechanism whose counterpart
+    this host can't run is left out, with the reason. Raises `UsageError` for an unknown mechanism,
+    `FailedError` where a run fails.
     """
     known = mechanisms()
     if unknown := [name for name in names if name not in known]:
@@ -81,7 +83,7 @@ def validate(
     for name in names or list(known):
         try:
             for turn in range(seed, seed + repeat):
-                for case in known[name](turn):
+                for case in known[name](turn)[: 1 if first_only else None]:
                     say(f"{name}: {case.name}, seed {turn}")
                     checks += run_case(case, turn, folder, costs)
         except CapabilityError as error:
@@ -96,13 +98,13 @@ def run_case(case: Case, seed: int, folder: Path, profile: Profile) -> list[Chec
     stem = "-".join([case.mechanism, *case.name.replace(",", "").split(), str(seed)])
     before = record_run(case.baseline, folder, f"{stem}-baseline")
     source = case.guest_events(before) if case.guest_events else before.trace
-    rows = replay(source, [case.scenario], profile=profile).rows
+    scenario = case.scenario if isinstance(case.scenario, str) else case.scenario(before)
+    result = replay(source, [scenario], profile=profile)
     after = record_run(case.real, folder, f"{stem}-real")
     first = measured(case, before, _ledger(before, profile))
-    return check_all(
-        case, seed, predicted(rows, first), first, measured(case, after, _ledger(after, profile))
-    )
+    last = measured(case, after, _ledger(after, profile))
+    return check_all(case, scenario, seed, prediction=predicted(result, first), before=first, after=last)
 
 
-def _ledger(recording: Recording, profile: Profile) -> Any:
-    return replay(recording.trace, ["baseline"], profile=profile).rows
+def _ledger(recording: Recording, profile: Profile) -> Result:
+    return replay(recording.trace, ["baseline"], profile=profile)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
+import numpy.typing as npt
+import polars as pl
 
 from tracekit.lab.guest_plan import GuestPlan
 from tracekit.lab.validate.case import Recording, Run
@@ -31,31 +33,38 @@ def plan_of(recording: Recording) -> GuestPlan:
     return GuestPlan(**recording.account["plan"])
 
 
-def with_account(recording: Recording) -> Trace:
+def with_account(recording: Recording, *, behind: tuple[int, int] | None = None) -> Trace:
     """Return the recording merged with what its guest knows: pages are free, then allocated, one by one.
 
     What `tracekit record --guest` sees in a Linux guest, the small guest's plan says: all memory is free
     when it starts; a page is allocated when the guest uses it, in the plan's order, spread evenly over the
-    phase. Its zeroing of free memory is no allocation.
+    phase. Its zeroing of free memory is no allocation. `behind` = (pages of a batch, batches): a guest that
+    frees, when it begins a batch, the one so many batches before.
     """
     plan, account = plan_of(recording), recording.account
-    start = min(phase["start_ns"] for vcpu in account["vcpus"] for phase in vcpu["phases"].values())
-    columns: list[tuple[Any, str, Any]] = []
+    start = min(phase["start_ns"] for vcpu in account["vcpus"] for phase in vcpu["phases"].values()) - 1
+    all_memory = np.arange(recording.account["first_gfn"], plan.memory_bytes >> 12, plan.step_bytes >> 12)
+    told = [_told(np.full(len(all_memory), start), "page_free", all_memory)]
     for vcpu in account["vcpus"]:
         gfns = plan.gfns(vcpu["vcpu"])
-        phase = vcpu["phases"]["touch"]
-        when = phase["start_ns"] + (np.arange(len(gfns)) + 0.5) / len(gfns) * phase["elapsed_ns"]
-        columns.append((when.astype(np.int64), "page_alloc", gfns))
-    zeroed = np.arange(recording.account["first_gfn"], plan.memory_bytes >> 12, plan.step_bytes >> 12)
-    columns.insert(0, (np.full(len(zeroed), start - 1), "page_free", zeroed))
-    rows = [(ts, np.full(len(ts), code), gfn) for code, (ts, _, gfn) in enumerate(columns)]
-    ts, which, gfn = (np.concatenate(part) for part in zip(*rows, strict=True))
-    order = np.argsort(ts, kind="stable")
-    kinds = np.array([kind for _, kind, _ in columns])[which]
+        for name in ("touch", *(f"touch{turn}" for turn in range(2, plan.passes + 1))):
+            phase = vcpu["phases"][name]
+            when = phase["start_ns"] + (np.arange(len(gfns)) + 0.5) / len(gfns) * phase["elapsed_ns"]
+            told.append(_told(when.astype(np.int64), "page_alloc", gfns))
+            if behind:
+                batch, back = behind
+                begins = np.arange(back * batch, len(gfns), batch)
+                at = np.repeat(when[begins].astype(np.int64) - 1, batch)
+                told.append(_told(at, "page_free", gfns[: len(at)]))
+    rows = pl.concat(told).sort("ts_ns", maintain_order=True)
     path = recording.path.with_suffix(".guest.trace")
-    meta = Meta(source="synthetic", start_ns=start - 1, stop_ns=int(ts.max()), extra={"side": "guest"})
+    meta = Meta(source="synthetic", start_ns=start, stop_ns=int(rows["ts_ns"][-1]), extra={"side": "guest"})
     with TraceWriter(path, meta, force=True) as writer:
-        writer.append(events_batch(ts_ns=ts[order], kind=list(kinds[order]), gfn=gfn[order]))
+        writer.append(
+            events_batch(
+                **{name: rows[name].to_numpy() for name in ("ts_ns", "gfn")}, kind=list(rows["kind"])
+            )
+        )
     merged, _ = merge(
         recording.path,
         path,
@@ -64,3 +73,7 @@ def with_account(recording: Recording) -> Trace:
         force=True,
     )
     return merged
+
+
+def _told(ts_ns: npt.NDArray[np.int64], kind: str, gfn: npt.NDArray[np.int64]) -> pl.DataFrame:
+    return pl.DataFrame({"ts_ns": ts_ns, "gfn": gfn}).with_columns(kind=pl.lit(kind))
