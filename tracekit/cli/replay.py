@@ -44,6 +44,9 @@ def replay(
     open_loop: Annotated[
         bool, typer.Option("--open-loop", help="Keep every event at its recorded time.")
     ] = False,
+    bootstrap: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Confidence intervals from N resamples (0 = none).")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Seed of whatever is drawn at random.")] = 0,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Scenarios replayed at a time.")] = 1,
     every: Annotated[
@@ -64,15 +67,18 @@ def replay(
         closed_loop=not open_loop,
         jobs=jobs,
         phases=phase or [],
+        bootstrap=bootstrap,
     )
     if output is not None:
         result.save(output, force=force)
     if json:
         print_json(result.records())
     else:
-        from tracekit.report.tables import ledger_table
+        from tracekit.report.tables import chance_table, ledger_table
 
         stdout().print(ledger_table(result.rows, every=every))
+        if bootstrap:
+            stdout().print(chance_table(result.rows))
     talk = stderr()
     for note in result.about["notes"]:
         talk.print(f"note: {note}", markup=False, highlight=False)

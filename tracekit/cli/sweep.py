@@ -37,6 +37,9 @@ def sweep(
     sobol: Annotated[
         int, typer.Option(metavar="N", min=0, help="Sobol indices from N (a power of two) points.")
     ] = 0,
+    bootstrap: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Grid: confidence intervals from N resamples.")
+    ] = 0,
     profile: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="Cost profile (default: published).")
     ] = None,
@@ -74,7 +77,7 @@ def sweep(
         shares = found.sobol(sobol)
         rows, shown = [asdict(one) for one in shares], sweeps.sobol_table(shares)
     else:
-        result = found.grid()
+        result = found.grid(bootstrap=bootstrap)
         if output is not None:
             result.save(output, force=force)
         rows, shown = result.records(), sweeps.grid_table(result.rows, metric)
