@@ -62,9 +62,14 @@ def replay(
     if json:
         print_json(result.records())
     else:
+        from tracekit.report.resident_lines import ResidentLines
         from tracekit.report.tables import ledger_table
 
-        stdout().print(ledger_table(result.rows, every=every))
+        out = stdout()
+        out.print(ledger_table(result.rows, every=every))
+        if result.curves is not None and result.curves.height:
+            out.print()
+            out.print(ResidentLines(result.curves))
     talk = stderr()
     for note in result.about["notes"]:
         talk.print(f"note: {note}", markup=False, highlight=False)
