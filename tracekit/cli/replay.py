@@ -34,6 +34,13 @@ def replay(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write the result file.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing result file.")] = False,
+    phase: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=START:END",
+            help="Also a part of the trace (repeatable); ends: seconds, a mark, or a kind's first event.",
+        ),
+    ] = None,
     open_loop: Annotated[
         bool, typer.Option("--open-loop", help="Keep every event at its recorded time.")
     ] = False,
@@ -56,6 +63,7 @@ def replay(
         seed=seed,
         closed_loop=not open_loop,
         jobs=jobs,
+        phases=phase or [],
     )
     if output is not None:
         result.save(output, force=force)

@@ -10,7 +10,7 @@ from tracekit.report.charts import missratio, resident, savings, tornado, waterf
 from tracekit.report.charts.axes import least
 from tracekit.report.figure import Figure
 from tracekit.report.figures.of_trace import rss
-from tracekit.report.ledger import TOTAL, entries, scenarios, title
+from tracekit.report.ledger import TOTAL, WITHOUT, entries, scenarios, title
 from tracekit.report.limits import fault_curve
 from tracekit.report.study import Study
 from tracekit.report.text import plain
@@ -138,7 +138,8 @@ def draw_waterfall(study: Study) -> Figure | None:
     """Return the combination with most mechanisms, on its leading metric that mechanisms share out."""
     if study.rows is None:
         return None
-    parts = study.rows.filter(~pl.col("mechanism").is_in(list(TOTAL)))
+    mechanism = pl.col("mechanism")
+    parts = study.rows.filter(~mechanism.is_in(list(TOTAL)) & ~mechanism.str.starts_with(WITHOUT))
     combined = (
         parts.group_by("scenario", "metric", maintain_order=True)
         .agg(pl.len().alias("mechanisms"), pl.col("saved").abs().sum().alias("moved"))
