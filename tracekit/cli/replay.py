@@ -56,12 +56,12 @@ def replay(
 ) -> None:
     """Replay a trace: baseline, counterfactual and what is saved, each with interval and label."""
     from tracekit.replay import read_scenarios, run
-    from tracekit.replay.scenarios import parse_settings, with_parameters
+    from tracekit.replay.scenarios import parse_settings
     from tracekit.trace import open_trace
 
     result = run(
         open_trace(trace),
-        [with_parameters(one, parse_settings(set_ or [])) for one in read_scenarios(scenario)],
+        read_scenarios(scenario, settings=parse_settings(set_ or [])),
         profile=profile,
         seed=seed,
         closed_loop=not open_loop,
@@ -74,11 +74,16 @@ def replay(
     if json:
         print_json(result.records())
     else:
+        from tracekit.report.resident_lines import ResidentLines
         from tracekit.report.tables import chance_table, ledger_table
 
-        stdout().print(ledger_table(result.rows, every=every))
+        out = stdout()
+        out.print(ledger_table(result.rows, every=every))
         if bootstrap:
-            stdout().print(chance_table(result.rows))
+            out.print(chance_table(result.rows))
+        if result.curves is not None and result.curves.height:
+            out.print()
+            out.print(ResidentLines(result.curves))
     talk = stderr()
     for note in result.about["notes"]:
         talk.print(f"note: {note}", markup=False, highlight=False)
