@@ -100,12 +100,7 @@ def draw_savings(study: Study) -> Figure | None:
     table = table.filter(pl.col("metric").is_in(moving.to_list()))
     if not table.height:
         return None
-    best = table.filter(pl.col("metric") == table["metric"][0]).sort(
-        "share", descending=True, nulls_last=True
-    )
-    first = best.row(0, named=True)
-    of_baseline = f"{100 * first['share']:.0f} % of the baseline"
-    says = f"{first['scenario']} saves the most {first['metric']}: {of_baseline}."
+    says = _surest_saving(table)
     return Figure(
         name="savings",
         title="What each scenario saves",
@@ -116,6 +111,27 @@ def draw_savings(study: Study) -> Figure | None:
         table=table,
         known_by="Left of 0 is a cost. Thin rules are the interval; the marker's shape is the label.",
     )
+
+
+def _surest_saving(table: pl.DataFrame) -> str:
+    """Say which scenario saves the most of the first metric at the least, as the cards are ranked."""
+    metric = table["metric"][0]
+    ranked = table.filter(pl.col("metric") == metric).sort(
+        pl.col("share_low").fill_null(0.0).clip(0.0), "share", descending=True, nulls_last=True
+    )
+    first = ranked.row(0, named=True)
+    share, low, high = (
+        None if first[name] is None else f"{100 * first[name]:.0f}"
+        for name in ("share", "share_low", "share_high")
+    )
+    if (first["share_low"] or 0.0) > 0:
+        spread = "" if low == high else f" ({low} to {'?' if high is None else high} %)"
+        whose = f"{share} % of the baseline{spread} by {first['scenario']}, {first['label']}"
+        return f"The surest saving of {metric}: {whose}."
+    most = max(first["share"], first["share_high"] or 0.0)
+    if most <= 0:
+        return f"No scenario saves {metric}."
+    return f"No saving of {metric} is sure; {first['scenario']} may save up to {100 * most:.0f} %."
 
 
 def draw_waterfall(study: Study) -> Figure | None:
