@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ class RecordPlan:
     the recording at that size; `rotate_seconds` begins a new trace that often and keeps the last
     `rotate_keep` (0 = all); `keep_last_seconds` keeps events in memory and writes the last ones at the end
     and on SIGUSR1. `user` and `group` own the trace and run the command. `monitor` is a QEMU monitor
-    socket (QMP) to ask for memory ranges.
+    socket (QMP) to ask for memory ranges. `least_privilege`: once the probes are attached, this process
+    becomes `user` for good and gives up what it needs no more (see `privileges.give_up`).
     """
 
     out: Path
@@ -38,6 +40,7 @@ class RecordPlan:
     user: int | None = None
     group: int | None = None
     monitor: Path | None = None
+    least_privilege: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what can't be (UsageError)."""
@@ -64,7 +67,11 @@ _WAYS = "tracekit record -- COMMAND…   or   tracekit record -p PID   or   trac
 
 @dataclass(frozen=True)
 class Status:
-    """How a recording stands: rows of each kind so far, the newest samples, what was lost and written."""
+    """How a recording stands: rows of each kind so far, the newest samples, what was lost and written.
+
+    `start_ns` is when it began; `newest` are the last few rows with a latency, as dicts of the event table's
+    columns, oldest first.
+    """
 
     seconds: float
     kinds: dict[str, int]
@@ -73,6 +80,8 @@ class Status:
     bytes_written: int
     held_bytes: int
     ring_share: float
+    start_ns: int = 0
+    newest: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass

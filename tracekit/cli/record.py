@@ -68,7 +68,8 @@ def record(
     live: Annotated[
         bool | None,
         typer.Option(
-            "--live/--quiet", help="Show rates while recording (default: on a terminal, without COMMAND)."
+            "--live/--quiet",
+            help="Show rates and the newest faults (default: on a terminal, without COMMAND).",
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print how it went as JSON.")] = False,
@@ -99,6 +100,7 @@ def record(
         user=user,
         group=group,
         monitor=monitor,
+        least_privilege=True,
     )
     console = stderr()
     show = (console.is_terminal and not command) if live is None else live
