@@ -251,8 +251,8 @@ class Ledger:
     def _beside_stall(self, lanes: NDArray[np.int64]) -> Amount:
         """Return what the guest is spared on its path besides stall: ways out and in, and its own zeroing.
 
-        Pages backed ahead are no longer in the caches when they are touched: that is lost. A vCPU's share is
-        that of its faults (value: the vCPU with the last event); at most it is all of it.
+        Pages backed ahead are no longer in the caches when they are touched: that is lost. Value: each of the
+        vCPUs has the same share; the critical one may have none of it, or all.
         """
         table, added = self._fault_table()[..., ac.COUNT].sum(axis=0), self._added_table()[..., 0].sum(axis=0)
         gone = table[ac.SKIPPED] + table[ac.HIT] + table[ac.REPRICED] - added.sum(axis=0)
@@ -264,12 +264,9 @@ class Ledger:
             if m.name in self.contexts and m.small_pages(self.contexts[m.name])
         )
         spared = self.prices.named({"exit": exits, "cold_touch_4k": -cold}).minus(self._priced("guest_cpu"))
-        faults = self.facts.lane_faults[lanes]
-        share = faults / max(int(faults.sum()), 1)
-        last = float(share[int(np.argmax(self.facts.last_ns[lanes]))])
-        least, most = float(share.min()), 1.0
-        ends = [end * part for end in (spared.low, spared.high) for part in (least, most)]
-        return Amount(spared.value * last, min(ends), max(ends))
+        if len(lanes) == 1:
+            return spared
+        return Amount(spared.value / len(lanes), min(0.0, spared.low), max(0.0, spared.high))
 
     def _uses_prices(self) -> bool:
         """Return whether times in the counterfactual rest on any price."""
