@@ -61,9 +61,7 @@ def with_account(recording: Recording, *, behind: tuple[int, int] | None = None)
     meta = Meta(source="synthetic", start_ns=start, stop_ns=int(rows["ts_ns"][-1]), extra={"side": "guest"})
     with TraceWriter(path, meta, force=True) as writer:
         writer.append(
-            events_batch(
-                **{name: rows[name].to_numpy() for name in ("ts_ns", "gfn")}, kind=list(rows["kind"])
-            )
+            events_batch(ts_ns=rows["ts_ns"].to_numpy(), kind=list(rows["kind"]), gfn=rows["gfn"].to_numpy())
         )
     merged, _ = merge(
         recording.path,
