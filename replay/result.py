@@ -150,7 +150,9 @@ def notes(trace: TraceLike, timeline: Timeline, facts: Survey) -> list[str]:
         said.append(f"{without} of {faults} faults have no recorded latency: priced by class")
     if facts.earlier_bytes:
         known = math.isfinite(facts.earlier_bytes)
-        pages = str(round(facts.earlier_bytes / PAGE_BYTES)) if known else "an unknown number of"
+        pages = (
+            str(round(facts.earlier_bytes / timeline.share / PAGE_BYTES)) if known else "an unknown number of"
+        )
         said.append(
             f"{pages} pages may have been mapped before the recording began: resident is at least this"
         )

@@ -14,12 +14,13 @@ import polars as pl
 from tracekit.errors import UsageError
 from tracekit.replay.chain import Chain, chain_of
 from tracekit.replay.costs import Profile, load_profile
-from tracekit.replay.curves import BASELINE, resident_curve
+from tracekit.replay.curves import BASELINE, banded, resident_curve
 from tracekit.replay.ledger import UNITS, Figure, Ledger, widened
 from tracekit.replay.losses import with_losses
 from tracekit.replay.mechanisms import Context, Mechanism, known_mechanisms
 from tracekit.replay.pricing import Prices
 from tracekit.replay.result import Result, Row, notes, provenance
+from tracekit.replay.sampled import Sample, require_local, sample_of
 from tracekit.replay.scenarios import Scenario, parse_scenario
 from tracekit.replay.state import Replay
 from tracekit.replay.survey import Survey, survey
@@ -87,6 +88,7 @@ class Room:
     seed: int
     closed: bool
     plain: bool | None
+    sample: Sample | None = None
     curves: dict[str, pl.DataFrame] = field(default_factory=dict)
 
     @classmethod
@@ -107,7 +109,8 @@ class Room:
         # One kernel holds every mechanism: whatever is on, it is compiled once and then found on disk.
         chain = chain_of({**known_mechanisms(), **{m.name: m for m in mechanisms}}.values())
         prices = Prices.of(facts, profile)
-        return cls(trace, timeline, facts, profile, prices, chain, seed, closed_loop, plain)
+        sample = sample_of(timeline)
+        return cls(trace, timeline, facts, profile, prices, chain, seed, closed_loop, plain, sample)
 
     def result(self, scenarios: Sequence[Scenario], *, jobs: int = 1) -> Result:
         """Replay scenarios, `jobs` at the same time; rows stand in the order of the scenarios."""
@@ -119,11 +122,15 @@ class Room:
         names = [BASELINE, *(scenario.name for scenario in scenarios)]
         curves = [self.curves[name] for name in names if name in self.curves]
         about = provenance(self.trace, self.timeline, self.facts, scenarios, self.profile, self.seed)
+        if self.sample is not None:
+            about["sampling"] = self.sample.about()
+            about["notes"].append(self.sample.note())
         return Result.of([row for rows in found for row in rows], about, curves)
 
     def notes(self) -> list[str]:
         """Return what a reader of any figure must know about this trace."""
-        return notes(self.trace, self.timeline, self.facts)
+        own = [] if self.sample is None else [self.sample.note()]
+        return [*notes(self.trace, self.timeline, self.facts), *own]
 
     @staticmethod
     def unit(metric: str) -> str:
@@ -145,14 +152,19 @@ class Room:
 
         `curve` names the scenario whose resident curves are to be kept.
         """
-        point = self.once(contexts, curve=curve)
+        kept: list[tuple[pl.DataFrame, pl.DataFrame]] = []
+        more = kept if curve else None
+        point = self.once(contexts, curves=more)
         others = []
         if any(self.known[name].bounded(context) for name, context in contexts.items()):
             for end in ("low", "high"):
-                others.append(self.once({n: replace(c, hypothesis=end) for n, c in contexts.items()}))
+                assumed = {name: replace(c, hypothesis=end) for name, c in contexts.items()}
+                others.append(self.once(assumed, curves=more))
         if contexts:
             # Some of the guest's work follows its stalls, some a clock of its own: the truth lies between.
-            others.append(self.once(contexts, closed=not self.closed))
+            others.append(self.once(contexts, closed=not self.closed, curves=more))
+        if kept:
+            self._keep(curve, kept)
         figures = {
             name: widened(figure, [other[name] for other in others if name in other])
             for name, figure in point.items()
@@ -166,23 +178,41 @@ class Room:
             }
         return figures
 
+    def _keep(self, scenario: str, curves: Sequence[tuple[pl.DataFrame, pl.DataFrame]]) -> None:
+        """Keep the curves of a scenario and of the recorded run, each with what the trace leaves open."""
+        earlier, lost = self.facts.earlier_bytes, self.timeline.trace.lost
+        scale = 1.0 if self.sample is None else self.sample.memory_scale
+        for name, mine in zip((BASELINE, scenario), zip(*curves, strict=True), strict=True):
+            self.curves[name] = banded(name, mine, earlier_bytes=earlier, lost=lost, scale=scale)
+
     def once(
-        self, contexts: Mapping[str, Context], *, curve: str = "", closed: bool | None = None
+        self,
+        contexts: Mapping[str, Context],
+        *,
+        closed: bool | None = None,
+        curves: list[tuple[pl.DataFrame, pl.DataFrame]] | None = None,
     ) -> dict[str, Figure]:
-        """Replay once and return the figures; `closed` overrides the loop."""
+        """Replay once and return the figures; `closed` overrides the loop.
+
+        `curves` gets resident memory over time, as recorded and as replayed.
+        """
         hypothesis = next((context.hypothesis for context in contexts.values()), "point")
         costs = self.prices.kernel(hypothesis)
         loop = self.closed if closed is None else closed
         replay = Replay.run(self.timeline, self.chain, contexts, costs, closed=loop, plain=self.plain)
-        if curve:
-            self.curves[curve] = resident_curve(replay, self.timeline, 1, curve)
-            self.curves[BASELINE] = resident_curve(replay, self.timeline, 0, BASELINE)
+        if curves is not None:
+            curves.append(
+                (resident_curve(replay, self.timeline, 0), resident_curve(replay, self.timeline, 1))
+            )
         ledger = Ledger(replay, self.timeline, self.facts, self.chain.mechanisms, contexts, self.prices)
-        return with_losses(ledger.figures(), self.timeline.trace.lost, changed=bool(contexts))
+        figures = with_losses(ledger.figures(), self.timeline.trace.lost, changed=bool(contexts))
+        return figures if self.sample is None else self.sample.scaled(figures)
 
     def rows(self, scenario: Scenario) -> list[Row]:
         """Return the rows of a scenario: of its one mechanism, or of all of them and of each step."""
         chosen = [m for m in self.chain.mechanisms if m in scenario.mechanisms]
+        if self.sample is not None:
+            require_local(chosen, scenario.params)
         contexts = {m.name: self.context(scenario, m) for m in chosen}
         whole = self.figures(contexts, curve=scenario.name)
         if len(chosen) <= 1:

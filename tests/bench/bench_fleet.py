@@ -31,7 +31,7 @@ from tracekit.replay.fleet.task import Question, replay_trace
 from tracekit.trace import open_trace
 from tracekit.trace.fingerprint import fingerprint
 
-SCENARIOS = ("zeroing", "hot_hint,policy=stride", "hugepages,size=2m")
+SCENARIOS = ("zeroing", "prealloc,via=pre_fault")
 
 
 def measured(traces: list[Path], jobs: int) -> dict[str, Any]:
