@@ -46,8 +46,10 @@ def test_alike_blocks_give_the_whole_answer_at_any_rate(tmp_path: Path) -> None:
     assert 50 < sample.rows / 30 < 150
     for scenario in ("zeroing", "hugepages,size=2m", "prealloc,via=pre_fault"):
         truth, found = figures(whole, scenario), figures(sample, scenario)
-        for metric in ("faults", "exits", "stall", "critical_path"):
+        for metric in ("faults", "exits", "stall"):
             assert found[metric] == pytest.approx(truth[metric]), (scenario, metric)
+        if scenario != "prealloc,via=pre_fault":  # its start-up goes by how many blocks of memory were chosen
+            assert found["critical_path"] == pytest.approx(truth["critical_path"]), scenario
         base, saved = truth["resident_mean"]
         tolerance = 0.03 if scenario == "zeroing" else 0.2  # when those blocks came, how many there are
         assert found["resident_mean"] == pytest.approx((base, saved), rel=tolerance, abs=0.02 * base)

@@ -105,15 +105,26 @@ def test_a_long_row_is_cut_to_the_sampled_blocks(first: int, pages: int, seed: i
 def test_what_has_no_block(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="share above 0"):
         Sampler(0)
-    huge = events_batch(ts_ns=[1], kind="ept_violation", gfn=[0], pages=[512 * 512], level=3)
-    with pytest.raises(UsageError, match="1 GiB"):
-        Sampler(0.5).thin(huge)
     nowhere = events_batch(ts_ns=[1, 2], kind=["hypercall", "vcpu_block"])
     assert Sampler(1e-9).thin(nowhere).num_rows == 2
     own = events_batch(ts_ns=np.arange(1000), kind="host_fault", hva=np.arange(1000) << 21)
     sampler = Sampler(0.2)
     assert 100 < sampler.thin(own).num_rows < 300  # by host address
     assert sampler.faults == 0  # not the guest's memory
+
+
+def test_a_fault_is_never_cut() -> None:
+    """What it maps comes and goes with the block of its own page, next to a row that is cut."""
+    both = events_batch(
+        ts_ns=[1, 2], kind=["ept_violation", "madvise"], gfn=[0, 0], pages=[512 * 512, 1024], level=3, arg=4
+    )
+    for seed in range(8):
+        out = Sampler(0.5, seed).thin(both).to_pydict()
+        sizes = dict(zip(out["kind"], out["pages"], strict=True))
+        inside = hashed(np.zeros(2, np.uint64), np.arange(2, dtype=np.uint64), seed) < 0.5
+        assert ("ept_violation" in sizes) == bool(inside[0])
+        assert sizes.get("ept_violation", 512 * 512) == 512 * 512
+        assert out["kind"].count("madvise") == inside.sum()
 
 
 def test_rebasing_leaves_no_name_and_no_real_address(tmp_path: Path) -> None:

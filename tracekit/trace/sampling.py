@@ -71,12 +71,14 @@ class Sampler:
                 f"a sample is a share above 0 and up to 1, not {self.rate:g}", hint="--sample 0.1"
             )
 
+    def planned(self) -> dict[str, Any]:
+        """Return what can be said in `meta.sampling` before the first event."""
+        return {"gfn_hash": self.rate, "seed": self.seed, "unit_pages": BLOCK_PAGES}
+
     def facts(self) -> dict[str, Any]:
-        """Return what belongs into `meta.sampling`."""
+        """Return what belongs into `meta.sampling` at the end."""
         return {
-            "gfn_hash": self.rate,
-            "seed": self.seed,
-            "unit_pages": BLOCK_PAGES,
+            **self.planned(),
             "rows_before": self.rows,
             "faults_before": self.faults,
             "faults_kept": self.faults_kept,
@@ -89,16 +91,12 @@ class Sampler:
     def thin(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Return the rows of sampled blocks; a row over several blocks becomes one per sampled block.
 
-        A fault belongs to the block of its own page. Raises UsageError for one that maps 1 GiB.
+        A fault belongs, with all that it maps, to the block of its own page.
         """
         self.rows += batch.num_rows
         where = self._where(batch)
         pages = np.maximum(batch.column("pages").to_numpy(), 1).astype(np.uint64)
         fault = np.isin(batch.column("kind").indices.to_numpy(), _FAULTS) & where.guest
-        if bool((fault & (pages > BLOCK_PAGES)).any()):
-            raise UsageError(
-                "a fault that maps 1 GiB can't be sampled by 2 MiB blocks", hint="without --sample"
-            )
         first = where.page >> np.uint64(_SHIFT)
         last = (where.page + pages - np.uint64(1)) >> np.uint64(_SHIFT)
         last = np.where(fault | ~where.guest, first, last)
@@ -113,7 +111,7 @@ class Sampler:
         )
         kept = self._keeps(where.of(rows), block)
         self._count(batch, fault, kept[np.cumsum(blocks) - blocks])
-        return _cut(batch, rows[kept], block[kept], where, pages)
+        return _cut(batch, rows[kept], block[kept], where, np.where(fault, np.uint64(0), pages))
 
     def _keeps(self, where: _Where, block: np.ndarray) -> np.ndarray:
         # Host memory that is not the guest's has numbers of its own.
@@ -169,8 +167,9 @@ def _column(batch: pa.RecordBatch, name: str) -> tuple[np.ndarray, np.ndarray]:
 def _cut(
     batch: pa.RecordBatch, rows: np.ndarray, block: np.ndarray, where: _Where, pages: np.ndarray
 ) -> pa.RecordBatch:
-    """Return these rows of a batch, each cut to the part of it that lies in its block."""
-    page, guest, size = where.page[rows], where.guest[rows], pages[rows]
+    """Return these rows of a batch, each cut to what lies in its block; left whole where `pages` is 0."""
+    page, size = where.page[rows], pages[rows]
+    guest = where.guest[rows] & (size > 0)
     begin = np.where(guest, np.maximum(page, block << np.uint64(_SHIFT)), page)
     end = np.where(guest, np.minimum(page + size, (block + np.uint64(1)) << np.uint64(_SHIFT)), page + size)
     taken = batch.take(pa.array(rows))
@@ -178,7 +177,8 @@ def _cut(
         address, valid = _column(taken, name)
         moved = address + (begin - page) * np.uint64(unit)
         taken = with_column(taken, name, pa.array(moved, pa.uint64(), mask=~valid))
-    return with_column(taken, "pages", pa.array((end - begin).astype(np.uint32)))
+    cut = np.where(guest, end - begin, taken.column("pages").to_numpy())
+    return with_column(taken, "pages", pa.array(cut.astype(np.uint32)))
 
 
 def with_column(batch: pa.RecordBatch, name: str, column: pa.Array) -> pa.RecordBatch:
