@@ -3,7 +3,7 @@
     python tests/bench/sampling_errors.py [SEEDS]
 
 prints the tables of docs/fleet.md: samples of 2 MiB blocks (`tracekit compact --sample`) and duty cycles
-(record D seconds every T seconds), for the bundled real traces and synthetic ones of about 1 M events. An
+(record D seconds every T seconds), for the bundled real traces and synthetic ones of about 0.3 M events. An
 error is the root mean square over seeds (of the hash, or of when the first cycle begins) of what is said to
 be saved minus what the whole trace says, in % of the whole trace's *baseline*.
 """
@@ -27,16 +27,16 @@ from tracekit.replay import run
 from tracekit.replay.sampled import Sample
 from tracekit.trace import Meta, Trace, TraceWriter, compact, open_trace
 
-SCENARIOS = ("zeroing", "hugepages,size=2m", "prealloc,via=pre_fault", "cold_hint,policy=oracle")
+SCENARIOS = ("zeroing", "hugepages,size=2m", "cold_hint,policy=oracle")
 METRICS = ("faults", "stall", "resident_mean")
 RATES = (0.5, 0.2, 0.05)
 CYCLES = 5
-REAL = ("linux-boot", "linux-balloon-reporting", "limit-zram", "small-guest-zero-then-use")
+REAL = ("small-guest-zero-then-use", "linux-boot", "linux-balloon-reporting", "limit-zram")
 MADE = {
-    "boot-linux": {"events": 1_000_000},
-    "boot-windows": {"events": 1_000_000},
-    "swap-thrash": {"events": 385_000, "pages": 200_000, "limit": 100_000},
-    "balloon-storm": {"events": 1_000_000},
+    "boot-linux": {"events": 300_000},
+    "boot-windows": {"events": 300_000},
+    "swap-thrash": {"events": 115_000, "pages": 80_000, "limit": 40_000},
+    "balloon-storm": {"events": 300_000},
 }
 
 Saved = dict[tuple[str, str], tuple[float, float]]
@@ -156,7 +156,7 @@ def main(seeds: int) -> None:
                 def cycled(seed: int, trace: Trace = trace, rate: float = rate) -> tuple[Saved, float]:
                     return cycles(trace, folder, rate, (seed + 0.5) / seeds), 0.0
 
-                show(f"{name}, time {rate:g}", whole, cycled, min(seeds, 8))
+                show(f"{name}, time {rate:g}", whole, cycled, min(seeds, 6))
 
 
 if __name__ == "__main__":
