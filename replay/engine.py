@@ -114,7 +114,7 @@ def use_anew(s: World, w: int, e: Event) -> int:
     ns = s.cost[cls]
     reason = DEFERRED if w & pg.C_DEFERRED else REFAULT
     who = pg.owner_of(w)
-    add_fault(s, who, reason, cls, ns)
+    add_fault(s, e.lane, who, reason, cls, ns)
     advance(s, e.lane, -ns)
     return pg.back(s, w, e.end + ns, 0)
 
@@ -222,7 +222,7 @@ def make_drive(
                             e = Event(op, p, page + n - p, level, bits | ev.CONTINUED, lane, done, done, 0)
                             s.words[p] = touch(s, look(s, e, s.words[p], on, own), t, done, spared)
                         s.clock[pg.CLOCK_SPARED] = 1 if spared else 0
-                book_fault(s, who, verdict, cls, latency, measured, service)
+                book_fault(s, lane, who, verdict, cls, latency, measured, service)
                 run_ahead(s, lane, t, latency, service)
             elif page >= 0:
                 spared = op == ev.FAULT and s.clock[pg.CLOCK_SPARED] != 0

@@ -81,7 +81,7 @@ class Sample:
         return asdict(self)
 
     def _scaled(self, name: str, figure: Figure) -> Figure:
-        label = weaker(figure.label, "assumed")
+        name, label = name.partition(":")[0], weaker(figure.label, "assumed")
         if name in _SHAPES:
             return replace(figure, label=label)
         scale = self.count_scale
