@@ -70,6 +70,7 @@ class Timeline:
 
     Iterate it once per pass; pages and lanes keep their numbers over passes. A trace of up to `keep_rows`
     rows stays in memory (48 bytes a row) after the first pass; a larger one is read again each time.
+    `share` is the share of guest memory that the trace is a sample of (1 = all of it).
     `start_ns` is the trace's zero, `span_ns` its length; `seen` counts the rows of each operation.
     `levels_known` says whether any fault of the guest has a level. `outside_rows` counts rows whose gfn is
     missing or in no memslot (they count as faults and stall, but no mechanism can save them), `own_faults`
@@ -85,6 +86,7 @@ class Timeline:
         if len(trace.memslots):
             vms = max(vms, int(np.asarray(trace.memslots["vm"]).max()) + 1)
         self.vms = vms
+        self.share = float((getattr(trace.meta, "sampling", None) or {}).get("gfn_hash", 1.0))
         self.index = PageIndex(vms, self.slots)
         self.lanes: Lanes = new_lanes(vms)
         self.seen = np.zeros(32, np.int64)
@@ -105,7 +107,10 @@ class Timeline:
 
     @property
     def memory_bytes(self) -> int | None:
-        """Guest memory by the memslots (bytes, overlaps counted once); None if the trace has none."""
+        """Guest memory by the memslots (bytes, overlaps counted once); None if the trace has none.
+
+        Of a sample, the share of it that the trace is about.
+        """
         if not len(self.slots):
             return None
         total = 0
@@ -116,7 +121,7 @@ class Timeline:
             for _, first, end in rows:
                 total += max(0, int(end) - max(int(first), reach))
                 reach = max(reach, int(end))
-        return total * PAGE_BYTES
+        return round(total * self.share) * PAGE_BYTES
 
     @property
     def mapped_around(self) -> int:
