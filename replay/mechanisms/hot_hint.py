@@ -286,6 +286,11 @@ def bounded(context: Context) -> bool:
     return context.text("via") == "populate"
 
 
+def small_pages(context: Context) -> bool:
+    """The worker backs what was hinted by 4 KiB pages."""
+    return True
+
+
 def label(context: Context) -> str:
     """What a hint that was never given would have done rests on the policy."""
     return "assumed"
@@ -319,4 +324,5 @@ MECHANISM = Mechanism(
     costs=costs,
     bounded=bounded,
     label=label,
+    small_pages=small_pages,
 )
