@@ -16,7 +16,7 @@ from tracekit.replay.events import BLOCK_PAGES
 from tracekit.replay.index import VM_SHIFT, Directory, block_of, in_slots
 from tracekit.replay.jit import hot, int64
 
-__all__ = ["World", "back", "drop", "gfn_of", "neighbour", "owner_of"]
+__all__ = ["World", "back", "drop", "gfn_of", "map_neighbours", "neighbour", "neighbour_mapped", "owner_of"]
 
 # Baseline half.
 B_BACKED: Final = 1 << 0
@@ -125,6 +125,29 @@ def drop(s: World, word: int, t: int, who: int) -> int:
     if who > 0:
         word |= C_TAKEN
     return word | (who << OWNER_SHIFT)
+
+
+SHADOW_MAPS: Final = 8
+"""Pages that one fault maps at most where KVM shadows page tables: resident neighbours (docs/lab.md)."""
+
+
+@hot
+def map_neighbours(s: World, page: int) -> None:
+    """Let one exit map what the host has of the pages around, as far as a shadow MMU prefetches."""
+    first = page - page % SHADOW_MAPS
+    for p in range(first, first + SHADOW_MAPS):
+        if p != page:
+            s.words[p] &= ~C_UNMAPPED
+
+
+@hot
+def neighbour_mapped(s: World, page: int) -> bool:
+    """Say whether an exit of a page around may have mapped this one too."""
+    first = page - page % SHADOW_MAPS
+    for p in range(first, first + SHADOW_MAPS):
+        if p != page and s.words[p] & B_BACKED and s.words[p] & (C_BACKED | C_UNMAPPED) == C_BACKED:
+            return True
+    return False
 
 
 UNSEEN: Final = -1

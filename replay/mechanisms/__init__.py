@@ -109,6 +109,12 @@ class Context:
         """Return a parameter as a number (a flag is 0 or 1)."""
         return float(self.params[name])
 
+    @property
+    def maps_neighbours(self) -> bool:
+        """Whether one exit may map resident neighbours too, at the best: KVM shadows page tables there."""
+        host = getattr(self.timeline.trace.meta, "host", None) or {}
+        return host.get("mmu_mode") == "shadow" and self.hypothesis == "high"
+
     def text(self, name: str) -> str:
         """Return a parameter as text."""
         return str(self.params[name])
@@ -145,6 +151,7 @@ class Mechanism:
 
     `bounded(context)` says whether the trace leaves it open what happened (then it also runs under the
     hypotheses low and high); `label(context)` says what its counts rest on: measured, bounded or assumed.
+    A mechanism that shortens faults to a price holds that price's range in its hypotheses.
     `open_below(context)` says that the trace can't bound the refaults it causes. `prices_refaults`: it books
     its refaults at costs of its own, whose range its hypotheses hold.
     """

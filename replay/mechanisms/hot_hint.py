@@ -49,6 +49,7 @@ from tracekit.replay.pages import (
     back,
     gfn_of,
     neighbour,
+    neighbour_mapped,
     owner_of,
     resident_change,
 )
@@ -58,7 +59,7 @@ __all__ = ["MECHANISM"]
 POLICIES = ("oracle", "stride", "previous", "on_alloc", "recorded")
 ORACLE, STRIDE, PREVIOUS, ON_ALLOC, RECORDED = range(5)
 # m.par
-POLICY, LEAD, WINDOW, COST_4K, COST_2M, BATCH, HYPERCALL, REACH, UNMAPPED = range(9)
+POLICY, LEAD, WINDOW, COST_4K, COST_2M, BATCH, HYPERCALL, REACH, UNMAPPED, NEIGHBOURS = range(10)
 # m.ints: worker's next free time, hints in the open batch, then four words per lane
 FREE_AT, IN_BATCH, STREAMS = 0, 1, 8
 LAST, STRIDE_OF, RUN, EXPECTED, STREAM_WORDS = 0, 1, 2, 3, 4
@@ -117,6 +118,8 @@ def served(s: World, e: Event, w: int, service: int, m: Own, me: int) -> tuple[i
     """Return what a fault becomes on a page that the worker was given: nothing, a rest, or itself."""
     ready = abs(m.page[e.page])  # previous: negative once it is served, so that it is not begun again
     exits = w & C_UNMAPPED != 0 and not e.bits & ev.ON_HOST
+    if exits and m.par[NEIGHBOURS] != 0:
+        exits = not neighbour_mapped(s, e.page)
     if ready <= e.start and not exits:
         return w, HIT, 0
     if ready > e.start:
@@ -220,18 +223,20 @@ def setup(context: Context) -> Setup:
         )
     if policy == PREVIOUS and not context.text("train"):
         raise UsageError("hot_hint policy previous needs an earlier run", hint="hot_hint.train=EARLIER.trace")
-    cost = context.profile.ns
+    worst = {"low": "high", "high": "low"}.get(context.hypothesis, "ns")
+    cost = {name: float(getattr(one, worst)) for name, one in context.profile.costs.items()}
     return Setup(
         par=[
             policy,
             context.number("lead_ms") * 1e6,
             context.number("n"),
-            cost("prefault_4k") / context.number("workers"),
-            cost("prefault_2m") / context.number("workers"),
+            cost["prefault_4k"] / context.number("workers"),
+            cost["prefault_2m"] / context.number("workers"),
             context.number("batch"),
-            cost("hypercall"),
+            cost["hypercall"],
             ev.BLOCK_PAGES,
             0 if context.text("via") == "pre_fault" else C_UNMAPPED,
+            float(context.maps_neighbours),
         ],
         ints=np.zeros(STREAMS + LANE_SLOTS * STREAM_WORDS, np.int64),
     )
@@ -282,8 +287,8 @@ def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[st
 
 
 def bounded(context: Context) -> bool:
-    """What a fault on a backed page costs has a range."""
-    return context.text("via") == "populate"
+    """What the worker takes, and what a fault on a backed page costs, has a range."""
+    return True
 
 
 def label(context: Context) -> str:

@@ -24,7 +24,7 @@ from tracekit.replay.events import BLOCK_PAGES, Event
 from tracekit.replay.jit import hot
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
 from tracekit.replay.mechanisms.hugepages import HUGE, fits, regions, set_state, state_of
-from tracekit.replay.pages import B_BACKED, C_BACKED, C_UNMAPPED, CURVE_BINS, World, owner_of
+from tracekit.replay.pages import B_BACKED, C_BACKED, C_UNMAPPED, CURVE_BINS, World, map_neighbours, owner_of
 from tracekit.trace.schema import PAGE_BYTES
 
 __all__ = ["MECHANISM"]
@@ -52,6 +52,8 @@ def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: in
     first_touch = w & C_UNMAPPED != 0 and not w & B_BACKED and not e.bits & ev.ON_HOST
     if first_touch and verdict != SKIPPED and m.par[0] > 1 and fits(s, m, e.page):
         set_state(s, m, e.page, HUGE)
+    if first_touch and verdict != SKIPPED and m.par[1] != 0:
+        map_neighbours(s, e.page)
     return w, verdict, service
 
 
@@ -59,7 +61,9 @@ def setup(context: Context) -> Setup:
     """Let every page start backed; what population leaves unmapped is mapped by its first touch."""
     unmapped = 0 if context.text("via") == "pre_fault" else C_UNMAPPED
     level = LEVELS[context.text("size")]
-    return Setup(par=[level], ints=regions(context, level), initial=C_BACKED | unmapped)
+    return Setup(
+        par=[level, float(context.maps_neighbours)], ints=regions(context, level), initial=C_BACKED | unmapped
+    )
 
 
 def begin(context: Context, world: World, own: Own, me: int) -> None:

@@ -59,6 +59,7 @@ class Tiny:
     rss_bytes: float | None = None
     hva: int = 1 << 40
     known_by: str = "synthetic"
+    host: dict[str, Any] = field(default_factory=dict)
 
     @property
     def meta(self) -> Any:
@@ -70,6 +71,7 @@ class Tiny:
             source=self.source,
             marks=self.marks,
             filters=self.filters,
+            host=self.host,
         )
 
     @property
