@@ -26,6 +26,7 @@ from tracekit.probes.vmm import classify
 from tracekit.probes.vms import Vms
 from tracekit.probes.wire import RECORD
 from tracekit.probes.writers import FlightWriter, Writer
+from tracekit.trace.sampling import Sampler
 from tracekit.trace.schema import KINDS
 
 __all__ = ["Recorder"]
@@ -61,6 +62,7 @@ class Recorder:
         self._losses = probes.loss_reader()
         self._ledger = LossLedger()
         self._attribution = Attribution(self._memslots, lambda: vms.pids)
+        self._sampler = None if plan.sample is None else Sampler(plan.sample)
         self._cost = CostMeter(probes, catalogue, switch)
         self._kinds = np.zeros(len(KINDS), np.int64)
         self._samples: dict[str, float] = {}
@@ -94,7 +96,7 @@ class Recorder:
         self._memslots.fill_gfns(out)
         classify(out, self._vms.signatures, hugetlb)
         self._batch = decode.to_batch(out)
-        self._writer.append(self._batch)
+        self._writer.append(self._batch if self._sampler is None else self._sampler.thin(self._batch))
         self._kinds += np.bincount(out["kind"], minlength=len(KINDS))
 
     def tick(self) -> None:
@@ -153,6 +155,8 @@ class Recorder:
         if any(is_emulated(vm["argv"]) for vm in meta.vms) and not any(vm["vcpus"] for vm in meta.vms):
             meta.host["mmu_mode"] = "tcg"
         report.cost = meta.extra["cost"] = self._cost.finish(stop_ns, self.kinds)
+        if self._sampler is not None:
+            meta.sampling = self._sampler.facts()
         self._writer.close()
         report.rows = meta.rows or 0
         report.bytes_written = self._writer.bytes_written

@@ -232,10 +232,11 @@ class Ledger:
         # of stall that was removed on any of them counts once. Prices move it as far as they move the stall.
         spread, _ = self._spread(np.ones(ev.CLASSES, bool))
         calls = self._priced("hypercall_time")
+        others = self._beside_stall(lanes)
         saved = Amount(
-            value,
-            min(value, int(shift.min())) + spread.low + calls.value - calls.high,
-            max(value, int(shift.max()), union) + spread.high + calls.value - calls.low,
+            value + others.value,
+            min(value, int(shift.min())) + spread.low + calls.value - calls.high + others.low,
+            max(value, int(shift.max()), union) + spread.high + calls.value - calls.low + others.high,
         ).minus(startup)
         label = weaker(self._label(), "bounded" if saved.low < saved.high else "measured")
         figures = {"critical_path": Figure.of(span, saved, "assumed" if self._uses_prices() else label)}
@@ -243,9 +244,31 @@ class Ledger:
             figures["startup"] = Figure.of(0, startup.times(-1), "assumed")
         return figures
 
+    def _beside_stall(self, lanes: NDArray[np.int64]) -> Amount:
+        """Return what the guest is spared on its path besides stall: ways out and in, and its own zeroing.
+
+        Pages backed ahead are no longer in the caches when they are touched: that is lost. Value: each of the
+        vCPUs has the same share; the critical one may have none of it, or all.
+        """
+        table, added = self._fault_table()[..., ac.COUNT].sum(axis=0), self._added_table()[..., 0].sum(axis=0)
+        gone = table[ac.SKIPPED] + table[ac.HIT] + table[ac.REPRICED] - added.sum(axis=0)
+        exits = sum(int(n) for one, n in enumerate(gone) if class_name(one).startswith("ept"))
+        hits = self._fault_table()[..., ac.COUNT][:, (ac.HIT, ac.SHORTENED)].sum(axis=(1, 2))
+        cold = sum(
+            int(hits[k])
+            for k, m in enumerate(self.mechanisms, 1)
+            if m.name in self.contexts and m.small_pages(self.contexts[m.name])
+        )
+        spared = self.prices.named({"exit": exits, "cold_touch_4k": -cold}).minus(self._priced("guest_cpu"))
+        if len(lanes) == 1:
+            return spared
+        return Amount(spared.value / len(lanes), min(0.0, spared.low), max(0.0, spared.high))
+
     def _uses_prices(self) -> bool:
         """Return whether times in the counterfactual rest on any price."""
         if self._spread(np.ones(ev.CLASSES, bool))[1] or self._priced("startup").high:
+            return True
+        if self._beside_stall(vcpu_lanes(self.timeline)) != Amount.exact(0):
             return True
         # Work beside the guest sets a time only where it makes memory ready.
         ahead = [m for m in self.mechanisms if m.name in self.contexts and m.stage is Stage.BACK]

@@ -157,9 +157,14 @@ def notes(trace: TraceLike, timeline: Timeline, facts: Survey) -> list[str]:
         said.append(f"{timeline.own_faults} faults of the VMM on memory of its own: left out")
     if without := faults - int(facts.measured.sum()):
         said.append(f"{without} of {faults} faults have no recorded latency: priced by class")
+    if timeline.own_ns:
+        taken = ", ".join(f"{ns} ns of each {kind}" for kind, ns in timeline.own_ns.items())
+        said.append(f"latencies are without the recorder's own programs between their two stamps: {taken}")
     if facts.earlier_bytes:
         known = math.isfinite(facts.earlier_bytes)
-        pages = str(round(facts.earlier_bytes / PAGE_BYTES)) if known else "an unknown number of"
+        pages = (
+            str(round(facts.earlier_bytes / timeline.share / PAGE_BYTES)) if known else "an unknown number of"
+        )
         said.append(
             f"{pages} pages may have been mapped before the recording began: resident is at least this"
         )

@@ -109,12 +109,6 @@ class Context:
         """Return a parameter as a number (a flag is 0 or 1)."""
         return float(self.params[name])
 
-    @property
-    def maps_neighbours(self) -> bool:
-        """Whether one exit may map resident neighbours too, at the best: KVM shadows page tables there."""
-        host = getattr(self.timeline.trace.meta, "host", None) or {}
-        return host.get("mmu_mode") == "shadow" and self.hypothesis == "high"
-
     def text(self, name: str) -> str:
         """Return a parameter as text."""
         return str(self.params[name])
@@ -153,7 +147,8 @@ class Mechanism:
     hypotheses low and high); `label(context)` says what its counts rest on: measured, bounded or assumed.
     A mechanism that shortens faults to a price holds that price's range in its hypotheses.
     `open_below(context)` says that the trace can't bound the refaults it causes. `prices_refaults`: it books
-    its refaults at costs of its own, whose range its hypotheses hold.
+    its refaults at costs of its own, whose range its hypotheses hold. `small_pages(context)`: it backs memory
+    ahead in 4 KiB pages, so that each one's first touch misses the caches and the TLB (`cold_touch_4k`).
     """
 
     name: str
@@ -175,6 +170,7 @@ class Mechanism:
     bounded: Callable[[Context], bool] = _same
     open_below: Callable[[Context], bool] = _same
     label: Callable[[Context], str] = _measured
+    small_pages: Callable[[Context], bool] = _same
 
     def defaults(self) -> dict[str, ParamValue]:
         """Return every parameter with its default."""

@@ -49,7 +49,6 @@ from tracekit.replay.pages import (
     back,
     gfn_of,
     neighbour,
-    neighbour_mapped,
     owner_of,
     resident_change,
 )
@@ -59,7 +58,7 @@ __all__ = ["MECHANISM"]
 POLICIES = ("oracle", "stride", "previous", "on_alloc", "recorded")
 ORACLE, STRIDE, PREVIOUS, ON_ALLOC, RECORDED = range(5)
 # m.par
-POLICY, LEAD, WINDOW, COST_4K, COST_2M, BATCH, HYPERCALL, REACH, UNMAPPED, NEIGHBOURS = range(10)
+POLICY, LEAD, WINDOW, COST_4K, COST_2M, BATCH, HYPERCALL, REACH, UNMAPPED = range(9)
 # m.ints: worker's next free time, hints in the open batch, then four words per lane
 FREE_AT, IN_BATCH, STREAMS = 0, 1, 8
 LAST, STRIDE_OF, RUN, EXPECTED, STREAM_WORDS = 0, 1, 2, 3, 4
@@ -118,8 +117,6 @@ def served(s: World, e: Event, w: int, service: int, m: Own, me: int) -> tuple[i
     """Return what a fault becomes on a page that the worker was given: nothing, a rest, or itself."""
     ready = abs(m.page[e.page])  # previous: negative once it is served, so that it is not begun again
     exits = w & C_UNMAPPED != 0 and not e.bits & ev.ON_HOST
-    if exits and m.par[NEIGHBOURS] != 0:
-        exits = not neighbour_mapped(s, e.page)
     if ready <= e.start and not exits:
         return w, HIT, 0
     if ready > e.start:
@@ -236,7 +233,6 @@ def setup(context: Context) -> Setup:
             cost["hypercall"],
             ev.BLOCK_PAGES,
             0 if context.text("via") == "pre_fault" else C_UNMAPPED,
-            float(context.maps_neighbours),
         ],
         ints=np.zeros(STREAMS + LANE_SLOTS * STREAM_WORDS, np.int64),
     )
@@ -291,6 +287,11 @@ def bounded(context: Context) -> bool:
     return True
 
 
+def small_pages(context: Context) -> bool:
+    """The worker backs what was hinted by 4 KiB pages."""
+    return True
+
+
 def label(context: Context) -> str:
     """What a hint that was never given would have done rests on the policy."""
     return "assumed"
@@ -324,4 +325,5 @@ MECHANISM = Mechanism(
     costs=costs,
     bounded=bounded,
     label=label,
+    small_pages=small_pages,
 )

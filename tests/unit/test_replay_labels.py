@@ -141,16 +141,6 @@ def test_prices_move_what_is_resident_too() -> None:
     assert row["saved"] - row["low"] >= 512 * 10 * unit
 
 
-def test_where_kvm_shadows_page_tables_one_exit_may_map_eight_pages() -> None:
-    rows = [fault(100 * (k + 1), k, 4) for k in range(16)]
-    trace = Tiny(rows, memory_pages=64, host={"mmu_mode": "shadow"})
-    for scenario in ("prealloc", "hot_hint,lead_ms=10"):
-        row = figure(trace, scenario, "faults", profile=costs())
-        # Each page exits (value), or at best one of every eight.
-        assert (row["low"], row["saved"], row["high"]) == (0, 0, 14)
-        assert figure(Tiny(rows, memory_pages=64), scenario, "faults", profile=costs())["high"] == 0
-
-
 def test_a_quantile_is_no_finer_than_its_cell() -> None:
     cells = np.bincount(histogram_cells(np.array([50, 5_000, 9_000])))
     assert quantile(cells, 0.1) == (50, 50)  # exact below 128 ns
