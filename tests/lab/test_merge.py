@@ -1,7 +1,7 @@
 """Both views of one VM, recorded at once and merged: this machine as the host, the lab host as its guest.
 
-The guest is emulated (TCG), so its host sees first touches as faults of QEMU. The truth about the two clocks is
-what the guest says the time is when asked, between two readings of the host's clock.
+The guest is emulated (TCG), so its host sees first touches as faults of QEMU. The truth about the two clocks
+is what the guest says the time is when asked, between two readings of the host's clock.
 """
 
 from __future__ import annotations
