@@ -169,8 +169,8 @@ class Ledger:
     def _spread(self, mask: NDArray[np.bool_]) -> tuple[Amount, bool]:
         """Return how far prices could move the saved stall (around 0), and whether any was used.
 
-        Recorded latencies are exact. A fault that was shortened takes what a price says, of its latency at
-        most and of nothing at least.
+        Recorded latencies are exact. A fault that was shortened takes what a price says; its range is in the
+        hypotheses of what shortened it.
         """
         table, added = self._fault_table().sum(axis=0), self._added_table().sum(axis=0)
         changed = table[1:, :, ac.UNMEASURED].sum(axis=0)
@@ -182,12 +182,8 @@ class Ledger:
                 spread = price.times(n)
                 low += spread.low - spread.value
                 high += spread.high - spread.value
-        short = table[ac.SHORTENED][mask]
-        left = short[:, ac.NEW_NS].sum()
-        nominal = self.prices.nominal()[mask]
-        low -= float((short[:, ac.BASE_NS] + short[:, ac.UNMEASURED] * nominal).sum() - left)
-        high += float(left)
-        used = bool(changed[mask].any() or extra[mask].any() or short[:, ac.COUNT].any())
+        short = bool(table[ac.SHORTENED][mask][:, ac.COUNT].any())
+        used = bool(changed[mask].any() or extra[mask].any() or short)
         return Amount(0.0, min(low, 0.0), high), used
 
     def _refaults_by_class(self) -> NDArray[np.int64]:
@@ -288,23 +284,33 @@ class Ledger:
         before = float(world.resident[0]) * span - world.hold[0]
         after = float(world.resident[1]) * horizon - world.hold[1]
         curve = world.curve.reshape(2, -1).cumsum(axis=1).max(axis=1)
+        # Prices move each change of what is resident by as much as they move the stall before it.
+        spread = self._spread(np.ones(ev.CLASSES, bool))[0] if self.contexts else Amount.exact(0)
+        moved = max(-spread.low, spread.high) * float(np.abs(world.curve.reshape(2, -1)[1]).sum())
         earlier = self.facts.earlier_bytes
         longest = earlier and earlier / (1 << 30) * span / 1e9
         return {
-            "resident_time": self._memory(before / GIB_S, after / GIB_S, longest),
-            "resident_mean": self._memory(before / span * PAGE_BYTES, after / horizon * PAGE_BYTES, earlier),
+            "resident_time": self._memory(before / GIB_S, after / GIB_S, longest, moved / GIB_S),
+            "resident_mean": self._memory(
+                before / span * PAGE_BYTES,
+                after / horizon * PAGE_BYTES,
+                earlier,
+                moved / horizon * PAGE_BYTES,
+            ),
             "resident_peak": self._memory(
                 max(int(curve[0]), 0) * PAGE_BYTES, max(int(curve[1]), 0) * PAGE_BYTES, earlier
             ),
         }
 
-    def _memory(self, before: float, after: float, earlier: float) -> Figure:
+    def _memory(self, before: float, after: float, earlier: float, moved: float = 0.0) -> Figure:
         """Return a figure of resident memory, with what may have been `earlier` than the recording.
+
+        Prices may move it by `moved` either way.
 
         Pages that were there before add to the baseline; a mechanism that takes memory could save them, one
         that backs memory ahead finds them there.
         """
-        saved = Amount.exact(before - after)
+        saved = Amount(before - after, before - after - moved, before - after + moved)
         unsure = bool(earlier) or self.facts.assumed_slots
         taking = any(m.stage is Stage.TAKE for m in self.mechanisms if m.name in self.contexts)
         if self.contexts and (before != after or taking):
