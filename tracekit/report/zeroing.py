@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import altair as alt
 import polars as pl
@@ -33,4 +33,5 @@ def zeroing_chart(rows: Sequence[Mapping[str, Any]]) -> alt.TopLevelMixin:
         at.mark_line(point=True).encode(y=alt.Y("ms:Q", scale=time, title="ms to zero it")),
         at.mark_rule().encode(y=alt.Y("low:Q", scale=time), y2="high:Q"),
     )
-    return chart.properties(width=420, height=260, title="Zeroing memory").configure(**theme("light"))
+    sized = chart.properties(width=420, height=260, title="Zeroing memory")
+    return cast("alt.TopLevelMixin", sized.configure(**theme("light")))

@@ -109,8 +109,8 @@ def ksm_settings(**settings: int) -> Iterator[None]:
     except FileNotFoundError as error:
         raise CapabilityError(f"this kernel has no KSM ({error.filename})") from None
     finally:
-        for name, value in reversed(before.items()):
-            (_KSM / name).write_text(value)
+        for name, held in reversed(before.items()):
+            (_KSM / name).write_text(held)
 
 
 def _ksm() -> Iterator[Sample]:
