@@ -1,7 +1,7 @@
-"""The program that decodes hypercalls, run by the kernel itself on the arguments of calls that nobody makes here.
+"""The program that decodes hypercalls, run by the kernel on the arguments of calls that nobody makes here.
 
-BPF_PROG_TEST_RUN runs a raw tracepoint's program with given arguments, in the calling thread: so every extended
-call of Hyper-V (0x8001-0x8006) can be made up, with an input page in this process's own memory.
+BPF_PROG_TEST_RUN runs a raw tracepoint's program with given arguments, in the calling thread: so every
+extended call of Hyper-V (0x8001-0x8006) can be made up, with an input page in this process's own memory.
 """
 
 from __future__ import annotations
