@@ -66,6 +66,7 @@ class Recorder:
         self._cost = CostMeter(probes, catalogue, switch)
         self._kinds = np.zeros(len(KINDS), np.int64)
         self._samples: dict[str, float] = {}
+        self._saved_vms = repr(self._meta.vms)  # the writer saved its meta when it began
         self._batch: pa.RecordBatch | None = None
         self._start_ns = start_ns
         self._flushed_ns = self._sampled_ns = self._newest_ns = 0
@@ -106,6 +107,7 @@ class Recorder:
         if now - self._flushed_ns >= _FLUSH_NS:
             self._flushed_ns = now
             self._vms.refresh()
+            self._save_vms()
             self._attribution.note_cgroups()
             self._enter_losses()
             self._writer.flush()
@@ -165,6 +167,12 @@ class Recorder:
         report.lost, report.losses = self._ledger.lost, self._ledger.by_reason
         report.where = self._ledger.lines(self._start_ns)
         return report
+
+    def _save_vms(self) -> None:
+        """Have a crash find the VMs that are known by now, not just those of the start."""
+        if (known := repr(self._meta.vms)) != self._saved_vms:
+            self._saved_vms = known
+            self._writer.save_meta()
 
     def _sample(self, now_ns: int) -> None:
         for metric, value in sample_host():

@@ -221,7 +221,14 @@ class Room:
         loop = self.closed if closed is None else closed
         ends = [t for phase in self.phases for t in (phase.start_ns, phase.end_ns)]
         replay = Replay.run(
-            self.timeline, self.chain, contexts, costs, closed=loop, plain=self.plain, at=ends
+            self.timeline,
+            self.chain,
+            contexts,
+            costs,
+            around=self.timeline.mapped_around if hypothesis != "low" else 1,
+            closed=loop,
+            plain=self.plain,
+            at=ends,
         )
         if curves is not None:
             curves.append(

@@ -62,6 +62,7 @@ class Replay:
         contexts: Mapping[str, Context],
         costs: NDArray[np.int64],
         *,
+        around: int = 1,
         closed: bool = True,
         plain: bool | None = None,
         at: Sequence[int] = (),
@@ -69,7 +70,8 @@ class Replay:
         """Replay with those mechanisms of `chain` that have a context; keep how things stand `at` some times.
 
         `costs` (ns, by fault class, then of a fault on a page backed ahead) price faults without a recorded
-        latency and those that were added or shortened.
+        latency and those that were added or shortened. `around`: pages that one fault of the guest maps at
+        most where the host has them already.
         The timeline must have been surveyed. `plain`: run the same functions uncompiled (the oracle).
         """
         mechanisms = chain.mechanisms
@@ -103,6 +105,7 @@ class Replay:
         world.clock[pg.CLOCK_CLOSED] = int(closed)
         world.clock[pg.CLOCK_LEVELS] = int(timeline.levels_known)
         world.clock[pg.CLOCK_END] = span
+        world.clock[pg.CLOCK_AROUND] = around
         own = tuple(
             Own(
                 par=np.asarray(setup.par or [0.0], np.float64),
