@@ -11,6 +11,8 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
+from functools import reduce
+from operator import and_
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from tracekit.trace import events_batch
 
 __all__ = ["duration_ns", "read_damo_json", "read_damo_raw"]
 
+_MOST_BYTES = 1 << 30  # of decompressed JSON
 _UNIT_NS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 _UNIT_NS["d"] = 24 * _UNIT_NS["h"]
 _PART = re.compile(r"([\d,.]+)\s*([a-z]+)?")
@@ -58,7 +61,7 @@ def read_damo_json(path: Path | str, sink: Sink) -> None:
     with open_bytes(path) as stream:
         content = b"".join(iter(lambda: bytes(stream.read(1 << 22)), b""))
     try:
-        text = content if content.lstrip()[:1] in (b"[", b"{") else zlib.decompress(content)
+        text = content if content.lstrip()[:1] in (b"[", b"{") else _decompressed(content)
         records = json.loads(text)
         sink.report.lines = text.count(b"\n") + 1
         targets: dict[Any, int] = {}
@@ -66,12 +69,29 @@ def read_damo_json(path: Path | str, sink: Sink) -> None:
             vm = targets.setdefault(record["target_id"], len(targets))
             for snapshot in record["snapshots"]:
                 _snapshot(sink, vm, snapshot)
-    except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        zlib.error,
+    ) as error:
         raise DamagedError(
             f"{path} is not a record of damo: {type(error).__name__} {error}",
             hint="damo report access --json --raw_number > FILE",
         ) from None
     sink.vms([-1] * len(targets))
+
+
+def _decompressed(content: bytes) -> bytes:
+    """Return what was compressed; ValueError where it is cut off or larger than a record can be."""
+    unpacker = zlib.decompressobj()
+    text = unpacker.decompress(content, _MOST_BYTES)
+    if not unpacker.eof:
+        raise ValueError(f"cut off, or more than {_MOST_BYTES >> 20} MiB of text")
+    return text
 
 
 def _snapshot(sink: Sink, vm: int, snapshot: dict[str, Any]) -> None:
@@ -110,22 +130,28 @@ def read_damo_raw(path: Path | str, sink: Sink) -> None:
                             end_ns = base_ns + duration_ns(value)
                         else:
                             vm = targets.setdefault(value, len(targets))
-                    except (ValueError, KeyError):
+                        if end_ns >= 1 << 64:
+                            raise ValueError(value)
+                    except (ValueError, KeyError, OverflowError):
+                        end_ns = min(end_ns, (1 << 64) - 1)
                         sink.bad(line + first, f"{key}: {value}", "not a time of damo")
                 found = regions.str.extract_groups(_REGION).struct.unnest()
-                good = found["start"].is_not_null()
+                numbers = [
+                    *(
+                        found[name].str.to_integer(base=16, dtype=pl.UInt64, strict=False)
+                        for name in ("start", "end")
+                    ),
+                    found["accesses"].cast(pl.UInt64, strict=False),
+                ]
+                good = reduce(and_, (column.is_not_null() for column in numbers))
+                good &= pl.Series(_is_region(*(c.fill_null(0).to_numpy() for c in numbers[:2])))
                 odd = regions.filter(~good)
                 at = np.flatnonzero(~good.to_numpy())
                 for offset, text in zip(at.tolist(), odd.to_list(), strict=True):
                     if not re.match(_QUIET, text):
                         sink.bad(line + first + bool(heading) + offset, text, "not a region of damo")
-                found = found.filter(good)
-                if found.height:
-                    regions_found = [
-                        *(found[name].str.to_integer(base=16, dtype=pl.UInt64) for name in ("start", "end")),
-                        found["accesses"].cast(pl.UInt64),
-                    ]
-                    _rows(sink, vm, end_ns, [column.to_numpy() for column in regions_found])
+                if good.any():
+                    _rows(sink, vm, end_ns, [column.filter(good).to_numpy() for column in numbers])
             line += texts.len()
             sink.report.lines = line - 1
     sink.vms([-1] * len(targets))
@@ -136,10 +162,17 @@ def _sections(texts: pl.Series) -> Iterator[tuple[int, tuple[str, str] | None, p
     heads = np.flatnonzero(texts.str.contains(_HEADING).to_numpy())
     if not heads.size or heads[0] > 0:
         yield 0, None, texts[: int(heads[0])] if heads.size else texts
+    if not heads.size:
+        return
     for head, following in zip(heads, [*heads[1:], texts.len()], strict=True):
         match = re.match(_HEADING, texts[int(head)])
         assert match
         yield int(head), (match[1], match[2].strip()), texts[int(head) + 1 : int(following)]
+
+
+def _is_region(start: npt.NDArray[np.uint64], end: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Tell which regions end behind their start and have a number of pages that a row can hold."""
+    return (start <= end) & (end - start <= np.uint64(((1 << 32) - 2) << 12))
 
 
 def _rows(
@@ -149,6 +182,8 @@ def _rows(
     regions: list[npt.NDArray[np.uint64]],
 ) -> None:
     start, end, accesses = regions
+    if not _is_region(start, end).all():
+        raise ValueError("a region ends before it begins, or beyond all addresses")
     virtual = sink.options.addresses == "gva"
     where = {"gva": start} if virtual else {"gfn": start >> np.uint64(12)}
     sink.batch(
