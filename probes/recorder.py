@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 
 from tracekit.probes import decode
 from tracekit.probes.attribution import Attribution
@@ -25,12 +26,15 @@ from tracekit.probes.vmm import classify
 from tracekit.probes.vms import Vms
 from tracekit.probes.wire import RECORD
 from tracekit.probes.writers import FlightWriter, Writer
+from tracekit.trace.sampling import Sampler
 from tracekit.trace.schema import KINDS
 
 __all__ = ["Recorder"]
 
 _FLUSH_NS: Final = 250_000_000
 _SAMPLE_NS: Final = 1_000_000_000
+_NEWEST: Final = 16
+_LOOKED_AT: Final = 4096  # rows at the end of a batch that are searched for those with a latency
 
 
 class Recorder:
@@ -58,9 +62,12 @@ class Recorder:
         self._losses = probes.loss_reader()
         self._ledger = LossLedger()
         self._attribution = Attribution(self._memslots, lambda: vms.pids)
+        self._sampler = None if plan.sample is None else Sampler(plan.sample)
         self._cost = CostMeter(probes, catalogue, switch)
         self._kinds = np.zeros(len(KINDS), np.int64)
         self._samples: dict[str, float] = {}
+        self._saved_vms = repr(self._meta.vms)  # the writer saved its meta when it began
+        self._batch: pa.RecordBatch | None = None
         self._start_ns = start_ns
         self._flushed_ns = self._sampled_ns = self._newest_ns = 0
         self.report = RecordReport(plan.out, active=probes.active, refused=probes.refused)
@@ -89,7 +96,8 @@ class Recorder:
         hugetlb = fill_hvas(out, self._vms.pids)
         self._memslots.fill_gfns(out)
         classify(out, self._vms.signatures, hugetlb)
-        self._writer.append(decode.to_batch(out))
+        self._batch = decode.to_batch(out)
+        self._writer.append(self._batch if self._sampler is None else self._sampler.thin(self._batch))
         self._kinds += np.bincount(out["kind"], minlength=len(KINDS))
 
     def tick(self) -> None:
@@ -99,6 +107,7 @@ class Recorder:
         if now - self._flushed_ns >= _FLUSH_NS:
             self._flushed_ns = now
             self._vms.refresh()
+            self._save_vms()
             self._attribution.note_cgroups()
             self._enter_losses()
             self._writer.flush()
@@ -127,6 +136,8 @@ class Recorder:
             bytes_written=self._writer.bytes_written,
             held_bytes=held,
             ring_share=self._probes.ring.pending_bytes / self._probes.ring.size_bytes,
+            start_ns=self._start_ns,
+            newest=_newest(self._batch),
         )
 
     def finish(self) -> RecordReport:
@@ -146,6 +157,8 @@ class Recorder:
         if any(is_emulated(vm["argv"]) for vm in meta.vms) and not any(vm["vcpus"] for vm in meta.vms):
             meta.host["mmu_mode"] = "tcg"
         report.cost = meta.extra["cost"] = self._cost.finish(stop_ns, self.kinds)
+        if self._sampler is not None:
+            meta.sampling = self._sampler.facts()
         self._writer.close()
         report.rows = meta.rows or 0
         report.bytes_written = self._writer.bytes_written
@@ -154,6 +167,12 @@ class Recorder:
         report.lost, report.losses = self._ledger.lost, self._ledger.by_reason
         report.where = self._ledger.lines(self._start_ns)
         return report
+
+    def _save_vms(self) -> None:
+        """Have a crash find the VMs that are known by now, not just those of the start."""
+        if (known := repr(self._meta.vms)) != self._saved_vms:
+            self._saved_vms = known
+            self._writer.save_meta()
 
     def _sample(self, now_ns: int) -> None:
         for metric, value in sample_host():
@@ -181,3 +200,13 @@ class Recorder:
     def _enter(self, loss: Loss) -> None:
         self._ledger.add(loss)
         self._writer.add_loss(loss.cpu, loss.t0_ns, loss.t1_ns, loss.lost, loss.reason)
+
+
+def _newest(batch: pa.RecordBatch | None) -> Sequence[Mapping[str, Any]]:
+    """Return the last rows of a batch that somebody waited for."""
+    if batch is None:
+        return ()
+    tail = batch.slice(max(0, batch.num_rows - _LOOKED_AT))
+    waited = tail.filter(tail.column("latency_ns").is_valid())
+    rows: list[dict[str, Any]] = waited.slice(max(0, waited.num_rows - _NEWEST)).to_pylist()
+    return rows

@@ -61,11 +61,17 @@ def fault_classes(bits: NDArray[np.int32], level: NDArray[np.uint8]) -> NDArray[
 
 
 @hot
-def touch(s: World, w: int, t: int, end: int, spared: bool) -> int:
-    """Apply a recorded fault to one page: backed in the baseline at `t`, in the counterfactual at `end`."""
+def found_there(s: World, w: int, t: int) -> int:
+    """Return the word of a page that the recording shows to be backed at `t`."""
     if not w & pg.B_BACKED:
         pg.resident_change(s, 0, t, 1)
-    w = (w | pg.B_BACKED | pg.SEEN) & ~(pg.B_SWAPPED | pg.B_UNMAPPED | pg.DROPPED)
+    return (w | pg.B_BACKED | pg.SEEN) & ~(pg.B_SWAPPED | pg.DROPPED)
+
+
+@hot
+def touch(s: World, w: int, t: int, end: int, spared: bool) -> int:
+    """Apply a recorded fault to one page: backed in the baseline at `t`, in the counterfactual at `end`."""
+    w = found_there(s, w, t) & ~pg.B_UNMAPPED
     if spared:
         return w
     if not w & pg.C_BACKED:
@@ -108,7 +114,7 @@ def use_anew(s: World, w: int, e: Event) -> int:
     ns = s.cost[cls]
     reason = DEFERRED if w & pg.C_DEFERRED else REFAULT
     who = pg.owner_of(w)
-    add_fault(s, who, reason, cls, ns)
+    add_fault(s, e.lane, who, reason, cls, ns)
     advance(s, e.lane, -ns)
     return pg.back(s, w, e.end + ns, 0)
 
@@ -167,10 +173,7 @@ def recorded(s: World, w: int, t: int, e: Event) -> int:
             w = (w | pg.B_SWAPPED | pg.C_SWAPPED) & ~pg.DROPPED
         return w
     if op in (ev.POPULATE, ev.SWAP_IN):
-        if not w & pg.B_BACKED:
-            pg.resident_change(s, 0, t, 1)
-            w = (w | pg.B_BACKED | pg.SEEN) & ~(pg.B_SWAPPED | pg.DROPPED)
-        return pg.back(s, w, e.end, 0)
+        return pg.back(s, found_there(s, w, t), e.end, 0)
     return w
 
 
@@ -192,8 +195,8 @@ def make_drive(
             bits = int64(c.bits[i])
             level = int64(c.level[i])
             mapped = maps(s, bits, level)
+            tick(s, t - int64(s.shift[lane]), on, own)
             end = t - int64(s.shift[lane])
-            tick(s, end, on, own)
             if op == ev.FAULT and not bits & ev.CONTINUED:
                 cls = fault_class(bits, level)
                 measured = bits & ev.MEASURED != 0
@@ -202,6 +205,8 @@ def make_drive(
                 if page >= 0:
                     e = Event(op, page, n, level, bits, lane, end - latency, end, latency)
                     w = look(s, e, s.words[page], on, own)
+                    if bits & ev.PRESENT:
+                        w = found_there(s, w, t)
                     if w & pg.B_BACKED:
                         if w & pg.C_TAKEN:
                             w = use_anew(s, w, e)
@@ -216,8 +221,10 @@ def make_drive(
                         for p in range(page + 1, page + n):
                             e = Event(op, p, page + n - p, level, bits | ev.CONTINUED, lane, done, done, 0)
                             s.words[p] = touch(s, look(s, e, s.words[p], on, own), t, done, spared)
+                        if verdict not in (SKIPPED, HIT) and not bits & ev.ON_HOST:
+                            pg.map_around(s, page)
                         s.clock[pg.CLOCK_SPARED] = 1 if spared else 0
-                book_fault(s, who, verdict, cls, latency, measured, service)
+                book_fault(s, lane, who, verdict, cls, latency, measured, service)
                 run_ahead(s, lane, t, latency, service)
             elif page >= 0:
                 spared = op == ev.FAULT and s.clock[pg.CLOCK_SPARED] != 0

@@ -16,7 +16,7 @@ from tracekit.replay.events import BLOCK_PAGES
 from tracekit.replay.index import VM_SHIFT, Directory, block_of, in_slots
 from tracekit.replay.jit import hot, int64
 
-__all__ = ["World", "back", "drop", "gfn_of", "neighbour", "owner_of"]
+__all__ = ["World", "back", "drop", "gfn_of", "map_around", "neighbour", "owner_of"]
 
 # Baseline half.
 B_BACKED: Final = 1 << 0
@@ -57,7 +57,7 @@ class World(NamedTuple):
 
     words[page]: state bits. shift[lane]: ns that the lane runs ahead of the recording (closed loop).
     resident[0|1]: pages backed now, baseline and counterfactual. hold[3]: page·ns sums. curve[2, bins]:
-    changes of resident pages. faults, added, tally, histogram: see `tracekit.replay.accounts`.
+    changes of resident pages. faults, added, tally, histogram, by_lane: see `tracekit.replay.accounts`.
     """
 
     words: NDArray[np.int64]
@@ -71,6 +71,7 @@ class World(NamedTuple):
     added: NDArray[np.int64]
     tally: NDArray[np.int64]
     histogram: NDArray[np.int64]
+    by_lane: NDArray[np.int64]
     spans: NDArray[np.int64]
     cost: NDArray[np.int64]
     directory: Directory
@@ -83,7 +84,8 @@ CLOCK_CLOSED: Final = 1  # 1 = closed loop, 0 = open loop
 CLOCK_END: Final = 2  # end of the trace, ns
 CLOCK_SPARED: Final = 3  # 1 = the last fault was SKIPPED (for its further blocks)
 CLOCK_LEVELS: Final = 4  # 1 = the trace names levels: a guest's fault without one mapped nothing
-CLOCK_CELLS: Final = 5
+CLOCK_AROUND: Final = 5  # pages of the aligned group that one fault of the guest maps where the host has them
+CLOCK_CELLS: Final = 6
 
 
 @hot
@@ -124,6 +126,17 @@ def drop(s: World, word: int, t: int, who: int) -> int:
     if who > 0:
         word |= C_TAKEN
     return word | (who << OWNER_SHIFT)
+
+
+@hot
+def map_around(s: World, page: int) -> None:
+    """Let a guest's fault map the neighbours that the host has already, as KVM's shadow paging does."""
+    group = int(s.clock[CLOCK_AROUND])
+    if group > 1:
+        first = page - page % group
+        for p in range(first, first + group):
+            if s.words[p] & C_BACKED:
+                s.words[p] &= ~C_UNMAPPED
 
 
 UNSEEN: Final = -1

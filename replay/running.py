@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import polars as pl
 
 from tracekit.errors import UsageError
 from tracekit.replay.chain import Chain, chain_of
+from tracekit.replay.chance import CHANCE, chance_rows, window_ends
 from tracekit.replay.costs import Profile, load_profile
-from tracekit.replay.curves import BASELINE, resident_curve
-from tracekit.replay.ledger import UNITS, Figure, Ledger, widened
+from tracekit.replay.curves import BASELINE, banded, resident_curve
+from tracekit.replay.ledger import Figure, Ledger, unit_of, widened
 from tracekit.replay.losses import with_losses
 from tracekit.replay.mechanisms import Context, Mechanism, known_mechanisms
+from tracekit.replay.parts import Phase, parse_phases, phase_figures, vcpu_figures
 from tracekit.replay.pricing import Prices
 from tracekit.replay.result import Result, Row, notes, provenance
+from tracekit.replay.sampled import Sample, require_local, sample_of
 from tracekit.replay.scenarios import Scenario, parse_scenario
 from tracekit.replay.state import Replay
 from tracekit.replay.survey import Survey, survey
@@ -30,8 +33,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Room", "run"]
 
+T = TypeVar("T")
+
 NONE, ALL = "none", "all"
 """The names in the `mechanism` column for the baseline and for a whole combination."""
+
+WITHOUT = "without "
+"""Before a mechanism's name in that column: what the combination would lose without it."""
 
 REFAULTS_MOVE = ("faults", "exits", "refaults", "stall", "critical_path", "host_cpu")
 """Metrics (their beginnings) that have no bound where the refaults have none."""
@@ -47,13 +55,17 @@ def run(
     closed_loop: bool = True,
     plain: bool | None = None,
     jobs: int = 1,
+    phases: Iterable[str] = (),
+    bootstrap: int = 0,
 ) -> Result:
     """Replay a trace through scenarios; return tidy rows and where they come from.
 
     `scenarios`: lines such as `hot_hint,policy=oracle,lead_ms=5` or `zeroing+hot_hint`, or `Scenario`s.
     `profile`: a cost profile (name, TOML file, or loaded). `mechanisms`: your own, usable by name.
     `closed_loop=False` keeps every event at its recorded time. `plain=True` runs uncompiled. `jobs`
-    scenarios run at the same time (threads; the rows are the same for any number).
+    scenarios run at the same time (threads; the rows are the same for any number). `phases`: stretches of
+    the trace that get rows of their own, `boot=0:ready` (`tracekit.replay.parts.parse_phases`). `bootstrap`:
+    resamples for confidence intervals in columns of their own (`tracekit.replay.chance`); 0 = none.
 
     Raises UsageError for an unknown scenario or parameter, FailedError for a trace that can't be replayed.
     """
@@ -70,8 +82,9 @@ def run(
         seed=seed,
         closed_loop=closed_loop,
         plain=plain,
+        phases=phases,
     )
-    return room.result(chosen, jobs=jobs)
+    return room.result(chosen, jobs=jobs, bootstrap=bootstrap)
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,8 @@ class Room:
     seed: int
     closed: bool
     plain: bool | None
+    sample: Sample | None = None
+    phases: Sequence[Phase] = ()
     curves: dict[str, pl.DataFrame] = field(default_factory=dict)
 
     @classmethod
@@ -99,36 +114,48 @@ class Room:
         seed: int = 0,
         closed_loop: bool = True,
         plain: bool | None = None,
+        phases: Iterable[str] = (),
     ) -> Room:
-        """Read a trace for replaying; `mechanisms` are those that scenarios use beside the known ones."""
+        """Read a trace for replaying; `mechanisms` are those that scenarios use beside the known ones.
+
+        Raises UsageError for a phase that the trace does not have.
+        """
         profile = profile if isinstance(profile, Profile) else load_profile(profile)
         timeline = Timeline(trace)
         facts = survey(timeline)
         # One kernel holds every mechanism: whatever is on, it is compiled once and then found on disk.
         chain = chain_of({**known_mechanisms(), **{m.name: m for m in mechanisms}}.values())
         prices = Prices.of(facts, profile)
-        return cls(trace, timeline, facts, profile, prices, chain, seed, closed_loop, plain)
+        parts = parse_phases(phases, trace, timeline.start_ns, timeline.span_ns)
+        sample = sample_of(timeline)
+        return cls(trace, timeline, facts, profile, prices, chain, seed, closed_loop, plain, sample, parts)
 
-    def result(self, scenarios: Sequence[Scenario], *, jobs: int = 1) -> Result:
-        """Replay scenarios, `jobs` at the same time; rows stand in the order of the scenarios."""
-        if jobs == 1:
-            found = [self.rows(scenario) for scenario in scenarios]
-        else:
-            with ThreadPoolExecutor(jobs) as pool:
-                found = list(pool.map(self.rows, scenarios))
+    def result(self, scenarios: Sequence[Scenario], *, jobs: int = 1, bootstrap: int = 0) -> Result:
+        """Replay scenarios, `jobs` at the same time; rows stand in the order of the scenarios.
+
+        `bootstrap` resamples give the rows the columns of `tracekit.replay.chance`.
+        """
+        if bootstrap and self.sample is not None:
+            raise UsageError("a bootstrap over time says nothing of which blocks a sample holds")
+        found = _each(self.rows, scenarios, jobs)
+        chances = _each(lambda one: self.chances(one, bootstrap), scenarios if bootstrap else [], jobs)
         names = [BASELINE, *(scenario.name for scenario in scenarios)]
         curves = [self.curves[name] for name in names if name in self.curves]
         about = provenance(self.trace, self.timeline, self.facts, scenarios, self.profile, self.seed)
-        return Result.of([row for rows in found for row in rows], about, curves)
+        if self.sample is not None:
+            about["sampling"] = self.sample.about()
+            about["notes"].append(self.sample.note())
+        result = Result.of([row for rows in found for row in rows], about, curves)
+        if not bootstrap:
+            return result
+        columns = pl.DataFrame([row for rows in chances for row in rows], schema=CHANCE)
+        keys = ["scenario", "mechanism", "metric"]
+        return replace(result, rows=result.rows.join(columns, on=keys, how="left", maintain_order="left"))
 
     def notes(self) -> list[str]:
         """Return what a reader of any figure must know about this trace."""
-        return notes(self.trace, self.timeline, self.facts)
-
-    @staticmethod
-    def unit(metric: str) -> str:
-        """Return the unit of a metric."""
-        return UNITS.get(metric, "count")
+        own = [] if self.sample is None else [self.sample.note()]
+        return [*notes(self.trace, self.timeline, self.facts), *own]
 
     @property
     def known(self) -> Mapping[str, Mechanism]:
@@ -145,14 +172,19 @@ class Room:
 
         `curve` names the scenario whose resident curves are to be kept.
         """
-        point = self.once(contexts, curve=curve)
+        kept: list[tuple[pl.DataFrame, pl.DataFrame]] = []
+        more = kept if curve else None
+        point = self.once(contexts, curves=more)
         others = []
         if any(self.known[name].bounded(context) for name, context in contexts.items()):
             for end in ("low", "high"):
-                others.append(self.once({n: replace(c, hypothesis=end) for n, c in contexts.items()}))
+                assumed = {name: replace(c, hypothesis=end) for name, c in contexts.items()}
+                others.append(self.once(assumed, curves=more))
         if contexts:
             # Some of the guest's work follows its stalls, some a clock of its own: the truth lies between.
-            others.append(self.once(contexts, closed=not self.closed))
+            others.append(self.once(contexts, closed=not self.closed, curves=more))
+        if kept:
+            self._keep(curve, kept)
         figures = {
             name: widened(figure, [other[name] for other in others if name in other])
             for name, figure in point.items()
@@ -166,39 +198,103 @@ class Room:
             }
         return figures
 
+    def _keep(self, scenario: str, curves: Sequence[tuple[pl.DataFrame, pl.DataFrame]]) -> None:
+        """Keep the curves of a scenario and of the recorded run, each with what the trace leaves open."""
+        earlier, lost = self.facts.earlier_bytes, self.timeline.trace.lost
+        scale = 1.0 if self.sample is None else self.sample.memory_scale
+        for name, mine in zip((BASELINE, scenario), zip(*curves, strict=True), strict=True):
+            self.curves[name] = banded(name, mine, earlier_bytes=earlier, lost=lost, scale=scale)
+
     def once(
-        self, contexts: Mapping[str, Context], *, curve: str = "", closed: bool | None = None
+        self,
+        contexts: Mapping[str, Context],
+        *,
+        closed: bool | None = None,
+        curves: list[tuple[pl.DataFrame, pl.DataFrame]] | None = None,
     ) -> dict[str, Figure]:
-        """Replay once and return the figures; `closed` overrides the loop."""
+        """Replay once and return the figures; `closed` overrides the loop.
+
+        `curves` gets resident memory over time, as recorded and as replayed.
+        """
         hypothesis = next((context.hypothesis for context in contexts.values()), "point")
         costs = self.prices.kernel(hypothesis)
         loop = self.closed if closed is None else closed
-        replay = Replay.run(self.timeline, self.chain, contexts, costs, closed=loop, plain=self.plain)
-        if curve:
-            self.curves[curve] = resident_curve(replay, self.timeline, 1, curve)
-            self.curves[BASELINE] = resident_curve(replay, self.timeline, 0, BASELINE)
+        ends = [t for phase in self.phases for t in (phase.start_ns, phase.end_ns)]
+        replay = Replay.run(
+            self.timeline,
+            self.chain,
+            contexts,
+            costs,
+            around=self.timeline.mapped_around if hypothesis != "low" else 1,
+            closed=loop,
+            plain=self.plain,
+            at=ends,
+        )
+        if curves is not None:
+            curves.append(
+                (resident_curve(replay, self.timeline, 0), resident_curve(replay, self.timeline, 1))
+            )
         ledger = Ledger(replay, self.timeline, self.facts, self.chain.mechanisms, contexts, self.prices)
-        return with_losses(ledger.figures(), self.timeline.trace.lost, changed=bool(contexts))
+        figures = ledger.figures()
+        figures |= {**phase_figures(ledger, self.phases), **vcpu_figures(ledger, figures)}
+        figures = with_losses(figures, self.timeline.trace.lost, changed=bool(contexts))
+        return figures if self.sample is None else self.sample.scaled(figures)
+
+    def chances(self, scenario: Scenario, resamples: int) -> list[dict[str, Any]]:
+        """Replay once more, window by window, and bootstrap what the windows save."""
+        contexts = {m.name: self.context(scenario, m) for m in scenario.mechanisms}
+        mechanism = ALL if len(contexts) > 1 else next(iter(contexts), NONE)
+        costs = self.prices.kernel("point")
+        ends = window_ends(max(self.timeline.span_ns, 1))
+        replay = Replay.run(
+            self.timeline, self.chain, contexts, costs, closed=self.closed, plain=self.plain, at=ends
+        )
+        return chance_rows(
+            scenario.name,
+            mechanism,
+            replay.stands,
+            self.prices.nominal(),
+            resamples=resamples,
+            seed=self.seed,
+        )
 
     def rows(self, scenario: Scenario) -> list[Row]:
-        """Return the rows of a scenario: of its one mechanism, or of all of them and of each step."""
+        """Return the rows of a scenario: of its one mechanism; or of all, each step, without each."""
         chosen = [m for m in self.chain.mechanisms if m in scenario.mechanisms]
+        if self.sample is not None:
+            require_local(chosen, scenario.params)
         contexts = {m.name: self.context(scenario, m) for m in chosen}
         whole = self.figures(contexts, curve=scenario.name)
         if len(chosen) <= 1:
             return _rows(scenario.name, chosen[0].name if chosen else NONE, whole)
         rows = _rows(scenario.name, ALL, whole)
-        before: Mapping[str, Figure] = {}
-        for k, mechanism in enumerate(chosen, 1):
-            first = {m.name: contexts[m.name] for m in chosen[:k]}
-            after = whole if k == len(chosen) else self.figures(first)
-            rows += _rows(scenario.name, mechanism.name, _step(before, after))
-            before = after
+        every = frozenset(contexts)
+        known: dict[frozenset[str], Mapping[str, Figure]] = {frozenset(): {}, every: whole}
+
+        def with_these(names: Iterable[str]) -> Mapping[str, Figure]:
+            these = frozenset(names)
+            if these not in known:
+                known[these] = self.figures({m.name: contexts[m.name] for m in chosen if m.name in these})
+            return known[these]
+
+        names = [m.name for m in chosen]
+        for k, name in enumerate(names):
+            steps = _step(with_these(names[:k]), with_these(names[: k + 1]))
+            rows += _rows(scenario.name, name, steps)
+        for name in names:
+            rows += _rows(scenario.name, f"{WITHOUT}{name}", _step(with_these(every - {name}), whole))
         return rows
 
 
+def _each(work: Callable[[Scenario], list[T]], scenarios: Sequence[Scenario], jobs: int) -> list[list[T]]:
+    if jobs == 1:
+        return [work(scenario) for scenario in scenarios]
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(work, scenarios))
+
+
 def _step(before: Mapping[str, Figure], after: Mapping[str, Figure]) -> dict[str, Figure]:
-    """Return what one more mechanism changed: a step of the waterfall."""
+    """Return what one more mechanism changed, after the others."""
     steps = {}
     for name, figure in after.items():
         if name not in before:
@@ -218,7 +314,7 @@ def _rows(scenario: str, mechanism: str, figures: Mapping[str, Figure]) -> list[
             scenario,
             mechanism,
             metric,
-            Room.unit(metric),
+            unit_of(metric),
             _number(figure.baseline),
             _number(figure.counterfactual),
             _number(figure.saved.value),

@@ -29,10 +29,10 @@ ATTACHED = ("pids", "whole_guest_but_the_recorder")
 class Survey:
     """What a trace holds. Arrays by fault class: faults, those with a latency, and the sum of these (ns).
 
-    `histograms[class]`: recorded latencies by cell of `accounts.histogram_cells`. By lane: time of the last
-    event, faults, and the sum of recorded latencies (ns). `earlier_bytes`: guest memory that may have been
-    backed before the recording began (0 = it saw the VM start; inf = nothing bounds it). `assumed_slots`:
-    some memslots were guessed, so a gfn may name another page than the guest's.
+    `histograms[class]`: recorded latencies by cell of `accounts.histogram_cells`. `last_ns[lane]`: of
+    the lane's last event. `earlier_bytes`: guest memory that may have been backed before the recording began
+    (0 = it saw the VM start; inf = nothing bounds it). `assumed_slots`: some memslots were guessed, so a gfn
+    may name another page than the guest's.
     """
 
     counts: NDArray[np.int64]
@@ -41,8 +41,6 @@ class Survey:
     latency_ns: NDArray[np.int64]
     histograms: NDArray[np.int64]
     last_ns: NDArray[np.int64]
-    lane_faults: NDArray[np.int64]
-    lane_ns: NDArray[np.int64]
     writes: int
     access_known: int
     outside_rows: int
@@ -75,7 +73,7 @@ def survey(timeline: Timeline) -> Survey:
     measured = np.zeros(ev.CLASSES, np.int64)
     total = np.zeros(ev.CLASSES, np.int64)
     histograms = np.zeros((ev.CLASSES, HISTOGRAM_CELLS), np.int64)
-    last = lane_faults = lane_ns = np.zeros(0, np.int64)
+    last = np.zeros(0, np.int64)
     writes = known = 0
     for c in timeline:
         is_fault = (c.op == ev.FAULT) & (c.bits & ev.CONTINUED == 0)
@@ -88,11 +86,8 @@ def survey(timeline: Timeline) -> Survey:
             mine = latency[has & (cls == one)]
             total[one] += int(mine.sum())
             histograms[one] += np.bincount(histogram_cells(mine), minlength=HISTOGRAM_CELLS)
-        lanes = len(timeline.lanes.vm)
-        last, lane_faults, lane_ns = (_longer(a, lanes) for a in (last, lane_faults, lane_ns))
+        last = _longer(last, len(timeline.lanes.vm))
         last[c.lane] = c.t  # in time order: the last one stays
-        lane_faults += np.bincount(c.lane[is_fault], minlength=lanes)
-        np.add.at(lane_ns, c.lane[is_fault][has], latency[has])
         writes += int(np.count_nonzero(bits & ev.WRITE))
         known += int(np.count_nonzero(bits & 7))
     return Survey(
@@ -102,8 +97,6 @@ def survey(timeline: Timeline) -> Survey:
         latency_ns=total,
         histograms=histograms,
         last_ns=_longer(last, len(timeline.lanes.vm)),
-        lane_faults=_longer(lane_faults, len(timeline.lanes.vm)),
-        lane_ns=_longer(lane_ns, len(timeline.lanes.vm)),
         writes=writes,
         access_known=known,
         outside_rows=timeline.outside_rows,
@@ -130,7 +123,7 @@ def earlier_bytes(timeline: Timeline) -> float:
         pl.col("ts_ns").cast(pl.Int64) <= timeline.start_ns + FIRST_SAMPLE_NS,
     ).sort("ts_ns")
     first = early.group_by("vm").first()["value"]
-    return most if len(first) < timeline.vms else min(most, float(first.sum()))
+    return most if len(first) < timeline.vms else min(most, float(first.sum()) * timeline.share)
 
 
 def _longer(values: NDArray[np.int64], n: int) -> NDArray[np.int64]:

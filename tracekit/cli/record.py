@@ -59,6 +59,10 @@ def record(
             help="Ring between kernel and recorder (a power of 2).",
         ),
     ] = 32 << 20,
+    sample: Annotated[
+        float | None,
+        typer.Option(metavar="RATE", help="Write only this share of the guest's memory (by a hash)."),
+    ] = None,
     monitor: Annotated[
         Path | None, typer.Option(metavar="SOCKET", help="QEMU's QMP socket, to ask for memory ranges.")
     ] = None,
@@ -68,7 +72,8 @@ def record(
     live: Annotated[
         bool | None,
         typer.Option(
-            "--live/--quiet", help="Show rates while recording (default: on a terminal, without COMMAND)."
+            "--live/--quiet",
+            help="Show rates and the newest faults (default: on a terminal, without COMMAND).",
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print how it went as JSON.")] = False,
@@ -99,6 +104,7 @@ def record(
         user=user,
         group=group,
         monitor=monitor,
+        sample=sample,
         least_privilege=True,
     )
     console = stderr()

@@ -13,7 +13,19 @@ from tracekit.errors import UsageError
 from tracekit.report.text import plain
 from tracekit.report.units import human, human_interval, human_share
 
-__all__ = ["COLUMNS", "HEADLINE", "LABELS", "Entry", "checked", "entries", "headline", "scenarios", "title"]
+__all__ = [
+    "COLUMNS",
+    "HEADLINE",
+    "LABELS",
+    "WITHOUT",
+    "Entry",
+    "checked",
+    "entries",
+    "headline",
+    "scenarios",
+    "shares",
+    "title",
+]
 
 COLUMNS: Final = (
     "scenario",
@@ -37,6 +49,9 @@ LABELS: Final[dict[str, str]] = {
 
 TOTAL: Final = frozenset({"all", "total", ""})
 """Mechanism names that mean the scenario as a whole."""
+
+WITHOUT: Final = "without "
+"""Before a mechanism's name: the row says what a combination would lose without it."""
 
 _TITLES: Final[dict[str, str]] = {
     "stall": "guest stall",
@@ -88,6 +103,13 @@ class Entry:
         return any(v is None or v != 0 for v in (self.baseline, self.saved, self.low, self.high))
 
     @property
+    def at_most(self) -> bool:
+        """Whether the value is what the trace leaves possible at the best, so that it reads "at most"."""
+        low, saved = self.low, self.saved
+        best = self.label == "bounded" and saved is not None and saved == self.high
+        return best and saved != 0 and (low is None or low < (saved or 0))
+
+    @property
     def spread(self) -> str:
         """What stands for an interval of no width: exact, or not questioned because it was assumed."""
         return "no spread" if self.label == "assumed" else "exact"
@@ -133,18 +155,21 @@ class Entry:
         if self.exact and self.saved == 0:
             return f"{name}: unchanged at {whole}, {self.label}"
         value, interval = human_interval(*self.amount, self.unit)
-        said = value if self.exact else f"{value} {interval}"
+        limit = "" if not self.at_most else "at most " if self.verb == "saves" else "at least "
+        said = value if self.exact else f"{limit}{value} {interval}"
         share = f" ({self.share.lstrip('-')})" if self.share else ""
         return f"{name}: {self.verb} {said} of {whole}{share}, {self.label}"
 
 
 def title(metric: str) -> str:
-    """Return the words for a metric: known ones by table, others by their name.
+    """Return the words for a metric: known ones by table, others by their name; of a part, with the part.
 
-    >>> title("stall"), title("stall_p99")
-    ('guest stall', 'stall p99')
+    >>> title("stall"), title("stall_p99"), title("critical_path:boot")
+    ('guest stall', 'stall p99', 'critical path, boot')
     """
-    return _TITLES.get(metric, metric.replace("_", " "))
+    name, colon, part = metric.partition(":")
+    said = _TITLES.get(name, name.replace("_", " "))
+    return f"{said}, {part}" if colon else said
 
 
 def checked(rows: pl.DataFrame | Iterable[dict[str, Any]]) -> pl.DataFrame:
@@ -194,7 +219,8 @@ def entries(rows: pl.DataFrame, scenario: str, *, every: bool = False) -> list[E
     for entry in found:
         by_metric.setdefault(entry.metric, []).append(entry)
     totals = dict(_totals(by_metric))
-    ordered = [totals.pop(m) for m in HEADLINE if m in totals and totals[m].telling]
+    leading = [*HEADLINE, *(m for m in totals if m.startswith("critical_path:"))]
+    ordered = [totals.pop(m) for m in leading if m in totals and totals[m].telling]
     return [*ordered, *totals.values()] if every else ordered
 
 
@@ -203,6 +229,17 @@ def _totals(by_metric: dict[str, list[Entry]]) -> Iterator[tuple[str, Entry]]:
         whole = [entry for entry in found if entry.mechanism in TOTAL]
         if whole or len(found) == 1:
             yield metric, (whole or found)[0]
+
+
+def shares(rows: pl.DataFrame, scenario: str, metric: str) -> list[tuple[str, Entry, Entry | None]]:
+    """Return a combination's mechanisms in order: name, step of the waterfall, and what it alone adds.
+
+    Empty for a scenario of one mechanism.
+    """
+    mine = rows.filter((pl.col("scenario") == scenario) & (pl.col("metric") == metric))
+    found = {row["mechanism"]: Entry(**row) for row in mine.iter_rows(named=True)}
+    names = [name for name in found if name not in TOTAL and not name.startswith(WITHOUT)]
+    return [(name, found[name], found.get(WITHOUT + name)) for name in names] if len(names) > 1 else []
 
 
 def headline(rows: pl.DataFrame, scenario: str) -> Entry | None:

@@ -9,12 +9,12 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from tracekit.report.ledger import LABELS, Entry, checked, entries, headline, scenarios, title
+from tracekit.report.ledger import LABELS, Entry, checked, entries, headline, scenarios, shares, title
 from tracekit.report.spark import range_bar
 from tracekit.report.text import plain
 from tracekit.report.units import human, human_interval
 
-__all__ = ["WIDTH", "ledger_table"]
+__all__ = ["WIDTH", "chance_table", "ledger_table"]
 
 WIDTH: Final = 80
 _BAR: Final = 20
@@ -39,9 +39,28 @@ def ledger_table(rows: pl.DataFrame, *, every: bool = False) -> RenderableType:
     blocks: list[RenderableType] = []
     for scenario in scenarios(frame):
         shown = entries(frame, scenario, every=every)
-        blocks += [Text(plain(scenario), style="bold"), *_block(shown), _summary(frame, scenario), Text("")]
+        blocks += [Text(plain(scenario), style="bold"), *_block(shown), *_shares(frame, scenario)]
+        blocks += [_summary(frame, scenario), Text("")]
     used = frame["label"].unique().to_list()
     return Group(*blocks, _Bars(frame), Text(""), _legend([name for name in LABELS if name in used]))
+
+
+def chance_table(rows: pl.DataFrame) -> RenderableType:
+    """Return the confidence intervals of a bootstrapped result: what another recording could have shown.
+
+    They stand apart from what the trace leaves open, [low, high] of the ledger; the two don't add up.
+    """
+    table = Table(box=None, width=WIDTH, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("by chance alone, 95 %", overflow="fold", ratio=1)
+    table.add_column("saved", justify="right", no_wrap=True)
+    table.add_column(Text("[low, high]"), no_wrap=True)
+    table.add_column("blocks of time", overflow="fold", ratio=1)
+    for row in rows.filter(pl.col("chance_blocks").is_not_null()).iter_rows(named=True):
+        ends = row["chance_low"], row["chance_high"]
+        shown = human_interval(row["saved"], *ends, row["unit"]) if ends != (None, None) else ("", "none")
+        said = f"{row['chance_blocks']}{'; ' if row['chance_note'] else ''}{row['chance_note']}"
+        table.add_row(Text(f"{plain(row['scenario'])}: {title(row['metric'])}"), *map(Text, (*shown, said)))
+    return table
 
 
 class _Bars:
@@ -91,10 +110,27 @@ def _block(shown: list[Entry]) -> list[RenderableType]:
     return [table]
 
 
+def _shares(frame: pl.DataFrame, scenario: str) -> list[RenderableType]:
+    """Say what each mechanism of a combination adds: after those before it, and after all others."""
+    entry = headline(frame, scenario)
+    found = shares(frame, scenario, entry.metric) if entry else []
+    if entry is None or not found:
+        return []
+    table = Table(box=None, width=WIDTH, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column(Text(f"{plain(title(entry.metric))}, by mechanism"), overflow="fold", ratio=1)
+    for name in ("in this order", "[low, high]", "if left out", "[low, high]"):
+        table.add_column(Text(name), justify="right", no_wrap=True)
+    for name, step, alone in found:
+        last = ("", "") if alone is None else _saving(alone)
+        table.add_row(Text(plain(name)), *map(Text, (*_saving(step), *last)))
+    return [Text(""), table]
+
+
 def _saving(entry: Entry) -> tuple[str, str]:
     if entry.exact and entry.saved is not None:
         return human(entry.saved, entry.unit), entry.spread
-    return human_interval(entry.saved, entry.low, entry.high, entry.unit)
+    value, interval = human_interval(entry.saved, entry.low, entry.high, entry.unit)
+    return f"<= {value}" if entry.at_most else value, interval
 
 
 def _summary(frame: pl.DataFrame, scenario: str) -> Text:

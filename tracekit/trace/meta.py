@@ -173,6 +173,8 @@ def _fits(value: object, shape: Any) -> bool:
     elif isinstance(shape, dict) and isinstance(value, dict):
         parts = dict.fromkeys(value, shape[str]) if str in shape else shape
         fit = all(_fits(value[name], part) for name, part in parts.items() if name in value)
+    elif isinstance(shape, _Share):
+        fit = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
     elif isinstance(shape, _Optional):
         fit = value is None or _fits(value, shape.shape)
     elif isinstance(shape, _Whole):
@@ -187,6 +189,10 @@ class _Optional:
 
     def __init__(self, shape: Any) -> None:
         self.shape = shape
+
+
+class _Share:
+    """A number above 0 and up to 1."""
 
 
 class _Whole:
@@ -213,7 +219,7 @@ _SHAPES: Final[dict[str, Any]] = {
     "probes": {"active": [str], "refused": {str: str}},
     "clock": {"name": str, "realtime_offset_ns": _OFFSET, "boot_offset_ns": _OFFSET},
     "filters": dict,
-    "sampling": dict,
+    "sampling": {"gfn_hash": _Share()},
     "start_ns": _Optional(_TIME),
     "stop_ns": _Optional(_TIME),
     "finalised": bool,
