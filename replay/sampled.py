@@ -24,11 +24,19 @@ from tracekit.replay import events as ev
 from tracekit.replay.ledger import Figure, weaker
 from tracekit.replay.mechanisms import Mechanism
 from tracekit.replay.timeline import Timeline
+from tracekit.trace.sampling import scale_of
 
 __all__ = ["Sample", "require_local", "sample_of"]
 
 _IN_TIME: Final = ("stall", "host_cpu_path", "critical_path")
-_MEMORY: Final = ("resident_mean", "resident_peak", "resident_time", "prefaults_wasted")
+_MEMORY: Final = (
+    "resident_mean",
+    "resident_peak",
+    "resident_time",
+    "prefaults_wasted",
+    "startup",
+    "host_cpu_background",
+)
 _SHAPES: Final = ("stall_p50", "stall_p99", "stall_p99.9")
 _WHOLE_BASELINE: Final = ("critical_path", "hypercalls", "hypercall_time")
 """Figures whose baseline the sample holds in full: the trace's length, and calls of no address."""
@@ -56,16 +64,19 @@ class Sample:
     def standard_error(self, metric: str, baseline: float, saved: float) -> float:
         """Return how far chance moves `saved`: as if each block were saved as a whole or not at all.
 
-        How many faults there were is known, how long pages stayed is not: memory has the error of a total.
+        How many faults there were is known, how long pages stayed is not: memory has the error of a total, of
+        what there was or of what there would be, whichever is more.
 
         >>> sample = Sample(share=0.1, count_scale=10, time_scale=10, memory_scale=10, blocks=100, spread=0.1)
         >>> [sample.standard_error("faults", 1000, part) for part in (500, 1000, -20)]
         [50.0, 0.0, 2.0]
-        >>> sample.standard_error("resident_mean", 1000, 1000)
-        100.0
+        >>> [sample.standard_error("resident_mean", 1000, part) for part in (1000, -500)]
+        [100.0, 150.0]
         """
         part = saved / baseline if baseline else -1.0
-        if metric in _MEMORY or not 0 <= part <= 1:
+        if metric in _MEMORY:
+            return max(baseline, baseline - saved) * self.spread
+        if not 0 <= part <= 1:
             return abs(saved) * self.spread
         return baseline * math.sqrt(part * (1 - part)) * self.spread
 
@@ -108,9 +119,9 @@ def sample_of(timeline: Timeline) -> Sample | None:
     squares = float((faults.astype(np.float64) ** 2).sum())
     return Sample(
         share=timeline.share,
-        count_scale=_ratio(facts, "faults_before", "faults_kept", timeline.share),
-        time_scale=_ratio(facts, "stall_before_ns", "stall_kept_ns", timeline.share),
-        memory_scale=_ratio(facts, "pages_before", "pages_kept", timeline.share),
+        count_scale=scale_of(facts, "faults"),
+        time_scale=scale_of(facts, "stall"),
+        memory_scale=scale_of(facts, "pages"),
         blocks=int(np.count_nonzero(faults)),
         spread=math.sqrt((1 - timeline.share) * squares) / total if total else math.inf,
     )
@@ -126,7 +137,3 @@ def require_local(mechanisms: Iterable[Mechanism], params: Mapping[str, Mapping[
             )
         if params.get(m.name, {}).get("size") == "1g":
             raise UsageError(f"{m.name} by 1 GiB needs all blocks; this trace is a sample", hint="size=2m")
-
-
-def _ratio(facts: Mapping[str, Any], before: str, kept: str, share: float) -> float:
-    return float(facts[before]) / float(facts[kept]) if facts.get(kept) else 1 / share

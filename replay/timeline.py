@@ -33,6 +33,7 @@ from tracekit.replay.reduction import (
     new_lanes,
 )
 from tracekit.trace.room import require_memory
+from tracekit.trace.sampling import scale_of
 from tracekit.trace.schema import KIND_CODE, PAGE_BYTES
 
 __all__ = ["Timeline", "TraceLike"]
@@ -95,7 +96,8 @@ class Timeline:
         if len(trace.memslots):
             vms = max(vms, int(np.asarray(trace.memslots["vm"]).max()) + 1)
         self.vms = vms
-        self.share = float((getattr(trace.meta, "sampling", None) or {}).get("gfn_hash", 1.0))
+        self._sampling = getattr(trace.meta, "sampling", None) or {}
+        self.share = float(self._sampling.get("gfn_hash", 1.0))
         require_memory(vms * _VM_BYTES, f"a replay of {vms:,} VMs")
         self._ends = np.full(vms, MAX_GFN, np.int64)
         if len(self.slots):
@@ -124,7 +126,7 @@ class Timeline:
     def memory_bytes(self) -> int | None:
         """Guest memory by the memslots (bytes, overlaps counted once); None if the trace has none.
 
-        Of a sample, the share of it that the trace is about.
+        Of a sample, what comes to this when it is scaled up like the pages that faulted.
         """
         if not len(self.slots):
             return None
@@ -136,7 +138,7 @@ class Timeline:
             for _, first, end in rows:
                 total += max(0, int(end) - max(int(first), reach))
                 reach = max(reach, int(end))
-        return round(total * self.share) * PAGE_BYTES
+        return round(total / scale_of(self._sampling, "pages")) * PAGE_BYTES
 
     @property
     def mapped_around(self) -> int:
