@@ -180,7 +180,7 @@ def _writer(plan: RecordPlan, meta: Meta, stack: ExitStack) -> Writer:
     owner = _owner(plan)
 
     def open_trace(path: Path) -> TraceWriter:
-        return TraceWriter(path, copy.deepcopy(meta), force=plan.force, owner=owner)
+        return TraceWriter(path, copy.deepcopy(meta), force=plan.force, owner=owner, live=True)
 
     if plan.keep_last_seconds:
         flight = FlightWriter(plan.out, meta, open_trace, seconds=plan.keep_last_seconds)
@@ -188,4 +188,4 @@ def _writer(plan: RecordPlan, meta: Meta, stack: ExitStack) -> Writer:
         return flight
     if plan.rotate_seconds:
         return RotatingWriter(plan.out, meta, open_trace, seconds=plan.rotate_seconds, keep=plan.rotate_keep)
-    return stack.enter_context(TraceWriter(plan.out, meta, force=plan.force, owner=owner))
+    return stack.enter_context(TraceWriter(plan.out, meta, force=plan.force, owner=owner, live=True))
