@@ -19,6 +19,7 @@ from tracekit.lab.guest_memory import HUGE_BYTES
 from tracekit.lab.guest_plan import GuestPlan
 from tracekit.lab.linux_guest import can_run_linux_under_kvm
 from tracekit.lab.small_guest import SmallGuest
+from tracekit.trace.schema import PAGE_BYTES
 
 
 def open_fds() -> set[str]:
@@ -59,10 +60,14 @@ def test_every_page_is_touched_once_in_order_and_no_other(plan: GuestPlan):
     assert run.resident_pages == backed * backing >> 12
     # The touched pages and the low area (tables too where KVM maps guest memory directly).
     mapped = run.kvm_counters["pages_4k"] + run.kvm_counters["pages_2m"]
-    assert backed < mapped <= backed + len(run.low_gfns)
+    # A low area in one huge page is resident as a whole, and a KVM that shadows page tables then maps up to
+    # 8 neighbours in one fault.
+    low = len(run.low_gfns)
+    around = 8 * len({gfn // 8 for gfn in run.low_gfns}) - low if plan.page_bytes > PAGE_BYTES else 0
+    assert backed < mapped <= backed + low + around
     # vCPUs may meet in a large page, or in a table that both need: those faults find their work done.
     fixed = run.kvm_counters["pf_fixed"]
-    assert mapped <= fixed <= mapped + (plan.vcpus - 1) * (len(run.low_gfns) + plan.share(1 % plan.vcpus))
+    assert mapped - around <= fixed <= mapped + (plan.vcpus - 1) * (low + plan.share(1 % plan.vcpus))
 
 
 def test_reading_maps_and_preallocating_backs_everything():
