@@ -48,7 +48,8 @@ def with_account(
     plan, account = plan_of(recording), recording.account
     start = min(phase["start_ns"] for vcpu in account["vcpus"] for phase in vcpu["phases"].values()) - 1
     all_memory = np.arange(recording.account["first_gfn"], plan.memory_bytes >> 12, plan.step_bytes >> 12)
-    told = [_told(np.full(len(all_memory), start), "page_free", all_memory)]
+    # A guest that hints what it is done with says nothing of memory that it never used.
+    told = [] if behind else [_told(np.full(len(all_memory), start), "page_free", all_memory)]
     for vcpu in account["vcpus"]:
         gfns = plan.gfns(vcpu["vcpu"])
         for name in ("touch", *(f"touch{turn}" for turn in range(2, plan.passes + 1))):
