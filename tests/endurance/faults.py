@@ -151,7 +151,7 @@ def recorder_killed(folder: Path, rng: random.Random) -> Account:
             time.sleep(0.01)
         time.sleep(rng.random() * 1.5)
         recorder.kill()
-        recorder.communicate()
+        recorder.wait()  # not its stderr: the command has that too, and goes on
     finally:
         # The command goes on without its recorder: end it by its own pid.
         for child in children_of(folder):
@@ -218,7 +218,7 @@ def vm_killed(folder: Path, rng: random.Random) -> Account:
 
 def two_recorders(folder: Path, rng: random.Random) -> Account:
     """A second recorder attaches to what the first one started; both have all of what both were there for."""
-    first = start_recorder(folder / "x.trace", "--", *command(folder / "counter", 300_007, 20_000))
+    first = start_recorder(folder / "x.trace", "--", *command(folder / "counter", 800_011, 20_000))
     while not emitted(folder / "counter")[1]:
         time.sleep(0.005)
     (worker,) = children_of(folder)

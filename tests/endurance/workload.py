@@ -25,7 +25,7 @@ pages = mmap.mmap(-1, 1 << 20)
 struct.pack_into("<Q", told, 0, ctypes.addressof(ctypes.c_char.from_buffer(pages)))
 advise, tell, start, done = pages.madvise, struct.Struct("<Q").pack_into, time.monotonic(), 0
 while done < count and time.monotonic() - start < seconds:
-    due = count if not rate else min(count, int((time.monotonic() - start) * rate))
+    due = min(count, done + 100_000, int((time.monotonic() - start) * rate) if rate else count)
     for number in range(done, due):
         advise(4, number % 256 * 4096, 4096)
         tell(told, 8, number + 1)
