@@ -175,33 +175,35 @@ def recorded(s: World, w: int, t: int, e: Event) -> int:
 
 
 def make_drive(
+    fetch: Callable[..., None],
     look: Callable[..., int],
     fault: Callable[..., Any],
     event: Callable[..., int],
     tick: Callable[..., None],
-) -> Callable[[Columns, World, Any, Any], None]:
+) -> Callable[[Columns, World, int, Any], None]:
     """Return the event loop over one batch, with these hooks."""
 
-    def drive(c: Columns, s: World, on: Any, own: Any) -> None:
+    def drive(c: Columns, s: World, on: int, own: Any) -> None:
         for i in range(len(c.t)):
-            if i + AHEAD < len(c.t):
-                prefetch(s.words, c.page[i + AHEAD])
+            ahead = int64(c.page[min(i + AHEAD, len(c.t) - 1)])
+            prefetch(s.words, ahead)
+            fetch(ahead, on, own)
             t, lane = int64(c.t[i]), int64(c.lane[i])
             op = int64(c.op[i])
             page, n = int64(c.page[i]), int64(c.pages[i])
             bits = int64(c.bits[i])
-            level = int64(c.level[i])
-            mapped = maps(s, bits, level)
             end = t - int64(s.shift[lane])
             tick(s, end, on, own)
             if op == ev.FAULT and not bits & ev.CONTINUED:
+                level = int64(c.level[i])
                 cls = fault_class(bits, level)
                 measured = bits & ev.MEASURED != 0
                 latency = int64(c.latency[i]) if measured else int64(s.cost[cls])
                 verdict, who, service = KEPT, 0, latency
                 if page >= 0:
                     e = Event(op, page, n, level, bits, lane, end - latency, end, latency)
-                    w = look(s, e, s.words[page], on, own)
+                    w = look(s, e, int64(s.words[page]), on, own)
+                    mapped = maps(s, bits, level)
                     if w & pg.B_BACKED:
                         if w & pg.C_TAKEN:
                             w = use_anew(s, w, e)
@@ -215,15 +217,18 @@ def make_drive(
                         s.words[page] = touch(s, w & ~pg.C_UNUSED, t, done, spared)
                         for p in range(page + 1, page + n):
                             e = Event(op, p, page + n - p, level, bits | ev.CONTINUED, lane, done, done, 0)
-                            s.words[p] = touch(s, look(s, e, s.words[p], on, own), t, done, spared)
+                            w = look(s, e, int64(s.words[p]), on, own)
+                            s.words[p] = touch(s, w, t, done, spared)
                         s.clock[pg.CLOCK_SPARED] = 1 if spared else 0
                 book_fault(s, who, verdict, cls, latency, measured, service)
                 run_ahead(s, lane, t, latency, service)
             elif page >= 0:
+                level = int64(c.level[i])
+                mapped = maps(s, bits, level)
                 spared = op == ev.FAULT and s.clock[pg.CLOCK_SPARED] != 0
                 for p in range(page, page + n):
                     e = Event(op, p, page + n - p, level, bits, lane, end, end, 0)
-                    w = look(s, e, s.words[p], on, own)
+                    w = look(s, e, int64(s.words[p]), on, own)
                     if op == ev.FAULT:
                         s.words[p] = touch(s, w, t, end, spared) if mapped or w & pg.B_BACKED else w
                     else:

@@ -58,12 +58,12 @@ class Replay:
         index, lanes = timeline.index, timeline.lanes
         span = max(timeline.span_ns, 1)
         world = World(
-            words=np.full(max(index.pages, BLOCK_PAGES), initial, np.int64),
+            words=_words(max(index.pages, BLOCK_PAGES), initial),
             shift=np.zeros(len(lanes.vm), np.int64),
             busy=np.full(len(lanes.vm), np.iinfo(np.int64).min, np.int64),
             host_of=lanes.vm.copy(),
             resident=np.zeros(2, np.int64),
-            hold=np.zeros(2, np.float64),
+            hold=np.zeros(4, np.int64),
             curve=np.zeros(2 * pg.CURVE_BINS, np.int64),
             faults=np.zeros((len(setups) + 1) * ac.VERDICTS * CLASSES * ac.CELLS, np.int64),
             added=np.zeros((len(setups) + 1) * ac.REASONS * CLASSES * 2, np.int64),
@@ -99,9 +99,11 @@ class Replay:
                 m.begin(contexts[m.name], self.world, self.own[k], k + 1)
         if plain is None:
             plain = int(timeline.seen.sum()) <= PLAIN_ROWS
-        drive = chain.plain if plain else chain.fast
+        mask = sum(1 << k for k, is_on in enumerate(self.on) if is_on)
+        import os
+        drive = chain.plain if plain else chain.only(mask) if os.environ.get('ONLY') else chain.fast
         for columns in timeline:
-            drive(columns, self.world, self.on, self.own)
+            drive(columns, self.world, mask, self.own)
         for k, m in enumerate(chain.mechanisms):
             if self.on[k] and m.finish is not None:
                 m.finish(contexts[m.name], self.world, self.own[k], k + 1)
@@ -111,6 +113,13 @@ class Replay:
         words = self.world.words
         owners = (words[words & pg.C_UNUSED != 0] & pg.OWNER_MASK) >> pg.OWNER_SHIFT
         return np.bincount(owners, minlength=len(self.on) + 1)
+
+
+def _words(pages: int, initial: int) -> NDArray[np.int32]:
+    """Return the pages' first words; zeros cost nothing where no event ever comes."""
+    if initial:
+        return np.full(pages, initial, np.int32)
+    return np.zeros(pages, np.int32)
 
 
 def vcpu_lanes(timeline: Timeline) -> NDArray[np.int64]:

@@ -174,7 +174,8 @@ class Timeline:
             else:
                 break
         if count:
-            self.levels_known |= bool(np.any((out.level[:filled] > 0) & _guest_faults(out, filled)))
+            if not self.levels_known:
+                self.levels_known = bool(np.any((out.level[:filled] > 0) & _guest_faults(out, filled)))
             self.seen += counts[:OUTSIDE_ROWS]
             self.outside_rows += int(counts[OUTSIDE_ROWS])
             self.own_faults += int(counts[OWN_FAULTS])

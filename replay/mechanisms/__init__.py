@@ -1,7 +1,7 @@
 """The interface of a mechanism: one small file each; adding one touches nothing else.
 
 A mechanism is a module of this package (found by its constant `MECHANISM`) or any `Mechanism` object that
-you give to `tracekit.replay.run`. It has up to four *hooks*, plain functions marked `@hot`, written in the
+you give to `tracekit.replay.run`. It has up to five *hooks*, plain functions marked `@hot`, written in the
 part of Python that numba compiles (numbers, loops, the arrays it is given); the same functions run
 uncompiled as the oracle of the tests. All times in hooks are counterfactual int64 ns since the start of
 the trace. `s` is the shared `World`, `e` the `Event`, `w` the word of the event's first page (bits of
@@ -18,6 +18,8 @@ the trace. `s` is the shared `World`, `e` the `Event`, `w` the word of the event
   event's recorded effect on the page. Several pages: the hook sees the first and loops over
   `s.words[e.page + 1 : e.page + e.pages]` itself where it cares; `e.page` is -1 when unknown.
 - `tick(s, now, m, me)`: called before every event with the time, for work of its own clock.
+- `fetch(page, m)`: called some events ahead, to `prefetch` what the other hooks will read of that page (-1 =
+  none); it must change nothing.
 
 Hooks change pages only through `pages.back` and `pages.drop`, and counters only through
 `accounts.count` and `accounts.add_fault`, so residency and conservation can't go wrong.
@@ -157,6 +159,7 @@ class Mechanism:
     block_words: int = 0
     page_local: bool = False
     prices_refaults: bool = False
+    fetch: Callable[..., None] | None = None
     look: Callable[..., int] | None = None
     fault: Callable[..., tuple[int, int, int]] | None = None
     event: Callable[..., int] | None = None

@@ -37,7 +37,7 @@ __all__ = ["MECHANISM", "fits", "regions"]
 
 REGIONS = 1 << 17  # slots of the table of 1 GiB regions: 64 TiB half full
 HUGE, SMALL = 1, 2  # m.block: mapped huge; has 4K pages of its own
-APART = 1 << 40  # word: the page was taken out of its huge mapping
+APART = 1 << 24  # word: the page was taken out of its huge mapping
 SLOT_WORDS = 3
 
 

@@ -30,7 +30,7 @@ from tracekit.replay.accounts import (
 )
 from tracekit.replay.events import Event
 from tracekit.replay.index import VM_SHIFT
-from tracekit.replay.jit import hot
+from tracekit.replay.jit import hot, prefetch
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
 from tracekit.replay.pages import (
     B_BACKED,
@@ -61,6 +61,12 @@ def in_scope(s: World, e: Event, m: Own) -> bool:
         return False
     gfn = gfn_of(s, e.page) & ((1 << VM_SHIFT) - 1)
     return bool(m.par[FROM_GFN] <= gfn < m.par[TO_GFN])
+
+
+@hot
+def fetch(page: int, m: Own) -> None:
+    """Call what is known of the page into the cache."""
+    prefetch(m.page, page)
 
 
 @hot
@@ -149,6 +155,7 @@ MECHANISM = Mechanism(
     ),
     page_words=1,
     page_local=True,
+    fetch=fetch,
     fault=fault,
     event=event,
     setup=setup,
