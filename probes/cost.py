@@ -2,35 +2,104 @@
 
 The kernel times BPF programs only while asked to, and that itself costs some 50 ns a run. So it is asked for
 a tenth of each second, through a descriptor whose closing, even by a crash, ends it: no setting is left.
+Asking needs CAP_SYS_ADMIN, which the recorder gives up; a small process of its own keeps it for that.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
 import resource
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Self
 
 from tracekit.probes.catalogue import Probe
 from tracekit.probes.loader import LoadedProbes
 
-__all__ = ["CostMeter"]
+__all__ = ["CostMeter", "StatsSwitch"]
 
 _EVERY_NS: Final = 1_000_000_000
 _FOR_NS: Final = 100_000_000
-_RUN_TIME: Final = 0  # BPF_STATS_RUN_TIME
+
+# Keeps CAP_SYS_ADMIN (21) and nothing else. A byte in turns the statistics on and is answered by + or -; the
+# next turns them off; the end of its input ends it. 0 = BPF_STATS_RUN_TIME, 24 = PR_CAPBSET_DROP.
+_SWITCH: Final = """
+import ctypes, os
+enable, libc = ctypes.CDLL("libbpf.so.1").bpf_enable_stats, ctypes.CDLL(None)
+for number in range(64):
+    libc.prctl(24, number, 0, 0, 0)
+libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)(1 << 21, 1 << 21, 0, 0, 0, 0))
+while os.read(0, 1):
+    held = enable(0)
+    os.write(1, b"+" if held >= 0 else b"-")
+    if held < 0 or not os.read(0, 1):
+        break
+    os.close(held)
+"""
+
+
+class StatsSwitch:
+    """Turns the kernel's timing of BPF programs on and off; a context manager.
+
+    Without permission or libbpf, `on` says False and there is no cost in the trace.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _SWITCH],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            process_group=0,  # Ctrl-C is for the recorder
+        )
+
+    def on(self) -> bool:
+        """Turn the timing on; returns whether the kernel does it."""
+        if self._process is None:
+            return False
+        if not (self._send() and self._process.stdout and self._process.stdout.read(1) == b"+"):
+            self.close()
+        return self._process is not None
+
+    def off(self) -> None:
+        """Turn it off."""
+        self._send()
+
+    def close(self) -> None:
+        """End the process; whatever was on is off then."""
+        if self._process is not None:
+            # By the end of its input: who has become another user may not end it by a signal.
+            assert self._process.stdin
+            assert self._process.stdout
+            self._process.stdin.close()
+            self._process.wait()
+            self._process.stdout.close()
+            self._process = None
+
+    def __enter__(self) -> Self:
+        """Return the switch."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process."""
+        self.close()
+
+    def _send(self) -> bool:
+        with contextlib.suppress(OSError):
+            return bool(self._process and self._process.stdin and self._process.stdin.write(b"!"))
+        return False
 
 
 class CostMeter:
     """Measures in windows; call `step` after each drain with the rows of each kind so far."""
 
-    def __init__(self, probes: LoadedProbes, catalogue: Sequence[Probe]) -> None:
-        self._probes = probes
+    def __init__(self, probes: LoadedProbes, catalogue: Sequence[Probe], switch: StatsSwitch) -> None:
+        self._probes, self._switch = probes, switch
         self._kinds = {probe.name: probe.kinds for probe in catalogue}
-        self._window: int | None = None
+        self._on = False
         self._opened_ns = 0
         self._before: tuple[dict[str, tuple[int, int]], dict[str, int]] = ({}, {})
         self._runs: Counter[str] = Counter()
@@ -38,15 +107,11 @@ class CostMeter:
         self._rows: Counter[str] = Counter()
         self._measured_ns = 0
         self._cpu_before = _cpu_seconds()
-        self._enable: Callable[[int], int] | None = None
-        # Without libbpf there is no cost in the trace.
-        with contextlib.suppress(OSError, AttributeError):
-            self._enable = ctypes.CDLL("libbpf.so.1").bpf_enable_stats
 
     def step(self, now_ns: int, rows: Mapping[str, int]) -> None:
         """Open a window once a second, and close it after a tenth."""
-        if self._window is None:
-            if self._enable is not None and now_ns - self._opened_ns >= _EVERY_NS:
+        if not self._on:
+            if now_ns - self._opened_ns >= _EVERY_NS:
                 self._open(now_ns, rows)
         elif now_ns - self._opened_ns >= _FOR_NS:
             self._close(now_ns, rows)
@@ -58,7 +123,7 @@ class CostMeter:
         windows (`measured_s` in all), and `ns_per_row`: the time in BPF programs for a row of that probe,
         of which a part lies inside the row's latency. The kernel's own cost of a tracepoint comes on top.
         """
-        if self._window is not None:
+        if self._on:
             self._close(now_ns, rows)
         probes = {}
         for name, kinds in self._kinds.items():
@@ -78,15 +143,12 @@ class CostMeter:
         }
 
     def _open(self, now_ns: int, rows: Mapping[str, int]) -> None:
-        descriptor = -1 if self._enable is None else self._enable(_RUN_TIME)
-        if descriptor < 0:
-            self._enable = None
+        self._on, self._opened_ns = self._switch.on(), now_ns
+        if not self._on:
             return
-        self._window, self._opened_ns = descriptor, now_ns
         self._before = self._by_probe(), dict(rows)
 
     def _close(self, now_ns: int, rows: Mapping[str, int]) -> None:
-        assert self._window is not None
         stats_before, rows_before = self._before
         for probe, (runs, run_ns) in self._by_probe().items():
             runs_before, run_ns_before = stats_before.get(probe, (0, 0))
@@ -94,8 +156,8 @@ class CostMeter:
             self._run_ns[probe] += run_ns - run_ns_before
         self._rows.update({kind: count - rows_before.get(kind, 0) for kind, count in rows.items()})
         self._measured_ns += now_ns - self._opened_ns
-        os.close(self._window)
-        self._window = None
+        self._switch.off()
+        self._on = False
 
     def _by_probe(self) -> dict[str, tuple[int, int]]:
         totals: dict[str, tuple[int, int]] = {}

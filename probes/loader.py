@@ -17,6 +17,7 @@ from tracekit.probes.bcc_package import compile_program, load_bcc
 from tracekit.probes.catalogue import Probe
 from tracekit.probes.constants import why_unknown
 from tracekit.probes.losses import LossReader
+from tracekit.probes.privileges import capabilities
 from tracekit.probes.ring import RingReader
 
 __all__ = ["LoadedProbes", "ProgramStats", "require_permission"]
@@ -39,12 +40,10 @@ class ProgramStats:
 
 def require_permission() -> None:
     """Raise CapabilityError unless this process may load BPF programs and trace with them."""
-    status = Path("/proc/self/status").read_text()
-    effective = int(next(line for line in status.splitlines() if line.startswith("CapEff:")).split()[1], 16)
-    has = {number for number in range(64) if effective >> number & 1}
+    has = capabilities()
     if _CAP_SYS_ADMIN not in has and not {_CAP_PERFMON, _CAP_BPF} <= has:
         raise CapabilityError(
-            "no permission to load eBPF programs (root, or CAP_BPF with CAP_PERFMON)",
+            "no permission to load eBPF programs (root, or CAP_BPF, CAP_PERFMON and CAP_DAC_READ_SEARCH)",
             hint="run it as root: sudo $(command -v tracekit) record …",
         )
 

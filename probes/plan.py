@@ -21,7 +21,8 @@ class RecordPlan:
     the recording at that size; `rotate_seconds` begins a new trace that often and keeps the last
     `rotate_keep` (0 = all); `keep_last_seconds` keeps events in memory and writes the last ones at the end
     and on SIGUSR1. `user` and `group` own the trace and run the command. `monitor` is a QEMU monitor
-    socket (QMP) to ask for memory ranges.
+    socket (QMP) to ask for memory ranges. `least_privilege`: once the probes are attached, this process
+    becomes `user` for good and gives up what it needs no more (see `privileges.give_up`).
     """
 
     out: Path
@@ -38,6 +39,7 @@ class RecordPlan:
     user: int | None = None
     group: int | None = None
     monitor: Path | None = None
+    least_privilege: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what can't be (UsageError)."""

@@ -11,7 +11,7 @@ import numpy as np
 from tracekit.probes import decode
 from tracekit.probes.attribution import Attribution
 from tracekit.probes.catalogue import Probe
-from tracekit.probes.cost import CostMeter
+from tracekit.probes.cost import CostMeter, StatsSwitch
 from tracekit.probes.filemap import fill_hvas
 from tracekit.probes.ledger import LossLedger
 from tracekit.probes.loader import LoadedProbes
@@ -37,18 +37,28 @@ class Recorder:
     """One recording, step by step: `drain` carries what is in the ring to the trace, `finish` closes it."""
 
     def __init__(
-        self, plan: RecordPlan, probes: LoadedProbes, writer: Writer, vms: Vms, *, catalogue: Sequence[Probe]
+        self,
+        plan: RecordPlan,
+        probes: LoadedProbes,
+        writer: Writer,
+        vms: Vms,
+        *,
+        catalogue: Sequence[Probe],
+        switch: StatsSwitch,
+        told: list[tuple[int, int, int]],
     ) -> None:
         self._plan, self._probes, self._writer, self._vms = plan, probes, writer, vms
         self._meta = writer.meta
         self._mode = self._meta.host["mmu_mode"]
         self._memslots = MemslotTable(writer)
         start_ns = self._meta.start_ns or time.monotonic_ns()
-        self._finder = SlotFinder(self._memslots, probes.bpf, self._meta.vms, plan.monitor, start_ns)
+        self._finder = SlotFinder(
+            self._memslots, probes.bpf, self._meta.vms, plan.monitor, start_ns, told=told
+        )
         self._losses = probes.loss_reader()
         self._ledger = LossLedger()
         self._attribution = Attribution(self._memslots, lambda: vms.pids)
-        self._cost = CostMeter(probes, catalogue)
+        self._cost = CostMeter(probes, catalogue, switch)
         self._kinds = np.zeros(len(KINDS), np.int64)
         self._samples: dict[str, float] = {}
         self._start_ns = start_ns

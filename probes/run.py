@@ -9,15 +9,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from tracekit.errors import CapabilityError, UsageError
+from tracekit.errors import CapabilityError, FailedError, UsageError
 from tracekit.probes import constants, host, target, tracefs
 from tracekit.probes.attach import attach
 from tracekit.probes.catalogue import GUEST_PROBES, HOST_PROBES, Probe
+from tracekit.probes.cost import StatsSwitch
 from tracekit.probes.loader import LoadedProbes, require_permission
 from tracekit.probes.plan import RecordPlan, RecordReport, Status
+from tracekit.probes.privileges import give_up
+from tracekit.probes.qemu_monitor import ask_monitor, memory_ranges
 from tracekit.probes.recorder import Recorder
+from tracekit.probes.redaction import redact
 from tracekit.probes.signals import on_trigger, stop_signals, until_end
-from tracekit.probes.vms import ThisGuest, VmList, redact
+from tracekit.probes.vms import ThisGuest, VmList
 from tracekit.probes.writers import FlightWriter, RotatingWriter, Writer, numbered
 from tracekit.trace import Meta, TraceWriter
 from tracekit.trace.meta import Host, Probes
@@ -49,6 +53,7 @@ def record(plan: RecordPlan, watch: Callable[[Status], None] | None = None) -> R
         )
     target.require_processes(plan.pids)
     tracefs.mount_missing()
+    tracefs.tracefs_root()  # before anything is started: may we read it?
     with ExitStack() as stack:
         child = None
         if plan.command:
@@ -65,8 +70,17 @@ def record(plan: RecordPlan, watch: Callable[[Status], None] | None = None) -> R
         if not plan.guest:
             attach(probes.bpf, pids, armed=child is not None)
         vms.refresh()
-        writer = _writer(plan, meta, stack)
-        recorder = Recorder(plan, probes, writer, vms, catalogue=catalogue)
+        told = _told_ranges(plan)
+        switch = stack.enter_context(StatsSwitch())
+        if plan.least_privilege:
+            give_up(plan.user, plan.group, ends_command=child is not None)
+        try:
+            writer = _writer(plan, meta, stack)
+        except FailedError as error:
+            if plan.least_privilege and plan.user is not None:
+                error.hint = f"{error.hint}; --as-root writes as root"
+            raise
+        recorder = Recorder(plan, probes, writer, vms, catalogue=catalogue, switch=switch, told=told)
         stop = stack.enter_context(stop_signals())
         if child:
             child.release()
@@ -107,6 +121,13 @@ def _run(
                 return "time"
             if plan.max_bytes is not None and recorder.bytes_written >= plan.max_bytes:
                 return "size"
+
+
+def _told_ranges(plan: RecordPlan) -> list[tuple[int, int, int]]:
+    """Ask the monitor of a QEMU that runs already, as long as we may: its socket may be root's."""
+    if not plan.pids or plan.monitor is None or not plan.monitor.exists():
+        return []
+    return memory_ranges(ask_monitor(plan.monitor))
 
 
 def _host_probes(mode: str) -> tuple[Probe, ...]:

@@ -36,7 +36,10 @@ _LOW_END: Final = {
 
 
 class SlotFinder:
-    """Finds the memslots of VMs that have none yet; `monitor` is a QEMU monitor socket of the first VM."""
+    """Finds the memslots of VMs that have none yet.
+
+    `monitor` is a QEMU monitor socket of the first VM, `told` what that has said already (gpa, bytes, hva).
+    """
 
     def __init__(
         self,
@@ -45,9 +48,11 @@ class SlotFinder:
         listed: Sequence[Vm],
         monitor: Path | None,
         start_ns: int,
+        *,
+        told: Sequence[tuple[int, int, int]] = (),
     ) -> None:
         self._memslots, self._bpf, self._listed = memslots, bpf, listed
-        self._monitor, self._start_ns = monitor, start_ns
+        self._monitor, self._start_ns, self._told = monitor, start_ns, told
         self._looked: set[int] = set()
         self._without: set[int] = set()
 
@@ -60,7 +65,9 @@ class SlotFinder:
             argv, pid = listed["argv"], listed["pid"]
             first_look = pid not in self._looked
             self._looked.add(pid)
-            if vm == 0 and self._monitor is not None and self._monitor.exists():
+            if vm == 0 and self._told:
+                ranges, known_by = list(self._told), "monitor"
+            elif vm == 0 and self._monitor is not None and self._monitor.exists():
                 ranges, known_by = memory_ranges(ask_monitor(self._monitor)), "monitor"
                 self._monitor = None
             elif (running and first_look and holds_vm(pid)) or is_emulated(argv):

@@ -9,23 +9,29 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from tracekit.errors import FailedError, UsageError
 
 __all__ = ["Child", "is_waiting", "require_processes", "start_child"]
 
-# Waits until the recorder watches it, then becomes the command; when the recorder is gone it ends.
+# Waits until the recorder watches it, then becomes the user and the command; without a recorder it ends.
+# It becomes the user here and not before: Python may be where only root can read it.
 _WAIT_THEN_BECOME: Final = """
 import os, sys
-gate = int(sys.argv[1])
-os.set_inheritable(gate, False)
-if not os.read(gate, 1):
+gate, who, *command = sys.argv[1:]
+os.set_inheritable(int(gate), False)
+if not os.read(int(gate), 1):
     sys.exit(125)
+if who:
+    user, group, *groups = map(int, who.split(","))
+    os.setgroups(groups)
+    os.setresgid(group, group, group)
+    os.setresuid(user, user, user)
 try:
-    os.execvp(sys.argv[2], sys.argv[2:])
+    os.execvp(command[0], command)
 except OSError as error:
-    sys.exit(f"tracekit: cannot run {sys.argv[2]}: {error.strerror}")
+    sys.exit(f"tracekit: cannot run {command[0]}: {error.strerror}")
 """
 _SECONDS_TO_END: Final = 5.0
 
@@ -77,18 +83,16 @@ def start_child(command: Sequence[str], *, user: int | None = None, group: int |
     if shutil.which(command[0]) is None:
         raise UsageError(f"no program {command[0]!r} to run", hint="tracekit record -- PROGRAM ARGUMENTS…")
     read_end, gate = os.pipe()
-    other = {} if user is None else _as_user(user, group)
+    who, environment = ("", None) if user is None else _as_user(user, group)
     try:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _WAIT_THEN_BECOME, str(read_end), *command],
+            [sys.executable, "-I", "-S", "-c", _WAIT_THEN_BECOME, str(read_end), who, *command],
             pass_fds=(read_end,),
-            **other,
+            env=environment,
         )
     except OSError as error:
         os.close(gate)
-        who = "" if user is None else f" as user {pwd.getpwuid(user).pw_name} with {sys.executable}"
-        hint = "" if user is None else "--as-root runs the command as root"
-        raise FailedError(f"cannot start {command[0]!r}{who}: {error.strerror}", hint=hint) from error
+        raise FailedError(f"cannot start {command[0]!r}: {error.strerror}") from error
     finally:
         os.close(read_end)
     return Child(process, gate)
@@ -101,10 +105,10 @@ def require_processes(pids: Sequence[int]) -> None:
             raise UsageError(f"no process {pid}", hint="pgrep -a qemu   lists running QEMUs")
 
 
-def _as_user(user: int, group: int | None) -> dict[str, Any]:
-    """Return how Popen runs something as another user: ids, groups, and an environment that says so."""
+def _as_user(user: int, group: int | None) -> tuple[str, dict[str, str]]:
+    """Return whom the command becomes (user, group, groups: numbers) and an environment that says so."""
     entry = pwd.getpwuid(user)
     group = entry.pw_gid if group is None else group
     names = {"HOME": entry.pw_dir, "USER": entry.pw_name, "LOGNAME": entry.pw_name, "SHELL": entry.pw_shell}
-    groups = os.getgrouplist(entry.pw_name, group)
-    return {"user": user, "group": group, "extra_groups": groups, "env": {**os.environ, **names}}
+    ids = [user, group, *os.getgrouplist(entry.pw_name, group)]
+    return ",".join(map(str, ids)), {**os.environ, **names}

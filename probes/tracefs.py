@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import re
 from dataclasses import dataclass
@@ -68,14 +69,18 @@ def tracefs_root() -> Path:
 
     Raises CapabilityError where it is not mounted or not readable, with the command that mends it.
     """
+    denied: Path | None = None
     for place in _PLACES:
         try:
             if (place / "events").is_dir():
                 return place
         except PermissionError:
-            raise CapabilityError(
-                f"no permission to read {place}", hint="run it as root: sudo tracekit record …"
-            ) from None
+            denied = place
+    if denied is not None:
+        raise CapabilityError(
+            f"no permission to read {denied} (root, or CAP_DAC_READ_SEARCH)",
+            hint="run it as root: sudo tracekit record …",
+        )
     raise CapabilityError("tracefs is not mounted", hint="sudo mount -t tracefs tracefs /sys/kernel/tracing")
 
 
@@ -86,8 +91,9 @@ def mount_missing() -> None:
         ("tracefs", "/sys/kernel/tracing", "events"),
         ("debugfs", "/sys/kernel/debug", "kvm"),
     ):
-        if Path(place).is_dir() and not (Path(place) / sign).exists():
-            libc.mount(kind.encode(), place.encode(), kind.encode(), 0, None)
+        with contextlib.suppress(PermissionError):  # who may not look may not mount either
+            if Path(place).is_dir() and not (Path(place) / sign).exists():
+                libc.mount(kind.encode(), place.encode(), kind.encode(), 0, None)
 
 
 @cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
@@ -12,36 +11,13 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from tracekit.probes.attach import processes_seen
+from tracekit.probes.redaction import redact
 from tracekit.probes.target import is_waiting
 from tracekit.probes.vmm import Signature, signature_of
 from tracekit.trace.meta import Vm
 from tracekit.trace.schema import PAGE_BYTES
 
-__all__ = ["ThisGuest", "VmList", "Vms", "redact"]
-
-_SECRET: Final = re.compile(r"(?i)((?:pass(?:word|wd|phrase)?|secret|token|key|credential)s?)([=:])[^,;\s]+")
-_SECRET_OPTION: Final = re.compile(r"(?i)^--?[\w-]*(?:pass(?:word|wd|phrase)?|secret|token|api-?key)$")
-_SECRET_DATA: Final = re.compile(r"(?i)\b(data)=[^,;\s]+")
-_HIDDEN: Final = "***"
-
-
-def redact(argv: Sequence[str]) -> list[str]:
-    """Return a command line without the values of what looks like a secret.
-
-    >>> redact(["qemu", "-object", "secret,id=s0,data=hunter2", "--token", "abc", "-m", "1G"])
-    ['qemu', '-object', 'secret,id=s0,data=***', '--token', '***', '-m', '1G']
-    """
-    out: list[str] = []
-    for index, word in enumerate(argv):
-        if index and _SECRET_OPTION.match(argv[index - 1]):
-            out.append(_HIDDEN)
-            continue
-        hidden = _SECRET.sub(rf"\1\2{_HIDDEN}", word)
-        if "secret" in word.lower():
-            hidden = _SECRET_DATA.sub(rf"\1={_HIDDEN}", hidden)
-        out.append(hidden)
-    return out
-
+__all__ = ["ThisGuest", "VmList", "Vms"]
 
 _signature: Final = cache(signature_of)
 

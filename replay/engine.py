@@ -61,11 +61,17 @@ def fault_classes(bits: NDArray[np.int32], level: NDArray[np.uint8]) -> NDArray[
 
 
 @hot
-def touch(s: World, w: int, t: int, end: int, spared: bool) -> int:
-    """Apply a recorded fault to one page: backed in the baseline at `t`, in the counterfactual at `end`."""
+def found_there(s: World, w: int, t: int) -> int:
+    """Return the word of a page that the recording shows to be backed at `t`."""
     if not w & pg.B_BACKED:
         pg.resident_change(s, 0, t, 1)
-    w = (w | pg.B_BACKED | pg.SEEN) & ~(pg.B_SWAPPED | pg.B_UNMAPPED | pg.DROPPED)
+    return (w | pg.B_BACKED | pg.SEEN) & ~(pg.B_SWAPPED | pg.DROPPED)
+
+
+@hot
+def touch(s: World, w: int, t: int, end: int, spared: bool) -> int:
+    """Apply a recorded fault to one page: backed in the baseline at `t`, in the counterfactual at `end`."""
+    w = found_there(s, w, t) & ~pg.B_UNMAPPED
     if spared:
         return w
     if not w & pg.C_BACKED:
@@ -167,10 +173,7 @@ def recorded(s: World, w: int, t: int, e: Event) -> int:
             w = (w | pg.B_SWAPPED | pg.C_SWAPPED) & ~pg.DROPPED
         return w
     if op in (ev.POPULATE, ev.SWAP_IN):
-        if not w & pg.B_BACKED:
-            pg.resident_change(s, 0, t, 1)
-            w = (w | pg.B_BACKED | pg.SEEN) & ~(pg.B_SWAPPED | pg.DROPPED)
-        return pg.back(s, w, e.end, 0)
+        return pg.back(s, found_there(s, w, t), e.end, 0)
     return w
 
 
@@ -192,8 +195,8 @@ def make_drive(
             op = int64(c.op[i])
             page, n = int64(c.page[i]), int64(c.pages[i])
             bits = int64(c.bits[i])
+            tick(s, t - int64(s.shift[lane]), on, own)
             end = t - int64(s.shift[lane])
-            tick(s, end, on, own)
             if op == ev.FAULT and not bits & ev.CONTINUED:
                 level = int64(c.level[i])
                 cls = fault_class(bits, level)
@@ -203,6 +206,8 @@ def make_drive(
                 if page >= 0:
                     e = Event(op, page, n, level, bits, lane, end - latency, end, latency)
                     w = look(s, e, int64(s.words[page]), on, own)
+                    if bits & ev.PRESENT:
+                        w = found_there(s, w, t)
                     mapped = maps(s, bits, level)
                     if w & pg.B_BACKED:
                         if w & pg.C_TAKEN:

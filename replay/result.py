@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import platform
@@ -16,6 +15,7 @@ import polars as pl
 
 from tracekit.errors import FailedError, UsageError
 from tracekit.replay.curves import CURVES
+from tracekit.trace.fingerprint import fingerprint
 from tracekit.trace.schema import PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def provenance(
     return {
         "trace": {
             "path": None if path is None else str(path),
-            "sha256": None if path is None else trace_hash(Path(path)),
+            "sha256": None if path is None else fingerprint(Path(path)),
             "source": trace.meta.source,
             "events": int(facts.counts.sum()),
             "lost": trace.lost,
@@ -128,18 +128,6 @@ def provenance(
         "seed": seed,
         "notes": notes(trace, timeline, facts),
     }
-
-
-def trace_hash(path: Path) -> str:
-    """Return the SHA-256 over the files of a trace folder, in the order of their names."""
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
-        if file.is_file():
-            digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
-            with file.open("rb") as handle:
-                while chunk := handle.read(1 << 20):
-                    digest.update(chunk)
-    return digest.hexdigest()
 
 
 def notes(trace: TraceLike, timeline: Timeline, facts: Survey) -> list[str]:

@@ -1,16 +1,18 @@
 """Perfetto's own format: a track per vCPU with its stalls, a counter track per sampled metric.
 
-Built with the message classes of the `perfetto` package (tracekit[perfetto]), a message per event: tens of
-thousands of events a second. For large traces, export Parquet.
+Built with the message classes of the `perfetto` package (tracekit[perfetto]): a message for each shape of
+row, and numpy for the numbers in it (see `shapes`). A viewer loads every event: large traces go to Parquet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import IO, Any
 
 import polars as pl
 
+from tracekit.datasets.exporters.shapes import Shape, joined
 from tracekit.datasets.exporters.tracks import ARGUMENTS, process_name, samples_by_vm, threads
 from tracekit.errors import CapabilityError
 from tracekit.trace import Trace
@@ -42,7 +44,7 @@ def write_perfetto(trace: Trace, stream: IO[bytes]) -> None:
     for batch in trace.batches(batch_rows=_CHUNK_ROWS):
         frame = pl.from_arrow(batch)
         assert isinstance(frame, pl.DataFrame)
-        _write(protos, stream, _events(frame, tracks, protos))
+        stream.write(_events(frame, tracks, protos))
 
 
 def _write(protos: Any, stream: IO[bytes], packets: Iterator[Any]) -> None:
@@ -92,20 +94,40 @@ def _counters(trace: Trace, protos: Any) -> Iterator[Any]:
         yield _packet(protos, track_event=event, timestamp=ts_ns, timestamp_clock_id=_CLOCK_MONOTONIC)
 
 
-def _events(frame: pl.DataFrame, tracks: dict[tuple[int, int], int], protos: Any) -> Iterator[Any]:
-    types = protos.TrackEvent
-    columns = ["ts_ns", "latency_ns", "vm", "tid", "kind", *ARGUMENTS]
-    for ts_ns, latency_ns, vm, tid, kind, *values in frame.select(columns).iter_rows():
-        track = tracks[vm, tid]
-        event = types(type=types.TYPE_INSTANT, track_uuid=track, name=kind)
-        for name, value in zip(ARGUMENTS, values, strict=True):
-            if value is not None:
-                event.debug_annotations.add(name=name, uint_value=value)
-        if latency_ns is None:
-            yield _packet(protos, track_event=event, timestamp=ts_ns, timestamp_clock_id=_CLOCK_MONOTONIC)
-            continue
-        event.type = types.TYPE_SLICE_BEGIN
-        begin_ns = max(0, ts_ns - latency_ns)
-        yield _packet(protos, track_event=event, timestamp=begin_ns, timestamp_clock_id=_CLOCK_MONOTONIC)
-        end = types(type=types.TYPE_SLICE_END, track_uuid=track)
-        yield _packet(protos, track_event=end, timestamp=ts_ns, timestamp_clock_id=_CLOCK_MONOTONIC)
+def _events(frame: pl.DataFrame, tracks: dict[tuple[int, int], int], protos: Any) -> bytes:
+    """Return the packets of all rows, in their order, as they stand in a Trace message."""
+    of_tracks = pl.DataFrame(
+        [(vm, tid, track) for (vm, tid), track in tracks.items()],
+        schema={"vm": frame.schema["vm"], "tid": frame.schema["tid"], "track": pl.UInt64()},
+        orient="row",
+    )
+    rows = frame.join(of_tracks, on=["vm", "tid"], how="left", maintain_order="left").with_columns(
+        begin_ns=pl.col("ts_ns") - pl.min_horizontal("latency_ns", "ts_ns"), row=pl.int_range(pl.len())
+    )
+    known = [pl.col(name).is_not_null().alias(f"has_{name}") for name in ("latency_ns", *ARGUMENTS)]
+    parts = []
+    for (kind, timed, *has), group in rows.group_by("kind", *known):
+        names = [name for name, is_there in zip(ARGUMENTS, has, strict=True) if is_there]
+        columns = [*(["begin_ns"] if timed else []), "ts_ns", "track", *names]
+        numbers = {name: group[name].cast(pl.UInt64).to_numpy() for name in columns}
+        shape = Shape.of(partial(_event, protos, str(kind), names), numbers)
+        parts.append((group["row"].to_numpy(), shape.filled(numbers)))
+    return joined(parts)
+
+
+def _event(protos: Any, kind: str, names: Sequence[str], numbers: Mapping[str, int]) -> bytes:
+    """Return the packets of one row: an instant, or the two ends of a slice where `begin_ns` is given."""
+    types, track = protos.TrackEvent, numbers["track"]
+    timed = "begin_ns" in numbers
+    event = types(type=types.TYPE_SLICE_BEGIN if timed else types.TYPE_INSTANT, track_uuid=track, name=kind)
+    for name in names:
+        event.debug_annotations.add(name=name, uint_value=numbers[name])
+    events = [(numbers["begin_ns" if timed else "ts_ns"], event)]
+    if timed:
+        events.append((numbers["ts_ns"], types(type=types.TYPE_SLICE_END, track_uuid=track)))
+    packets = [
+        _packet(protos, track_event=one, timestamp=at_ns, timestamp_clock_id=_CLOCK_MONOTONIC)
+        for at_ns, one in events
+    ]
+    message: bytes = protos.Trace(packet=packets).SerializeToString()
+    return message

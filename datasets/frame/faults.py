@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from tracekit.datasets.frame.columns import FAULT_KINDS, bucket_ns, keys_of, nanoseconds
+from tracekit.datasets.frame.columns import (
+    FAULT_KINDS,
+    bucket_ns,
+    by_vm,
+    keys_of,
+    nanoseconds,
+    page_key,
+)
 
 __all__ = ["faults_per_second", "first_touches", "latency_quantiles"]
 
@@ -17,8 +24,8 @@ def first_touches(events: pl.LazyFrame) -> pl.LazyFrame:
     faults = events.filter(pl.col("kind").is_in(FAULT_KINDS) & pl.col("gfn").is_not_null())
     columns = ["ts_ns", "vcpu", "pages", "level", "access", "latency_ns"]
     # Events are in time order (by trace): the first row of a page is its first touch.
-    first = faults.select(*keys, "gfn", *columns).unique([*keys, "gfn"], keep="first", maintain_order=True)
-    return first.sort(*keys, "ts_ns", "gfn")
+    first = faults.select(*keys, "gfn", *columns, first=page_key(keys).is_first_distinct())
+    return by_vm(first.filter("first").drop("first"), keys)
 
 
 def faults_per_second(events: pl.LazyFrame, every: str | int) -> pl.LazyFrame:

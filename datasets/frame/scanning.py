@@ -7,11 +7,15 @@ import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
-from tracekit.errors import CapabilityError, FailedError, UsageError
+from tracekit.errors import CapabilityError, DamagedError, FailedError, UsageError
 from tracekit.trace import Trace, open_trace
+from tracekit.trace.folder import EVENTS_DIR
+from tracekit.trace.meta import Meta
+from tracekit.trace.part import PartLine
 
 __all__ = ["find_traces", "scan"]
 
@@ -19,12 +23,13 @@ __all__ = ["find_traces", "scan"]
 def scan(traces: str | Path | Trace | Iterable[str | Path | Trace]) -> pl.LazyFrame:
     """Return the events of all traces as one LazyFrame, with the column `trace` (the folder's name) in front.
 
-    `traces`: folders, patterns ("runs/*.trace"), fsspec URLs (s3://…, patterns too), opened traces.
+    `traces`: folders, patterns ("runs/*.trace"), fsspec URLs (https://…, s3://…; patterns where the store
+    lists its folders), opened traces.
     Rows are in the order of the traces, in time order inside each; only the columns and rows that a query
     needs are read. Remote traces are copied once to a cache (TRACEKIT_CACHE, else ~/.cache/tracekit).
 
     Raises UsageError when a path or a pattern has no trace, what `open_trace` raises, CapabilityError for a
-    URL without fsspec (tracekit[fleet]) and FailedError when a copy fails.
+    URL without fsspec (tracekit[remote]) and FailedError when a copy fails.
 
     >>> from tracekit.datasets.catalog import cards
     >>> both = scan([card.path for card in cards()])
@@ -72,7 +77,7 @@ def _fetched(url: str) -> list[Path]:
     try:
         import fsspec
     except ImportError:
-        raise CapabilityError("URLs need fsspec", hint="pip install 'tracekit[fleet]'") from None
+        raise CapabilityError("URLs need fsspec", hint="pip install 'tracekit[remote]'") from None
     try:
         system, path = fsspec.core.url_to_fs(url)
         folders = [str(p) for p in system.glob(path)] if glob.has_magic(path) else [path]
@@ -84,18 +89,30 @@ def _fetched(url: str) -> list[Path]:
         raise FailedError(f"cannot read {url}: {error}", hint="check the URL and its credentials") from None
 
 
-def _fetch(system: object, folder: str) -> Path:
-    read, get = system.cat_file, system.get  # type: ignore[attr-defined]
+def _fetch(system: Any, folder: str) -> Path:
     # A finished trace does not change: its manifest names every part with a checksum.
-    version = hashlib.sha256(read(f"{folder}/meta.json") + read(f"{folder}/manifest.jsonl")).hexdigest()[:16]
+    meta, manifest = (system.cat_file(f"{folder}/{name}") for name in ("meta.json", "manifest.jsonl"))
+    version = hashlib.sha256(meta + manifest).hexdigest()[:16]
     cache = Path(os.environ.get("TRACEKIT_CACHE") or Path.home() / ".cache" / "tracekit") / "traces" / version
     target = cache / Path(folder).name
     if not target.exists():
         scratch = cache / f"{target.name}.part{os.getpid()}"
-        scratch.mkdir(parents=True)
-        get(f"{folder}/", f"{scratch}/", recursive=True)
+        (scratch / EVENTS_DIR).mkdir(parents=True)
+        # File by file, as the trace names them: a plain web server lists no folders.
+        for name in _files(meta.decode(), manifest.decode()):
+            system.get_file(f"{folder}/{name}", str(scratch / name))
         scratch.rename(target)
     return target
+
+
+def _files(meta: str, manifest: str) -> list[str]:
+    """Return the files of a trace, relative to its folder; DamagedError for a name that leads out of it."""
+    parts = [PartLine.from_json(line).part for line in manifest.splitlines()]
+    tables = list(Meta.from_json(meta).tables)
+    for name in [*parts, *tables]:
+        if Path(name).name != name:
+            raise DamagedError(f"a remote trace names a file outside itself: {name[:60]!r}")
+    return ["meta.json", "manifest.jsonl", *tables, *(f"{EVENTS_DIR}/{part}" for part in parts)]
 
 
 def _names(traces: list[Trace]) -> list[str]:

@@ -9,19 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from tracekit.errors import DamagedError, TracekitError
 from tracekit.replay.fleet.places import Place, local_copy
 from tracekit.replay.fleet.store import Part, Store
+from tracekit.trace.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from tracekit.replay.costs import Profile
     from tracekit.replay.scenarios import Scenario
 
-__all__ = ["Outcome", "Question", "fingerprint", "replay_trace"]
-
-_SMALL_FILES: Final = ("meta.json", "manifest.jsonl", "memslots.arrow", "samples.arrow", "losses.arrow")
+__all__ = ["Outcome", "Question", "replay_trace"]
 
 
 @dataclass(frozen=True)
@@ -72,16 +71,6 @@ class Outcome:
     events: int = 0
     seconds: float = 0.0
     error: str = ""
-
-
-def fingerprint(trace: Path) -> str:
-    """Return a content hash of a trace without reading its events: the manifest holds their checksums."""
-    digest = hashlib.sha256()
-    for name in _SMALL_FILES:
-        file = trace / name
-        content = file.read_bytes() if file.exists() else b""
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()
 
 
 def replay_trace(place: Place, question: Question, results: str) -> Outcome:

@@ -68,7 +68,7 @@ def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
             count(s, me, RANGES, 1)
             count(s, me, UNMAPS, 1)
     if e.op in (ev.FAULT, ev.ACCESSED, ev.ALLOC, ev.POPULATE, ev.SWAP_IN):
-        m.page[e.page] = e.end + 1
+        m.page[e.page] = max(e.end, 0) + 1  # a fault may have begun before the recording
     return w
 
 

@@ -107,6 +107,7 @@ def oracle(s: World, e: Event, w: int, service: int, m: Own, me: int) -> tuple[i
         count(s, me, LATE, 1)
         return w, KEPT, service
     say_hint(s, e.lane, m, me)
+    s.words[e.page] = w
     prefault(s, e.page, e.pages, issued, cost_of(m, e.pages, e.bits, e.latency), m, me)
     return served(s, e, s.words[e.page], service, m, me)
 
@@ -114,7 +115,7 @@ def oracle(s: World, e: Event, w: int, service: int, m: Own, me: int) -> tuple[i
 @hot
 def served(s: World, e: Event, w: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
     """Return what a fault becomes on a page that the worker was given: nothing, a rest, or itself."""
-    ready = m.page[e.page]
+    ready = abs(m.page[e.page])  # previous: negative once it is served, so that it is not begun again
     exits = w & C_UNMAPPED != 0 and not e.bits & ev.ON_HOST
     if ready <= e.start and not exits:
         return w, HIT, 0
@@ -181,13 +182,11 @@ def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: in
         return w, verdict, service
     policy = int(m.par[POLICY])
     if verdict != SKIPPED and w & C_BACKED and owner_of(w) == me:
-        if policy == PREVIOUS:
-            m.page[e.page] = abs(m.page[e.page])
         return served(s, e, w, e.latency, m, me)
     if policy == PREVIOUS and m.page[e.page] > 0:
         m.page[e.page] = -m.page[e.page]  # touched before the worker began it
         count(s, me, LATE, 1)
-    if verdict != KEPT:
+    if verdict != KEPT or w & C_BACKED:
         return w, verdict, service
     if policy == ORACLE:
         return oracle(s, e, w, service, m, me)

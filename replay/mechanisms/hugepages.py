@@ -16,28 +16,16 @@ from numpy.typing import NDArray
 from tracekit.replay import events as ev
 from tracekit.replay.accounts import INSTEAD, KEPT, REPRICED, add_fault
 from tracekit.replay.events import BLOCK_PAGES, Event
-from tracekit.replay.index import MAX_GFN, VM_SHIFT, in_slots
+from tracekit.replay.index import MAX_GFN, VM_SHIFT, block_of, in_slots
 from tracekit.replay.jit import hot
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
-from tracekit.replay.pages import (
-    B_BACKED,
-    C_BACKED,
-    C_DEFERRED,
-    C_SWAPPED,
-    C_TAKEN,
-    C_UNMAPPED,
-    OWNER_MASK,
-    OWNER_SHIFT,
-    World,
-    resident_change,
-)
+from tracekit.replay.pages import B_BACKED, C_BACKED, C_SWAPPED, World, back, resident_change
 from tracekit.trace.schema import PAGE_BYTES
 
 __all__ = ["MECHANISM", "fits", "regions"]
 
 REGIONS = 1 << 17  # slots of the table of 1 GiB regions: 64 TiB half full
 HUGE, SMALL = 1, 2  # m.block: mapped huge; has 4K pages of its own
-APART = 1 << 24  # word: the page was taken out of its huge mapping
 SLOT_WORDS = 3
 
 
@@ -86,64 +74,64 @@ def fits(s: World, m: Own, page: int) -> bool:
 
 
 @hot
-def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
-    """A page of a region that is mapped huge is backed (the region's pages were accounted as one)."""
-    if w & C_BACKED:
-        mapped = w & C_UNMAPPED != 0 and w & APART == 0 and state_of(s, m, e.page) == HUGE
-        return w & ~C_UNMAPPED if mapped else w
-    if w & (C_TAKEN | C_SWAPPED | APART) == 0 and state_of(s, m, e.page) == HUGE:
-        return (w & ~(OWNER_MASK | C_DEFERRED)) | C_BACKED | (me << OWNER_SHIFT)
-    return w
+def clear(s: World, vm: int, gfn: int, pages: int) -> bool:
+    """Say whether the host has none of these pages yet, in memory or on a device."""
+    for first in range(gfn, gfn + pages, BLOCK_PAGES):
+        block = block_of(s.directory, vm, first, False)
+        if block >= 0:
+            for p in range(block * BLOCK_PAGES, (block + 1) * BLOCK_PAGES):
+                if s.words[p] & (C_BACKED | C_SWAPPED):
+                    return False
+    return True
 
 
 @hot
-def empty(s: World, e: Event) -> bool:
-    """Say whether no page of the event's block is backed; if so, none is apart from the others any more."""
-    first = e.page - e.page % BLOCK_PAGES
-    backed = 0
-    for p in range(first, first + BLOCK_PAGES):
-        backed += s.words[p] & C_BACKED
-    if backed == 0:
-        for p in range(first, first + BLOCK_PAGES):
-            s.words[p] &= ~APART
-    return backed == 0
+def back_all(s: World, vm: int, gfn: int, pages: int, at: int, me: int) -> None:
+    """Back these pages at once; those of blocks that no event names have no word and are only counted."""
+    unnamed = in_slots(s.directory, vm, gfn, gfn + pages)
+    for first in range(gfn, gfn + pages, BLOCK_PAGES):
+        block = block_of(s.directory, vm, first, False)
+        if block < 0:
+            continue
+        inside = in_slots(s.directory, vm, first, first + BLOCK_PAGES)
+        unnamed -= inside
+        for k in range(BLOCK_PAGES):
+            if inside == BLOCK_PAGES or in_slots(s.directory, vm, first + k, first + k + 1) > 0:
+                p = block * BLOCK_PAGES + k
+                s.words[p] = back(s, s.words[p], at, me)
+    if unnamed > 0:
+        resident_change(s, 1, at, unnamed)
 
 
 @hot
 def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
     """Let the first fault of a region map the whole region."""
     level = int(m.par[0])
-    if verdict != KEPT or w & B_BACKED or w & C_BACKED or state_of(s, m, e.page) != 0:
+    if verdict != KEPT or w & (B_BACKED | C_BACKED) or state_of(s, m, e.page) != 0:
         return w, verdict, service
-    if e.level >= level or not fits(s, m, e.page) or (level == 2 and not empty(s, e)):
-        set_state(s, m, e.page, SMALL)
-        return w, verdict, service
-    set_state(s, m, e.page, HUGE)
     first = s.directory.block_gfn[e.page // BLOCK_PAGES]
     vm, gfn = first >> VM_SHIFT, first & ((1 << VM_SHIFT) - 1)
     pages = BLOCK_PAGES if level == 2 else BLOCK_PAGES * BLOCK_PAGES
     gfn -= gfn % pages
+    if e.level >= level or not fits(s, m, e.page) or not clear(s, vm, gfn, pages):
+        set_state(s, m, e.page, SMALL)
+        return w, verdict, service
+    set_state(s, m, e.page, HUGE)
     taker = ev.HOST_MINOR if e.bits & ev.ON_HOST else ev.EPT
     cls = taker * ev.LEVELS + level
     cost = int(s.cost[cls])
-    resident_change(s, 1, e.start + cost, in_slots(s.directory, vm, gfn, gfn + pages))
     add_fault(s, me, INSTEAD, cls, cost)
-    w = (w & ~(OWNER_MASK | C_DEFERRED | APART)) | C_BACKED | (me << OWNER_SHIFT)
-    return w, REPRICED, cost
+    s.words[e.page] = w
+    back_all(s, vm, gfn, pages, e.start + cost, me)
+    return s.words[e.page], REPRICED, cost
 
 
 @hot
 def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
-    """A page taken by itself splits off; a block that is taken as a whole can be mapped huge again."""
-    if e.op not in (ev.DROP, ev.SWAP_OUT) or state_of(s, m, e.page) == 0:
-        return w
-    if e.pages == BLOCK_PAGES and m.par[0] == 2:
-        # Pages not looked at yet belong to the huge mapping: their bit makes the discard count them.
-        for p in range(e.page + 1, e.page + BLOCK_PAGES):
-            s.words[p] = look(s, Event(e.op, p, 1, 1, e.bits, e.lane, e.start, e.end, 0), s.words[p], m, me)
+    """A 2 MiB region that is taken away as a whole can be mapped huge again."""
+    if e.op in (ev.DROP, ev.SWAP_OUT) and e.pages == BLOCK_PAGES and m.par[0] == 2:
         m.block[e.page // BLOCK_PAGES] = 0
-        return w
-    return w | APART
+    return w
 
 
 def regions(context: Context, level: int) -> NDArray[np.int64]:
@@ -189,7 +177,6 @@ MECHANISM = Mechanism(
     params=(Param("size", "2m", "huge page size", choices=("2m", "1g")),),
     block_words=1,
     page_local=True,
-    look=look,
     fault=fault,
     event=event,
     setup=setup,

@@ -24,7 +24,7 @@ from tracekit.replay.events import BLOCK_PAGES, Event
 from tracekit.replay.jit import hot
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
 from tracekit.replay.mechanisms.hugepages import HUGE, fits, regions, set_state, state_of
-from tracekit.replay.pages import B_BACKED, C_BACKED, C_UNMAPPED, CURVE_BINS, World
+from tracekit.replay.pages import B_BACKED, C_BACKED, C_UNMAPPED, CURVE_BINS, World, owner_of
 from tracekit.trace.schema import PAGE_BYTES
 
 __all__ = ["MECHANISM"]
@@ -41,7 +41,7 @@ def guest_pages(context: Context) -> int:
 @hot
 def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
     """A page of a region whose one large entry was installed is mapped."""
-    if w & C_UNMAPPED and m.par[0] > 1 and state_of(s, m, e.page) == HUGE:
+    if w & C_UNMAPPED and owner_of(w) == me and m.par[0] > 1 and state_of(s, m, e.page) == HUGE:
         return w & ~C_UNMAPPED
     return w
 

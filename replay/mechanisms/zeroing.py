@@ -29,7 +29,7 @@ from tracekit.replay.accounts import (
     count,
 )
 from tracekit.replay.events import Event
-from tracekit.replay.index import VM_SHIFT
+from tracekit.replay.index import VM_SHIFT, block_of
 from tracekit.replay.jit import hot, prefetch
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
 from tracekit.replay.pages import (
@@ -52,6 +52,8 @@ __all__ = ["MECHANISM"]
 UNKNOWN_IS_ZEROING = 0  # treat a write of unknown purpose as zeroing
 UNTIL = 1  # ns: only first touches before this (boot)
 FROM_GFN, TO_GFN = 2, 3
+# m.ints: whether the last fault was spared, and that fault; so each page's word: its ns * LEVELS + its level
+SPARED, PUT_OFF = 0, 1
 
 
 @hot
@@ -72,6 +74,7 @@ def fetch(page: int, m: Own) -> None:
 @hot
 def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
     """Spare a first touch that was only there to zero the page."""
+    m.ints[SPARED] = 0
     # A page read back from a device has content; one that a VMM thread or the kernel fills (DMA) the guest
     # did not zero.
     if e.bits & (ev.WRITE | ev.MAJOR | ev.ON_HOST) != ev.WRITE:
@@ -89,8 +92,35 @@ def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: in
         return w, verdict, service
     if verdict != KEPT and not w & C_UNMAPPED:
         return w, verdict, service
-    m.page[e.page] = service  # a page that was backed ahead has a shorter fault to put off
+    # A page that was backed ahead has a shorter fault to put off.
+    m.ints[PUT_OFF] = service * ev.LEVELS + min(e.level, ev.LEVELS - 1)
+    m.page[e.page] = m.ints[PUT_OFF]
+    m.ints[SPARED] = 1
     return w | C_DEFERRED, SKIPPED, 0
+
+
+@hot
+def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
+    """The rest of a large page is put off with the fault that would have mapped all of it."""
+    if m.ints[SPARED] != 0 and e.op == ev.FAULT and e.bits & ev.CONTINUED and not w & B_BACKED:
+        m.page[e.page] = m.ints[PUT_OFF]
+        return w | C_DEFERRED
+    return w
+
+
+@hot
+def map_all(s: World, e: Event, at: int, m: Own) -> None:
+    """Let the first use of a large page that was put off back all that its one fault would have."""
+    fault = m.page[e.page]
+    blocks = 1 if fault % ev.LEVELS < 3 else ev.BLOCK_PAGES
+    gfn = gfn_of(s, e.page) & ((1 << VM_SHIFT) - 1)
+    vm = gfn_of(s, e.page) >> VM_SHIFT
+    gfn -= gfn % (blocks * ev.BLOCK_PAGES)
+    for k in range(blocks):
+        block = block_of(s.directory, vm, gfn + k * ev.BLOCK_PAGES, False)
+        for p in range(max(block, 0) * ev.BLOCK_PAGES, (block + 1) * ev.BLOCK_PAGES):
+            if s.words[p] & C_DEFERRED and s.words[p] & B_BACKED and m.page[p] == fault:
+                s.words[p] = back(s, s.words[p], at, 0) & ~(C_DEFERRED | C_UNMAPPED)
 
 
 @hot
@@ -103,10 +133,13 @@ def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
         count(s, me, ZEROING_SPARED, 1)
         w &= ~ZERO_KNOWN
     if w & C_DEFERRED and w & B_BACKED and (not w & C_BACKED or w & C_UNMAPPED):
-        ns = int(m.page[e.page])
-        taker = ev.EPT
-        add_fault(s, me, DEFERRED, taker * ev.LEVELS + 1, ns)
+        ns, level = int(m.page[e.page] // ev.LEVELS), int(m.page[e.page] % ev.LEVELS)
+        add_fault(s, me, DEFERRED, ev.EPT * ev.LEVELS + level, ns)
         advance(s, e.lane, -ns)
+        if level > 1:
+            s.words[e.page] = w
+            map_all(s, e, e.end + ns, m)
+            w = s.words[e.page]
         w = back(s, w, e.end + ns, 0) & ~(C_DEFERRED | C_UNMAPPED)
     return w
 
@@ -127,7 +160,8 @@ def setup(context: Context) -> Setup:
             until if until > 0 else float(np.iinfo(np.int64).max),
             context.number("from_gfn"),
             context.number("to_gfn") or float(np.iinfo(np.int64).max),
-        ]
+        ],
+        ints=np.zeros(2, np.int64),
     )
 
 
@@ -156,6 +190,7 @@ MECHANISM = Mechanism(
     page_words=1,
     page_local=True,
     fetch=fetch,
+    look=look,
     fault=fault,
     event=event,
     setup=setup,

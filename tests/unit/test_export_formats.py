@@ -6,15 +6,21 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tracekit.datasets.exporters import EXPORT_FORMATS, export_trace, format_of
+from tracekit.datasets.exporters.shapes import Shape, joined
 from tracekit.datasets.synthetic import GENERATORS
 from tracekit.datasets.synthetic.make import make_trace
 from tracekit.errors import CapabilityError, FailedError, UsageError
@@ -54,6 +60,20 @@ def test_parquet_holds_the_events_delta_encoded_and_sorted(
     assert [s.column_index for s in group.sorting_columns] == [0]
     meta = Meta.from_json(file.schema_arrow.metadata[b"tracekit"].decode())
     assert meta == trace.meta
+
+
+def test_duckdb_reads_the_parquet_in_order(trace: Trace, events: pl.DataFrame, tmp_path: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    out = tmp_path / "x.parquet"
+    export_trace(trace.path, out)
+    with duckdb.connect() as connection:
+        table = connection.read_parquet(str(out))
+        assert same(pl.from_arrow(table.to_arrow_table()), events)  # type: ignore[arg-type]
+        by_kind = connection.sql(
+            f"select kind, sum(latency_ns)::bigint from '{out}' group by kind"
+        ).fetchall()
+    expected = events.group_by("kind").agg(pl.col("latency_ns").sum())
+    assert {kind: total or 0 for kind, total in by_kind} == dict(expected.select("kind", "latency_ns").rows())
 
 
 def test_csv_and_ndjson_hold_the_events(trace: Trace, events: pl.DataFrame, tmp_path: Path) -> None:
@@ -128,8 +148,39 @@ def test_perfetto_is_read_back_by_its_own_classes(trace: Trace, events: pl.DataF
     assert len(instants) == events.height - stalls.height
     assert [tracks[p.track_event.track_uuid].thread.tid for p in begins] == stalls["tid"].to_list()
     assert all(tracks[t.parent_uuid].HasField("process") for t in tracks.values() if t.HasField("thread"))
-    first = {a.name: a.uint_value for a in begins[0].track_event.debug_annotations}
-    assert first["gfn"] == stalls["gfn"][0]
+    shown_details = [
+        {a.name: a.uint_value for a in p.track_event.debug_annotations}
+        for p in packets
+        if p.track_event.type != kinds.TYPE_SLICE_END
+    ]
+    details = events.select("gfn", "pages", "level", "access", "flags", "hva", "gva", "rip", "arg").to_dicts()
+    assert shown_details == [{k: v for k, v in row.items() if v is not None} for row in details]
+
+
+NUMBERS = st.one_of(st.integers(0, 300), st.integers(0, (1 << 64) - 1))
+
+
+@given(st.lists(st.tuples(NUMBERS, NUMBERS, st.booleans()), min_size=1, max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_messages_made_in_bulk_are_those_made_one_by_one(rows: list[tuple[int, int, bool]]) -> None:
+    protos = pytest.importorskip("perfetto.protos.perfetto.trace.perfetto_trace_pb2")
+
+    def one(both: bool, numbers: Mapping[str, int]) -> bytes:
+        times = [numbers["x"], numbers["y"]] if both else [numbers["x"]]
+        packets = [protos.TracePacket(timestamp=t, trusted_packet_sequence_id=7) for t in times]
+        return bytes(protos.Trace(packet=packets).SerializeToString())
+
+    parts = []
+    for both in (True, False):
+        at = [i for i, row in enumerate(rows) if row[2] is both]
+        if at:
+            numbers = {name: np.array([rows[i][j] for i in at], np.uint64) for j, name in enumerate("xy")}
+            numbers = numbers if both else {"x": numbers["x"]}
+            parts.append((np.array(at), Shape.of(partial(one, both), numbers).filled(numbers)))
+    made, expected = protos.Trace(), protos.Trace()
+    made.ParseFromString(joined(parts))
+    expected.ParseFromString(b"".join(one(both, {"x": x, "y": y}) for x, y, both in rows))
+    assert made == expected
 
 
 def test_samples_become_counters(tmp_path: Path) -> None:

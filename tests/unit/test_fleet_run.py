@@ -26,8 +26,9 @@ from tracekit.replay.fleet.cluster import connected, replay_fleet
 from tracekit.replay.fleet.places import Place, find_traces
 from tracekit.replay.fleet.store import UNFINISHED, Store
 from tracekit.replay.fleet.summary import summary
-from tracekit.replay.fleet.task import Outcome, Question, fingerprint, replay_trace
+from tracekit.replay.fleet.task import Outcome, Question, replay_trace
 from tracekit.trace import Meta, TraceWriter, events_batch, open_trace
+from tracekit.trace.fingerprint import fingerprint
 
 
 def make_trace(path: Path, pages: int, first_gfn: int = 0) -> Path:

@@ -19,7 +19,6 @@ from tracekit.probes.losses import Loss, LossReader
 from tracekit.probes.memslots import MemslotTable
 from tracekit.probes.plan import RecordPlan, RecordReport
 from tracekit.probes.slots import assume
-from tracekit.probes.vms import redact
 from tracekit.probes.wire import LOST, RECORD, VALID
 from tracekit.trace.schema import KIND_CODE
 
@@ -48,24 +47,6 @@ def test_the_clock_offset_is_right_to_a_millisecond() -> None:
     clock = host.clock()
     error = time.time_ns() - time.monotonic_ns() - clock["realtime_offset_ns"]
     assert abs(error) < 1_000_000
-
-
-@pytest.mark.parametrize(
-    ("argv", "hidden"),
-    [
-        (["vmm", "--api-token=abc123"], ["vmm", "--api-token=***"]),
-        (["vmm", "--password", "hunter2", "x"], ["vmm", "--password", "***", "x"]),
-        (["qemu", "-object", "secret,id=a,data=xyz,format=raw"], None),
-        (["qemu", "-spice", "port=1,password=p w"], None),
-        (["qemu", "-m", "1G", "-drive", "file=a.img"], ["qemu", "-m", "1G", "-drive", "file=a.img"]),
-    ],
-)
-def test_secrets_in_a_command_line_are_hidden(argv: list[str], hidden: list[str] | None) -> None:
-    out = redact(argv)
-    if hidden is not None:
-        assert out == hidden
-    for secret in ("abc123", "hunter2", "xyz", "=p"):
-        assert secret not in " ".join(out)
 
 
 class Table(dict[int, Any]):

@@ -23,13 +23,13 @@ from tracekit.cli.fleet import fleet
 from tracekit.cli.import_ import import_
 from tracekit.cli.info import info
 from tracekit.cli.merge import merge
-from tracekit.cli.output import stderr
+from tracekit.cli.output import inert, stderr
 from tracekit.cli.record import record
 from tracekit.cli.recover import recover
 from tracekit.cli.replay import replay
 from tracekit.cli.report import report
 from tracekit.cli.sweep import sweep
-from tracekit.errors import TracekitError
+from tracekit.errors import FailedError, TracekitError
 
 __all__ = ["app", "main"]
 
@@ -84,10 +84,7 @@ def main() -> None:
     try:
         app()
     except TracekitError as error:
-        console = stderr()
-        console.print(f"tracekit: {error.message}", style="bold red", markup=False, highlight=False)
-        if error.hint:
-            console.print(f"  try: {error.hint}", markup=False, highlight=False)
+        _tell(error)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of our stdout went away (`| head`): not an error of ours.
@@ -95,3 +92,23 @@ def main() -> None:
         sys.exit(0)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:
+        # A file system can refuse anything at any time: a folder we may not look into, a file that went away.
+        where = f" {error.filename}" if error.filename else ""
+        failed = FailedError(
+            f"{error.strerror or error}:{where}", hint="ls -ld of that path" if where else ""
+        )
+        _tell(failed)
+        sys.exit(failed.exit_code)
+    except MemoryError:
+        _tell(FailedError("out of memory", hint="free some, or a smaller trace"))
+        sys.exit(1)
+
+
+def _tell(error: TracekitError) -> None:
+    console = stderr()
+    # A message may quote a path or a line of a stranger's file: a terminal must only show it.
+    message = "\n".join(map(inert, error.message.split("\n")))
+    console.print(f"tracekit: {message}", style="bold red", markup=False, highlight=False)
+    if error.hint:
+        console.print(f"  try: {inert(error.hint)}", markup=False, highlight=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -78,4 +77,4 @@ def density(
         for name, answer in answers.items():
             stdout().print(density_table(answer, name))
     again = "--together 0.2" if by_class or together else "--by-class"
-    next_command(f"tracekit density {quoted(Path(results[0]))} --host-memory {host_memory} {again}")
+    next_command(f"tracekit density {quoted(results[0])} --host-memory {host_memory} {again}")

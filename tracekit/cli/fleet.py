@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -77,7 +76,7 @@ def fleet(
             f"{len(did['failed'])} of {did['traces']} traces could not be replayed",
             hint="tracekit recover TRACE, then the same command again",
         )
-    next_command(f"tracekit density {quoted(Path(output))} --host-memory 768G --risk 0.001")
+    next_command(f"tracekit density {quoted(output)} --host-memory 768G --risk 0.001")
 
 
 def _watched(outcomes: Iterator[Outcome], total: int) -> list[Outcome]:

@@ -37,8 +37,8 @@ def inert(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def quoted(path: Path) -> str:
-    """Return a path as one types it in a shell, for the next command to type.
+def quoted(path: Path | str) -> str:
+    """Return a path (or URL) as one types it in a shell, for the next command to type.
 
     >>> quoted(Path("my x.trace"))
     "'my x.trace'"

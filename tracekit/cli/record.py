@@ -99,6 +99,7 @@ def record(
         user=user,
         group=group,
         monitor=monitor,
+        least_privilege=True,
     )
     console = stderr()
     show = (console.is_terminal and not command) if live is None else live

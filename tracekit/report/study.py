@@ -144,15 +144,15 @@ def load_result(path: Path) -> Study:
 
 def _its_trace(result: Path, provenance: dict[str, Any]) -> Trace | None:
     """Return the trace that a result was made from, if it is still where it was and still the same."""
-    from tracekit.replay.result import trace_hash
     from tracekit.trace import open_trace
+    from tracekit.trace.fingerprint import fingerprint
 
     named = provenance.get("trace")
     if not isinstance(named, dict) or not isinstance(named.get("path"), str):
         return None
     for place in (Path(named["path"]), result.parent / Path(named["path"]).name):
         try:
-            if (place / "meta.json").is_file() and trace_hash(place) == named.get("sha256"):
+            if (place / "meta.json").is_file() and fingerprint(place) == named.get("sha256"):
                 return open_trace(place)
         except (TracekitError, OSError, ValueError):
             continue  # a report without the trace's own charts is better than none

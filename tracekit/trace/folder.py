@@ -64,13 +64,17 @@ class Folder:
         cls.refuse_unless_replaceable(path, force=force)
         if not path.exists():
             return cls._make(path, owner)
-        aside = _move_aside(path)
+        try:
+            aside = _move_aside(path)
+        except OSError as error:
+            raise _cannot_make(path, error) from None
         try:
             folder = cls._make(path, owner)
         except BaseException:
             aside.rename(path)
             raise
-        shutil.rmtree(aside)
+        # What can't be removed (another user's) stays aside, out of the way.
+        shutil.rmtree(aside, ignore_errors=True)
         return folder
 
     @staticmethod
@@ -102,9 +106,7 @@ class Folder:
                 f"no folder {path.parent} to put {path.name} into", hint=f"mkdir -p {path.parent}"
             ) from None
         except OSError as error:
-            raise FailedError(
-                f"cannot make {path}: {error.strerror}", hint="choose another place with -o"
-            ) from None
+            raise _cannot_make(path, error) from None
         folder.lock()
         return folder
 
@@ -140,6 +142,14 @@ class Folder:
             os.close(fd)
             raise OSError(errno.EINVAL, "not a regular file", name)
         return fd
+
+    def size(self, name: str) -> int:
+        """Return the bytes of a regular file; OSError if it is a link, a device or a FIFO, or not there."""
+        fd = self.open_file(name)
+        try:
+            return os.fstat(fd).st_size
+        finally:
+            os.close(fd)
 
     def read(self, name: str) -> bytes:
         """Return the content of a (small) file."""
@@ -205,6 +215,10 @@ def write_all(fd: int, content: bytes | bytearray | memoryview) -> None:
     view = memoryview(content)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def _cannot_make(path: Path, error: OSError) -> FailedError:
+    return FailedError(f"cannot make {path}: {error.strerror}", hint="choose another place with -o")
 
 
 def _move_aside(path: Path) -> Path:

@@ -205,9 +205,9 @@ def _compare(folder: Folder, meta: Meta, parts: Sequence[PartLine]) -> None:
         raise _broken(folder, "manifest.jsonl and meta.json disagree on the number of events")
     for part in parts:
         try:
-            size = (folder.path / EVENTS_DIR / part.part).stat().st_size
+            size = folder.size(f"{EVENTS_DIR}/{part.part}")
         except OSError as error:
-            raise _broken(folder, f"{part.part} is missing ({error.strerror})") from None
+            raise _broken(folder, f"{part.part} cannot be read ({error.strerror})") from None
         if size != part.bytes:
             raise _broken(folder, f"{part.part} has {size:,} bytes instead of {part.bytes:,}")
 
