@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from tracekit.replay.engine import make_drive
 from tracekit.replay.jit import compiled, hot
@@ -63,9 +62,11 @@ class Chain:
     plain: Callable[..., None]
     fast: Callable[..., None]
 
-    def only(self, on: int) -> Callable[..., None]:
-        """Return the compiled kernel that holds nothing but these mechanisms: quicker, but a compile more."""
-        return _only(self.mechanisms, on)
+    def kernel(self, on: int, *, plain: bool = False, special: bool = False) -> Callable[..., None]:
+        """Return the event loop; a `special` one holds only what is on: quicker, but a compile of its own."""
+        if plain:
+            return self.plain
+        return _only(self.mechanisms, on) if special else self.fast
 
 
 def chain_of(mechanisms: Iterable[Mechanism]) -> Chain:
@@ -103,7 +104,9 @@ def _drive(ordered: tuple[Mechanism, ...], only: int | None) -> tuple[str, Calla
             if name != hook:
                 continue
             call = _CALLS[hook].format(name=f"{hook}_{k}", k=k, me=k + 1)
-            lines += _indented(call, 1) if only is not None else [f"    if on & {1 << k}:", *_indented(call, 2)]
+            lines += (
+                _indented(call, 1) if only is not None else [f"    if on & {1 << k}:", *_indented(call, 2)]
+            )
         lines += [*_indented(_TAILS[hook], 1), ""]
     source = "\n".join(lines)
     digest = hashlib.sha256(source.encode())

@@ -101,7 +101,7 @@ def resident_change(s: World, world: int, t: int, n: int) -> None:
 
 
 def held(s: World, world: int) -> int:
-    """Return the sum of n * t over all changes of resident pages, page·ns; in whole numbers it has no order."""
+    """Return the sum of n * t over all changes of resident pages, page·ns: whole, so in any order."""
     return (int(s.hold[2 * world]) << HOLD_BITS) + int(s.hold[2 * world + 1])
 
 

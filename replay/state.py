@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tracekit.replay import accounts as ac
 from tracekit.replay import pages as pg
+from tracekit.replay.blocks import IN_ORDER, block_order, replay_blocks
 from tracekit.replay.chain import Chain
 from tracekit.replay.events import BLOCK_PAGES, CLASSES
 from tracekit.replay.mechanisms import Context, Own, Setup
@@ -17,10 +18,36 @@ from tracekit.replay.pages import World
 from tracekit.replay.reduction import OWN_CLOCK
 from tracekit.replay.timeline import Timeline
 
-__all__ = ["Replay"]
+__all__ = ["Replay", "Setting"]
 
 PLAIN_ROWS = 20_000
 """Traces up to this long run as plain Python: quicker than loading the compiled kernel, the same numbers."""
+
+
+SPECIAL_ROWS = 20_000_000
+"""Traces from this long on get a kernel of just what is on: compiled once in some seconds, then quicker."""
+
+
+BY_BLOCK_SETTINGS = 3
+"""With so many replays in a pass, sorting its batches by block costs less than it saves."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one replay assumes: mechanisms with their contexts, prices, closed or open loop.
+
+    `costs` (ns, by fault class, then of a fault on a page backed ahead) price faults without a recorded
+    latency and those that were added or shortened.
+    """
+
+    contexts: Mapping[str, Context]
+    costs: NDArray[np.int64]
+    closed: bool = True
+
+    def block_local(self, chain: Chain) -> bool:
+        """Say whether blocks can be replayed one after another: nothing in it asks what happens elsewhere."""
+        on = [m for m in chain.mechanisms if m.name in self.contexts]
+        return not self.closed and all(m.block_local(self.contexts[m.name]) for m in on)
 
 
 @dataclass
@@ -42,12 +69,55 @@ class Replay:
         closed: bool = True,
         plain: bool | None = None,
     ) -> Replay:
-        """Replay with those mechanisms of `chain` that have a context.
+        """Replay with those mechanisms of `chain` that have a context; see `run_all`."""
+        return cls.run_all(timeline, chain, [Setting(contexts, costs, closed)], plain=plain)[0]
 
-        `costs` (ns, by fault class, then of a fault on a page backed ahead) price faults without a recorded
-        latency and those that were added or shortened.
+    @classmethod
+    def run_all(
+        cls,
+        timeline: Timeline,
+        chain: Chain,
+        settings: Sequence[Setting],
+        *,
+        plain: bool | None = None,
+        by_block: bool | None = None,
+    ) -> list[Replay]:
+        """Replay several settings in one pass over the trace; the numbers are those of one after another.
+
         The timeline must have been surveyed. `plain`: run the same functions uncompiled (the oracle).
+        `by_block`: replay each batch block by block where that gives the same numbers (None: where it is
+        quicker too).
         """
+        rows = int(timeline.seen.sum())
+        if plain is None:
+            plain = rows <= PLAIN_ROWS
+        replays = [cls._new(timeline, chain, setting) for setting in settings]
+        kernels = [chain.kernel(one.mask, plain=plain, special=rows >= SPECIAL_ROWS) for one in replays]
+        local = [one.block_local(chain) for one in settings]
+        if by_block is None:
+            by_block = not plain and rows >= SPECIAL_ROWS and sum(local) >= BY_BLOCK_SETTINGS
+        for columns in timeline:
+            blocks = block_order(columns, timeline.index.blocks) if by_block and any(local) else None
+            for replay, kernel, is_local in zip(replays, kernels, local, strict=True):
+                if blocks is not None and is_local:
+                    replay_blocks(kernel, columns, blocks, replay.world, replay.mask, replay.own)
+                else:
+                    kernel(columns, replay.world, replay.mask, replay.own, *IN_ORDER)
+        for replay, setting in zip(replays, settings, strict=True):
+            for k, m in enumerate(chain.mechanisms):
+                if replay.on[k] and m.finish is not None:
+                    m.finish(setting.contexts[m.name], replay.world, replay.own[k], k + 1)
+        return replays
+
+    @property
+    def mask(self) -> int:
+        """Which mechanisms are on, as a number: bit k is mechanism k."""
+        return sum(1 << k for k, is_on in enumerate(self.on.tolist()) if is_on)
+
+    @classmethod
+    def _new(cls, timeline: Timeline, chain: Chain, setting: Setting) -> Replay:
+        """Return the state before the first event."""
+        contexts = setting.contexts
         mechanisms = chain.mechanisms
         on = np.array([m.name in contexts for m in mechanisms], np.int64)
         setups = [m.setup(contexts[m.name]) if m.name in contexts else Setup() for m in mechanisms]
@@ -70,12 +140,12 @@ class Replay:
             tally=np.zeros((len(setups) + 1) * ac.TALLIES, np.int64),
             histogram=np.zeros(ac.HISTOGRAM_CELLS, np.int64),
             spans=np.zeros(2 * (ac.SPAN_DEPTH + 2), np.int64),
-            cost=costs,
+            cost=setting.costs,
             directory=index.directory,
             clock=np.zeros(pg.CLOCK_CELLS, np.int64),
         )
         world.clock[pg.CLOCK_BIN_SHIFT] = max(int(span).bit_length() - 12, 0)
-        world.clock[pg.CLOCK_CLOSED] = int(closed)
+        world.clock[pg.CLOCK_CLOSED] = int(setting.closed)
         world.clock[pg.CLOCK_LEVELS] = int(timeline.levels_known)
         world.clock[pg.CLOCK_END] = span
         own = tuple(
@@ -87,26 +157,10 @@ class Replay:
             )
             for m, setup, is_on in zip(mechanisms, setups, on.tolist(), strict=True)
         )
-        replay = cls(world, own, on)
-        replay._drive(timeline, chain, contexts, plain)
-        return replay
-
-    def _drive(
-        self, timeline: Timeline, chain: Chain, contexts: Mapping[str, Context], plain: bool | None
-    ) -> None:
-        for k, m in enumerate(chain.mechanisms):
-            if self.on[k] and m.begin is not None:
-                m.begin(contexts[m.name], self.world, self.own[k], k + 1)
-        if plain is None:
-            plain = int(timeline.seen.sum()) <= PLAIN_ROWS
-        mask = sum(1 << k for k, is_on in enumerate(self.on) if is_on)
-        import os
-        drive = chain.plain if plain else chain.only(mask) if os.environ.get('ONLY') else chain.fast
-        for columns in timeline:
-            drive(columns, self.world, mask, self.own)
-        for k, m in enumerate(chain.mechanisms):
-            if self.on[k] and m.finish is not None:
-                m.finish(contexts[m.name], self.world, self.own[k], k + 1)
+        for k, m in enumerate(mechanisms):
+            if on[k] and m.begin is not None:
+                m.begin(contexts[m.name], world, own[k], k + 1)
+        return cls(world, own, on)
 
     def unused(self) -> NDArray[np.int64]:
         """Return by mechanism (0 = none) the pages that it backed ahead of a use that never came."""

@@ -1,7 +1,7 @@
 """From a trace to the columns that the kernels read: batch by batch, so any trace fits.
 
 Kinds become operations on pages, gfns become dense pages, vCPUs (or threads) become lanes, and an event
-that spans several blocks becomes one row per block. Every number is int64 from here on.
+that spans several blocks becomes one row per block. Hooks see every number as int64.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Timeline:
     """A trace as batches of `Columns`, with the tables that give its pages and lanes their numbers.
 
     Iterate it once per pass; pages and lanes keep their numbers over passes. A trace of up to `keep_rows`
-    rows stays in memory (48 bytes a row) after the first pass; a larger one is read again each time.
+    rows stays in memory (34 bytes a row) after the first pass; a larger one is read again each time.
     `start_ns` is the trace's zero, `span_ns` its length; `seen` counts the rows of each operation.
     `levels_known` says whether any fault of the guest has a level. `outside_rows` counts rows whose gfn is
     missing or in no memslot (they count as faults and stall, but no mechanism can save them), `own_faults`
@@ -152,9 +152,9 @@ class Timeline:
             t=np.empty(rows, np.int64),
             latency=np.empty(rows, np.int64),
             page=np.empty(rows, np.int64),
-            pages=np.empty(rows, np.int32),
+            pages=np.empty(rows, np.uint16),
             lane=np.empty(rows, np.int32),
-            bits=np.empty(rows, np.int32),
+            bits=np.empty(rows, np.uint16),
             op=np.empty(rows, np.uint8),
             level=np.empty(rows, np.uint8),
         )

@@ -33,8 +33,8 @@ combination follows this order.
 (index `e.page * page_words + k`; zero at first), `block_words` per block of 512 pages in `m.block`.
 `begin(context, world, own, me)` may change the state before the first event, `finish` (same arguments)
 after the last one; both are ordinary Python. `costs(tally, context)` prices its tallies: for each metric a
-count for each cost of the profile. `page_local` says that it looks at nothing but its own page and block
-(then it can run in block order, for sweeps).
+count for each cost of the profile. `block_local(context)` says that it looks at nothing but the event's own
+block of 512 pages (then an open loop may go block by block, for sweeps).
 """
 
 from __future__ import annotations
@@ -157,7 +157,6 @@ class Mechanism:
     params: tuple[Param, ...] = ()
     page_words: int = 0
     block_words: int = 0
-    page_local: bool = False
     prices_refaults: bool = False
     fetch: Callable[..., None] | None = None
     look: Callable[..., int] | None = None
@@ -168,6 +167,7 @@ class Mechanism:
     begin: Callable[[Context, World, Own, int], None] | None = None
     finish: Callable[[Context, World, Own, int], None] | None = None
     costs: Callable[[NDArray[np.int64], Context], Mapping[str, Mapping[str, float]]] = _no_costs
+    block_local: Callable[[Context], bool] = _same
     bounded: Callable[[Context], bool] = _same
     open_below: Callable[[Context], bool] = _same
     label: Callable[[Context], str] = _measured

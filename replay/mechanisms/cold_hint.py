@@ -120,9 +120,7 @@ def setup(context: Context) -> Setup:
         delay = context.number("idle_s") * 1e9
         delay += {"low": scan, "high": -scan}.get(context.hypothesis, 0.0)
     takes = policy != "oracle" or context.hypothesis != "low"
-    return Setup(
-        par=[POLICIES.index(policy), context.number("order"), max(delay, 0.0), float(takes)]
-    )
+    return Setup(par=[POLICIES.index(policy), context.number("order"), max(delay, 0.0), float(takes)])
 
 
 def finish(context: Context, world: World, own: Own, me: int) -> None:
@@ -152,6 +150,11 @@ def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[st
     }
 
 
+def block_local(context: Context) -> bool:
+    """No policy looks beyond a group of pages, which is within a block."""
+    return True
+
+
 def bounded(context: Context) -> bool:
     """Samples leave each idle time open by a period; the oracle rests on uses that the trace may not hold."""
     return context.text("policy") in ("idle", "oracle")
@@ -176,7 +179,6 @@ MECHANISM = Mechanism(
     ),
     page_words=FREE_WORDS,
     block_words=FREE_BLOCK_WORDS,
-    page_local=True,
     fetch=fetch,
     look=look,
     fault=fault,
@@ -184,6 +186,7 @@ MECHANISM = Mechanism(
     setup=setup,
     finish=finish,
     costs=costs,
+    block_local=block_local,
     bounded=bounded,
     label=label,
 )

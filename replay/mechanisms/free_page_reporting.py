@@ -100,6 +100,11 @@ def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[st
     }
 
 
+def block_local(context: Context) -> bool:
+    """No policy looks beyond a group of pages, which is within a block."""
+    return True
+
+
 def bounded(context: Context) -> bool:
     """MADV_FREE takes nothing, or all, or anything between: that is up to the host's memory pressure."""
     return context.text("discard") == "lazily"
@@ -122,7 +127,6 @@ MECHANISM = Mechanism(
     ),
     page_words=FREE_WORDS,
     block_words=FREE_BLOCK_WORDS,
-    page_local=True,
     fetch=fetch,
     look=look,
     fault=fault,
@@ -130,6 +134,7 @@ MECHANISM = Mechanism(
     setup=setup,
     finish=finish,
     costs=costs,
+    block_local=block_local,
     bounded=bounded,
     label=label,
 )

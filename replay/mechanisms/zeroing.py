@@ -144,6 +144,11 @@ def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
     return w
 
 
+def block_local(context: Context) -> bool:
+    """A fault of 1 GiB that was put off goes over many blocks."""
+    return not context.survey.faults[3 :: ev.LEVELS].any()
+
+
 def bounded(context: Context) -> bool:
     """Only page_alloc events tell zeroing from use; without them both ends of the interval are run."""
     return True
@@ -188,13 +193,13 @@ MECHANISM = Mechanism(
         Param("to_gfn", 0, "past the last such gfn (0 = all of memory)", low=0),
     ),
     page_words=1,
-    page_local=True,
     fetch=fetch,
     look=look,
     fault=fault,
     event=event,
     setup=setup,
     costs=costs,
+    block_local=block_local,
     bounded=bounded,
     label=label,
 )
