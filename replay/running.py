@@ -21,7 +21,7 @@ from tracekit.replay.mechanisms import Context, Mechanism, known_mechanisms
 from tracekit.replay.pricing import Prices
 from tracekit.replay.result import Result, Row, notes, provenance
 from tracekit.replay.scenarios import Scenario, parse_scenario
-from tracekit.replay.state import Replay
+from tracekit.replay.state import Replay, Setting
 from tracekit.replay.survey import Survey, survey
 from tracekit.replay.timeline import Timeline, TraceLike
 
@@ -145,14 +145,14 @@ class Room:
 
         `curve` names the scenario whose resident curves are to be kept.
         """
-        point = self.once(contexts, curve=curve)
-        others = []
+        asked = [(contexts, self.closed)]
         if any(self.known[name].bounded(context) for name, context in contexts.items()):
             for end in ("low", "high"):
-                others.append(self.once({n: replace(c, hypothesis=end) for n, c in contexts.items()}))
+                asked.append(({n: replace(c, hypothesis=end) for n, c in contexts.items()}, self.closed))
         if contexts:
             # Some of the guest's work follows its stalls, some a clock of its own: the truth lies between.
-            others.append(self.once(contexts, closed=not self.closed))
+            asked.append((contexts, not self.closed))
+        point, *others = self.all_of(asked, curve=curve)
         figures = {
             name: widened(figure, [other[name] for other in others if name in other])
             for name, figure in point.items()
@@ -166,17 +166,27 @@ class Room:
             }
         return figures
 
-    def once(
-        self, contexts: Mapping[str, Context], *, curve: str = "", closed: bool | None = None
-    ) -> dict[str, Figure]:
-        """Replay once and return the figures; `closed` overrides the loop."""
-        hypothesis = next((context.hypothesis for context in contexts.values()), "point")
-        costs = self.prices.kernel(hypothesis)
-        loop = self.closed if closed is None else closed
-        replay = Replay.run(self.timeline, self.chain, contexts, costs, closed=loop, plain=self.plain)
-        if curve:
-            self.curves[curve] = resident_curve(replay, self.timeline, 1, curve)
-            self.curves[BASELINE] = resident_curve(replay, self.timeline, 0, BASELINE)
+    def all_of(
+        self, asked: Sequence[tuple[Mapping[str, Context], bool]], *, curve: str = ""
+    ) -> list[dict[str, Figure]]:
+        """Replay for each of these contexts, in a closed loop or not; return the figures of each.
+
+        They share their passes over the events. `curve` names the curves to keep of the first.
+        """
+        settings = []
+        for contexts, closed in asked:
+            hypothesis = next((context.hypothesis for context in contexts.values()), "point")
+            settings.append(Setting(contexts, self.prices.kernel(hypothesis), closed))
+        replays = Replay.run_all(self.timeline, self.chain, settings, plain=self.plain)
+        found: list[dict[str, Figure]] = []
+        for setting, replay in zip(settings, replays, strict=True):
+            if curve and not found:
+                self.curves[curve] = resident_curve(replay, self.timeline, 1, curve)
+                self.curves[BASELINE] = resident_curve(replay, self.timeline, 0, BASELINE)
+            found.append(self._figures_of(replay, setting.contexts))
+        return found
+
+    def _figures_of(self, replay: Replay, contexts: Mapping[str, Context]) -> dict[str, Figure]:
         ledger = Ledger(replay, self.timeline, self.facts, self.chain.mechanisms, contexts, self.prices)
         return with_losses(ledger.figures(), self.timeline.trace.lost, changed=bool(contexts))
 

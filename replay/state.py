@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,12 +24,15 @@ PLAIN_ROWS = 20_000
 """Traces up to this long run as plain Python: quicker than loading the compiled kernel, the same numbers."""
 
 
-SPECIAL_ROWS = 20_000_000
-"""Traces from this long on get a kernel of just what is on: compiled once in some seconds, then quicker."""
+SPECIAL_WORK = 30_000_000
+"""From so many rows times settings on: a kernel of just what is on, compiled once in seconds, then quicker."""
 
 
 BY_BLOCK_SETTINGS = 3
 """With so many replays in a pass, sorting its batches by block costs less than it saves."""
+
+STATE_BYTES = 2 << 30
+"""Replays share a pass while the states of their pages are smaller than this together."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,12 @@ class Setting:
         """Say whether blocks can be replayed one after another: nothing in it asks what happens elsewhere."""
         on = [m for m in chain.mechanisms if m.name in self.contexts]
         return not self.closed and all(m.block_local(self.contexts[m.name]) for m in on)
+
+    def state_bytes(self, timeline: Timeline, chain: Chain) -> int:
+        """Return about how much memory the states of all pages take."""
+        on = [m for m in chain.mechanisms if m.name in self.contexts]
+        per_block = BLOCK_PAGES * (4 + 8 * sum(m.page_words for m in on)) + 8 * sum(m.block_words for m in on)
+        return max(timeline.index.blocks, 1) * per_block
 
 
 @dataclass
@@ -70,7 +79,7 @@ class Replay:
         plain: bool | None = None,
     ) -> Replay:
         """Replay with those mechanisms of `chain` that have a context; see `run_all`."""
-        return cls.run_all(timeline, chain, [Setting(contexts, costs, closed)], plain=plain)[0]
+        return next(cls.run_all(timeline, chain, [Setting(contexts, costs, closed)], plain=plain))
 
     @classmethod
     def run_all(
@@ -81,21 +90,41 @@ class Replay:
         *,
         plain: bool | None = None,
         by_block: bool | None = None,
-    ) -> list[Replay]:
-        """Replay several settings in one pass over the trace; the numbers are those of one after another.
+    ) -> Iterator[Replay]:
+        """Yield a replay for each setting, in order; as many as fit into `STATE_BYTES` share a pass.
 
         The timeline must have been surveyed. `plain`: run the same functions uncompiled (the oracle).
         `by_block`: replay each batch block by block where that gives the same numbers (None: where it is
-        quicker too).
+        quicker too). Neither changes any number.
         """
         rows = int(timeline.seen.sum())
-        if plain is None:
-            plain = rows <= PLAIN_ROWS
-        replays = [cls._new(timeline, chain, setting) for setting in settings]
-        kernels = [chain.kernel(one.mask, plain=plain, special=rows >= SPECIAL_ROWS) for one in replays]
-        local = [one.block_local(chain) for one in settings]
+        plain = rows <= PLAIN_ROWS if plain is None else plain
+        special = rows * len(settings) >= SPECIAL_WORK
         if by_block is None:
-            by_block = not plain and rows >= SPECIAL_ROWS and sum(local) >= BY_BLOCK_SETTINGS
+            by_block = special and sum(one.block_local(chain) for one in settings) >= BY_BLOCK_SETTINGS
+        at_once = 1
+        if by_block or not timeline.kept:
+            largest = max((one.state_bytes(timeline, chain) for one in settings), default=1)
+            at_once = max(STATE_BYTES // largest, 1)
+        for begin in range(0, len(settings), at_once):
+            some = settings[begin : begin + at_once]
+            yield from cls._pass(timeline, chain, some, plain=plain, special=special, by_block=by_block)
+
+    @classmethod
+    def _pass(
+        cls,
+        timeline: Timeline,
+        chain: Chain,
+        settings: Sequence[Setting],
+        *,
+        plain: bool,
+        special: bool,
+        by_block: bool,
+    ) -> list[Replay]:
+        """Replay these settings side by side."""
+        replays = [cls._new(timeline, chain, setting) for setting in settings]
+        kernels = [chain.kernel(one.mask, plain=plain, special=special) for one in replays]
+        local = [one.block_local(chain) for one in settings]
         for columns in timeline:
             blocks = block_order(columns, timeline.index.blocks) if by_block and any(local) else None
             for replay, kernel, is_local in zip(replays, kernels, local, strict=True):

@@ -101,6 +101,11 @@ class Timeline:
         return max(int(self.trace.meta.stop_ns or 0), self.last_ns) - self.start_ns
 
     @property
+    def kept(self) -> bool:
+        """Whether the columns are in memory: then a further pass costs nothing."""
+        return self._passes > 0 and self._kept is not None
+
+    @property
     def memory_bytes(self) -> int | None:
         """Guest memory by the memslots (bytes, overlaps counted once); None if the trace has none."""
         if not len(self.slots):
