@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any, Final
 
-__all__ = ["enum_value", "field_offset"]
+__all__ = ["enum_value", "field_offset", "prototype"]
 
+_POINTER: Final = 2
 _STRUCT: Final = 4
 _ENUM: Final = 6
+_TYPEDEF: Final = 8
+_FUNCTION: Final = 13  # BTF_KIND_FUNC_PROTO
 _BITFIELD_OFFSET: Final = 0xFFFFFF
 
 
@@ -24,6 +27,10 @@ class _Type(ctypes.Structure):
 
 class _Member(ctypes.Structure):
     _fields_ = [("name", ctypes.c_uint32), ("type", ctypes.c_uint32), ("offset", ctypes.c_uint32)]
+
+
+class _Parameter(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_uint32), ("type", ctypes.c_uint32)]
 
 
 class _Enumerator(ctypes.Structure):
@@ -46,6 +53,46 @@ def enum_value(enum: str, name: str) -> int | None:
         if entry == name:
             return int(enumerator.value)
     return None
+
+
+@cache
+def prototype(typedef: str) -> tuple[str, ...] | None:
+    """Return the types of the arguments of a typedef for a pointer to a function.
+
+    >>> prototype("no_such_type") is None
+    True
+    """
+    lib, btf = _kernel()
+    if not btf:
+        return None
+    number = lib.btf__find_by_name_kind(btf, typedef.encode(), _TYPEDEF)
+    for kind in (_TYPEDEF, _POINTER):
+        if number < 0 or _kind(number) != kind:
+            return None
+        number = _Type.from_address(lib.btf__type_by_id(btf, number)).size
+    if _kind(number) != _FUNCTION:
+        return None
+    address = lib.btf__type_by_id(btf, number)
+    count = _Type.from_address(address).info & 0xFFFF
+    parameters = (_Parameter * count).from_address(address + ctypes.sizeof(_Type))
+    return tuple(_type_name(parameter.type) for parameter in parameters)
+
+
+def _kind(number: int) -> int:
+    lib, btf = _kernel()
+    return int(_Type.from_address(lib.btf__type_by_id(btf, number)).info >> 24 & 0x1F) if number else 0
+
+
+def _type_name(number: int) -> str:
+    """Return the name of a type; only pointers and structures have more than a name here."""
+    lib, btf = _kernel()
+    if not number:
+        return "void"
+    found = _Type.from_address(lib.btf__type_by_id(btf, number))
+    if _kind(number) == _POINTER:
+        return f"{_type_name(found.size)} *"
+    name = str(lib.btf__name_by_offset(btf, found.name).decode())
+    return f"struct {name}" if _kind(number) == _STRUCT else name
 
 
 def _entries(type_name: str, kind: int, layout: type[ctypes.Structure]) -> Iterator[tuple[str, Any]]:

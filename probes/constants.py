@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from tracekit.probes import btf
+from tracekit.probes.raw import OFFSETS
 
 __all__ = ["damon_is_physical", "guest_constants", "init_on_alloc", "kernel_constants", "why_unknown"]
 
@@ -30,6 +31,7 @@ def kernel_constants(mmu_mode: str, kvm_module: str) -> dict[str, int]:
         "ITEM_PSWPOUT": btf.enum_value("vm_event_item", "PSWPOUT"),
         "ITEM_THP_FAULT_ALLOC": btf.enum_value("vm_event_item", "THP_FAULT_ALLOC"),
     }
+    known |= {name: btf.field_offset(*field) for name, field in OFFSETS.items()}
     return {name: value for name, value in known.items() if value is not None}
 
 

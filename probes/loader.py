@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from tracekit.probes.catalogue import Probe
 from tracekit.probes.constants import why_unknown
 from tracekit.probes.losses import LossReader
 from tracekit.probes.privileges import capabilities
+from tracekit.probes.raw import raw_tracepoint
 from tracekit.probes.ring import RingReader
 
 __all__ = ["LoadedProbes", "ProgramStats", "require_permission"]
@@ -25,6 +27,7 @@ __all__ = ["LoadedProbes", "ProgramStats", "require_permission"]
 _CAP_PERFMON: Final = 38
 _CAP_BPF: Final = 39
 _CAP_SYS_ADMIN: Final = 21
+_PERF_EVENT_IOC_DISABLE: Final = 0x2401
 
 
 @dataclass(frozen=True)
@@ -87,17 +90,14 @@ class LoadedProbes:
                 loaded._refuse(probe.name, why_unknown(unknown[0]), required)
             else:
                 chosen.append(probe)
-        text = source.build(chosen, tracefs.tracepoint, ring_pages=ring_bytes // 4096, defines=dict(defines))
+        text = source.build(chosen, _tracepoint, ring_pages=ring_bytes // 4096, defines=dict(defines))
         bpf = loaded._bpf = compile_program(text.text)
         try:
             for probe in chosen:
                 try:
                     for program in text.programs:
                         if program.probe == probe.name:
-                            loaded._load(probe.name, program.function, bcc.BPF.TRACEPOINT)
-                            bpf.attach_tracepoint(
-                                tp=program.tracepoint.encode(), fn_name=program.function.encode()
-                            )
+                            loaded._attach(bcc, program)
                     if probe.faults:
                         loaded._attach_fault_ends(bcc, probe.name)
                 except Exception as error:
@@ -145,7 +145,7 @@ class LoadedProbes:
             self._ring.close()
             self._ring = None
         if self._bpf is not None:
-            _share_until_later(list(self._bpf.tracepoint_fds.values()))
+            _share_until_later([*self._bpf.tracepoint_fds.values(), *self._bpf.raw_tracepoint_fds.values()])
             self._bpf.cleanup()
             self._bpf = None
 
@@ -165,6 +165,19 @@ class LoadedProbes:
             raise CapabilityError(f"the probe {probe} cannot run: {reason}", hint="tracekit doctor")
         self.refused[probe] = reason
 
+    def _attach(self, bcc: Any, program: source.Program) -> None:
+        name = program.function.encode()
+        self._load(
+            program.probe, program.function, bcc.BPF.RAW_TRACEPOINT if program.raw else bcc.BPF.TRACEPOINT
+        )
+        if program.raw:
+            self._bpf.attach_raw_tracepoint(tp=program.tracepoint.partition(":")[2].encode(), fn_name=name)
+            return
+        self._bpf.attach_tracepoint(tp=program.tracepoint.encode(), fn_name=name)
+        # bcc enables the event on one CPU, where a sample of it would be made for nobody. The program runs
+        # as long as the event is there.
+        fcntl.ioctl(self._bpf.tracepoint_fds[program.tracepoint.encode()], _PERF_EVENT_IOC_DISABLE)
+
     def _attach_fault_ends(self, bcc: Any, probe: str) -> None:
         """Hook the kernel's page-fault counts: software events, on each CPU, at every single event."""
         kinds = {
@@ -176,6 +189,10 @@ class LoadedProbes:
             self._bpf.attach_perf_event(
                 ev_type=bcc.PerfType.SOFTWARE, ev_config=config, fn_name=function.encode(), sample_period=1
             )
+
+
+def _tracepoint(category: str, event: str) -> tracefs.Tracepoint | None:
+    return raw_tracepoint(category, event) or tracefs.tracepoint(category, event)
 
 
 def _share_until_later(descriptors: Sequence[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,11 @@ _WAYS = "tracekit record -- COMMAND…   or   tracekit record -p PID   or   trac
 
 @dataclass(frozen=True)
 class Status:
-    """How a recording stands: rows of each kind so far, the newest samples, what was lost and written."""
+    """How a recording stands: rows of each kind so far, the newest samples, what was lost and written.
+
+    `start_ns` is when it began; `newest` are the last few rows with a latency, as dicts of the event table's
+    columns, oldest first.
+    """
 
     seconds: float
     kinds: dict[str, int]
@@ -75,6 +80,8 @@ class Status:
     bytes_written: int
     held_bytes: int
     ring_share: float
+    start_ns: int = 0
+    newest: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass

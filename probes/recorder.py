@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 
 from tracekit.probes import decode
 from tracekit.probes.attribution import Attribution
@@ -31,6 +32,8 @@ __all__ = ["Recorder"]
 
 _FLUSH_NS: Final = 250_000_000
 _SAMPLE_NS: Final = 1_000_000_000
+_NEWEST: Final = 16
+_LOOKED_AT: Final = 4096  # rows at the end of a batch that are searched for those with a latency
 
 
 class Recorder:
@@ -61,6 +64,7 @@ class Recorder:
         self._cost = CostMeter(probes, catalogue, switch)
         self._kinds = np.zeros(len(KINDS), np.int64)
         self._samples: dict[str, float] = {}
+        self._batch: pa.RecordBatch | None = None
         self._start_ns = start_ns
         self._flushed_ns = self._sampled_ns = self._newest_ns = 0
         self.report = RecordReport(plan.out, active=probes.active, refused=probes.refused)
@@ -89,7 +93,8 @@ class Recorder:
         hugetlb = fill_hvas(out, self._vms.pids)
         self._memslots.fill_gfns(out)
         classify(out, self._vms.signatures, hugetlb)
-        self._writer.append(decode.to_batch(out))
+        self._batch = decode.to_batch(out)
+        self._writer.append(self._batch)
         self._kinds += np.bincount(out["kind"], minlength=len(KINDS))
 
     def tick(self) -> None:
@@ -127,6 +132,8 @@ class Recorder:
             bytes_written=self._writer.bytes_written,
             held_bytes=held,
             ring_share=self._probes.ring.pending_bytes / self._probes.ring.size_bytes,
+            start_ns=self._start_ns,
+            newest=_newest(self._batch),
         )
 
     def finish(self) -> RecordReport:
@@ -181,3 +188,13 @@ class Recorder:
     def _enter(self, loss: Loss) -> None:
         self._ledger.add(loss)
         self._writer.add_loss(loss.cpu, loss.t0_ns, loss.t1_ns, loss.lost, loss.reason)
+
+
+def _newest(batch: pa.RecordBatch | None) -> Sequence[Mapping[str, Any]]:
+    """Return the last rows of a batch that somebody waited for."""
+    if batch is None:
+        return ()
+    tail = batch.slice(max(0, batch.num_rows - _LOOKED_AT))
+    waited = tail.filter(tail.column("latency_ns").is_valid())
+    rows: list[dict[str, Any]] = waited.slice(max(0, waited.num_rows - _NEWEST)).to_pylist()
+    return rows

@@ -28,11 +28,12 @@ Lookup: TypeAlias = Callable[[str, str], Tracepoint | None]
 
 @dataclass(frozen=True)
 class Program:
-    """One BPF program: its C function and the tracepoint (category:event) it is attached to."""
+    """One BPF program: its C function and the tracepoint (category:event) it is attached to, maybe raw."""
 
     probe: str
     function: str
     tracepoint: str
+    raw: bool
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,8 @@ def build(probes: Iterable[Probe], lookup: Lookup, *, ring_pages: int, defines: 
         for category, event in tracepoints_of(probe):
             if (found := lookup(category, event)) is not None:
                 points[category, event] = found
-                programs.append(
-                    Program(probe.name, f"on_{probe.name}_{category}__{event}", f"{category}:{event}")
-                )
+                function = f"on_{probe.name}_{category}__{event}"
+                programs.append(Program(probe.name, function, f"{category}:{event}", found.raw))
     constants = {
         "RING_PAGES": ring_pages,
         "MAX_THREADS": MAX_THREADS,
@@ -104,6 +104,8 @@ def _structure(point: Tracepoint) -> str:
     """Return struct CATEGORY__EVENT, every field at the offset of the `format` file, and its HAS_ macros."""
     name = f"{point.category}__{point.event}"
     lines = [f"#define HAVE_{name} 1"]
+    if point.raw:
+        lines.append(f"#define RAW_{name} 1")
     lines += [f"#define HAS_{name}__{field.name} 1" for field in point.fields]
     lines.append(f"struct {name} {{")
     offset = 0

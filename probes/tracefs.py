@@ -34,11 +34,12 @@ class Field:
 
 @dataclass(frozen=True)
 class Tracepoint:
-    """A tracepoint of one kernel with its arguments in order of their offsets."""
+    """A tracepoint of one kernel with its arguments in order of their offsets; `raw` ones are of raw.py."""
 
     category: str
     event: str
     fields: tuple[Field, ...]
+    raw: bool = False
 
 
 def parse_format(category: str, text: str) -> Tracepoint:

@@ -58,6 +58,13 @@ SPARE_2: Final = 14
 SPARE_3: Final = 15
 TALLIES: Final = 16
 
+# World.by_lane: cells of one lane.
+LANE_FAULTS: Final = 0  # as recorded
+LANE_STALL_NS: Final = 1
+LANE_FAULTS_SAVED: Final = 2  # less those that were added
+LANE_STALL_SAVED: Final = 3
+LANE_CELLS: Final = 4
+
 # Stall histogram: 128 cells per octave (0.8 % wide), from the bits of a float64. World.histogram holds the
 # counterfactual's difference from the recording.
 HISTOGRAM_CELLS: Final = 64 * 128 + 64
@@ -95,30 +102,35 @@ def advance(s: World, lane: int, gain: int) -> None:
 
 
 @hot
-def add_fault(s: World, who: int, reason: int, cls: int, ns: int) -> None:
-    """Book a fault that the recording does not have; `ns` is its service time."""
+def add_fault(s: World, lane: int, who: int, reason: int, cls: int, ns: int) -> None:
+    """Book a fault of a lane that the recording does not have; `ns` is its service time."""
     at = ((who * REASONS + reason) * CLASSES + cls) * 2
     s.added[at] += 1
     s.added[at + 1] += ns
     if reason != INSTEAD:
         s.histogram[histogram_cell(ns)] += 1
+        s.by_lane[lane * LANE_CELLS + LANE_FAULTS_SAVED] -= 1
+        s.by_lane[lane * LANE_CELLS + LANE_STALL_SAVED] -= ns
 
 
 @hot
-def shorten_added(s: World, who: int, reason: int, cls: int, ns: int, new: int) -> None:
+def shorten_added(s: World, lane: int, who: int, reason: int, cls: int, ns: int, new: int) -> None:
     """Let a fault that was added with `ns` take `new` ns instead."""
     s.added[((who * REASONS + reason) * CLASSES + cls) * 2 + 1] += new - ns
     s.histogram[histogram_cell(ns)] -= 1
     s.histogram[histogram_cell(new)] += 1
+    s.by_lane[lane * LANE_CELLS + LANE_STALL_SAVED] += ns - new
 
 
 @hot
 def book_fault(
-    s: World, who: int, verdict: int, cls: int, latency: int, measured: bool, service: int
+    s: World, lane: int, who: int, verdict: int, cls: int, latency: int, measured: bool, service: int
 ) -> None:
-    """Book what became of one recorded fault."""
+    """Book what became of one recorded fault of a lane."""
     at = ((who * VERDICTS + verdict) * CLASSES + cls) * CELLS
     s.faults[at + COUNT] += 1
+    s.by_lane[lane * LANE_CELLS + LANE_FAULTS] += 1
+    s.by_lane[lane * LANE_CELLS + LANE_STALL_NS] += latency
     if measured:
         s.faults[at + BASE_NS] += latency
     else:
@@ -126,8 +138,11 @@ def book_fault(
     s.faults[at + NEW_NS] += service
     if verdict != KEPT:
         s.histogram[histogram_cell(latency)] -= 1
+        s.by_lane[lane * LANE_CELLS + LANE_STALL_SAVED] += latency - service
         if verdict not in (SKIPPED, HIT):
             s.histogram[histogram_cell(service)] += 1
+        else:
+            s.by_lane[lane * LANE_CELLS + LANE_FAULTS_SAVED] += 1
 
 
 @hot

@@ -103,7 +103,7 @@ def use_anew(s: World, w: int, e: Event) -> int:
     ns = s.cost[cls]
     reason = DEFERRED if w & pg.C_DEFERRED else REFAULT
     who = pg.owner_of(w)
-    add_fault(s, who, reason, cls, ns)
+    add_fault(s, e.lane, who, reason, cls, ns)
     advance(s, e.lane, -ns)
     return pg.back(s, w, e.end + ns, 0)
 
@@ -216,7 +216,7 @@ def make_drive(
                             e = Event(op, p, page + n - p, level, bits | ev.CONTINUED, lane, done, done, 0)
                             s.words[p] = touch(s, look(s, e, int64(s.words[p]), on, own), t, done, spared)
                         s.clock[pg.CLOCK_SPARED] = 1 if spared else 0
-                book_fault(s, who, verdict, cls, latency, measured, service)
+                book_fault(s, lane, who, verdict, cls, latency, measured, service)
                 if in_order:
                     run_ahead(s, lane, t, latency, service)
                 elif latency != service:

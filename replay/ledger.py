@@ -19,16 +19,16 @@ from tracekit.replay.mechanisms import Context, Mechanism, Stage
 from tracekit.replay.pages import held
 from tracekit.replay.pricing import Prices, class_name
 from tracekit.replay.quantiles import moved, quantile
-from tracekit.replay.state import Replay, vcpu_lanes
+from tracekit.replay.state import Replay, union_ns, vcpu_lanes
 from tracekit.replay.survey import Survey
 from tracekit.replay.timeline import Timeline
 from tracekit.trace.schema import PAGE_BYTES
 
-__all__ = ["UNITS", "Figure", "Ledger"]
+__all__ = ["Figure", "Ledger", "unit_of", "weaker", "widened"]
 
 GIB_S = float(1 << 30) * 1e9 / PAGE_BYTES  # page·ns in one GiB·s
 
-UNITS: Mapping[str, str] = {
+_UNITS: Mapping[str, str] = {
     "faults": "count",
     "exits": "count",
     "refaults": "count",
@@ -49,7 +49,15 @@ UNITS: Mapping[str, str] = {
     "hypercalls": "count",
     "prefaults_wasted": "pages",
 }
-"""Unit of each metric; `faults_<class>` counts the faults of one class."""
+
+
+def unit_of(metric: str) -> str:
+    """Return the unit of a metric, of the whole trace or of a part (`METRIC:PART`).
+
+    >>> unit_of("stall:boot"), unit_of("faults_ept_4k")
+    ('ns', 'count')
+    """
+    return _UNITS.get(metric.partition(":")[0], "count")
 
 
 @dataclass(frozen=True)
@@ -85,11 +93,15 @@ class Ledger:
     mechanisms: Sequence[Mechanism]
     contexts: Mapping[str, Context]
     prices: Prices
+    from_start: bool = True
+    """Whether it tells of the start: what has to be done before it counts."""
 
-    def figures(self) -> dict[str, Figure]:
-        """Return every metric that this replay says something about."""
-        found = {**self._faults(), **self._stall(), **self._time(), **self._resident(), **self._tallies()}
-        return {name: figure for name, figure in found.items() if figure is not None}
+    def figures(self, only: Sequence[str] = ()) -> dict[str, Figure]:
+        """Return every metric that this replay has something on, or `only` some (of faults, stall, time)."""
+        found = {**self._faults(), **self._stall(), **self._time()}
+        if only:
+            return {name: found[name] for name in only if name in found}
+        return {**found, **self._resident(), **self._tallies()}
 
     # -- faults
 
@@ -215,14 +227,12 @@ class Ledger:
     def _time(self) -> dict[str, Figure]:
         world, span = self.replay.world, self.timeline.span_ns
         lanes = vcpu_lanes(self.timeline)
-        startup = self._priced("startup")
+        startup = self._priced("startup") if self.from_start else Amount.exact(0)
         if not len(lanes):
             return {}
         shift = world.shift[lanes]
         value = int(shift[int(np.argmax(self.facts.last_ns[lanes]))])
-        depth = int(world.spans[1])
-        pairs = world.spans[2 : 2 + 2 * depth].reshape(-1, 2)
-        union = int(world.spans[0] + (pairs[:, 1] - pairs[:, 0]).sum())
+        union = union_ns(world)
         # All vCPUs independent: the one that gained least decides. All waiting for each other: every stretch
         # of stall that was removed on any of them counts once. Prices move it as far as they move the stall.
         spread, _ = self._spread(np.ones(ev.CLASSES, bool))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tracekit.replay.ledger import UNITS, Figure, weaker
+from tracekit.replay.ledger import Figure, unit_of, weaker
 from tracekit.trace.schema import PAGE_BYTES
 
 __all__ = ["with_losses"]
@@ -33,7 +33,7 @@ def with_losses(
 def _widened(name: str, figure: Figure, lost: int | None, tail: float) -> Figure:
     if lost is None:
         step = math.inf
-    elif UNITS.get(name) == "ns":
+    elif unit_of(name) == "ns":
         step = lost * tail
     elif name.startswith("resident") or name == "zeroed_twice":
         step = lost * 512.0 * (PAGE_BYTES if name != "resident_time" else 0)

@@ -55,7 +55,7 @@ class World(NamedTuple):
 
     words[page]: state bits. shift[lane]: ns that the lane runs ahead of the recording (closed loop).
     resident[0|1]: pages backed now, baseline and counterfactual. hold: see `held`. curve[2, bins]:
-    changes of resident pages. faults, added, tally, histogram: see `tracekit.replay.accounts`.
+    changes of resident pages. faults, added, tally, histogram, by_lane: see `tracekit.replay.accounts`.
     """
 
     words: NDArray[np.int32]
@@ -69,6 +69,7 @@ class World(NamedTuple):
     added: NDArray[np.int64]
     tally: NDArray[np.int64]
     histogram: NDArray[np.int64]
+    by_lane: NDArray[np.int64]
     spans: NDArray[np.int64]
     cost: NDArray[np.int64]
     directory: Directory

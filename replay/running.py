@@ -15,9 +15,10 @@ from tracekit.errors import UsageError
 from tracekit.replay.chain import Chain, chain_of
 from tracekit.replay.costs import Profile, load_profile
 from tracekit.replay.curves import BASELINE, resident_curve
-from tracekit.replay.ledger import UNITS, Figure, Ledger, widened
+from tracekit.replay.ledger import Figure, Ledger, unit_of, widened
 from tracekit.replay.losses import with_losses
 from tracekit.replay.mechanisms import Context, Mechanism, known_mechanisms
+from tracekit.replay.parts import Phase, parse_phases, phase_figures, vcpu_figures
 from tracekit.replay.pricing import Prices
 from tracekit.replay.result import Result, Row, notes, provenance
 from tracekit.replay.scenarios import Scenario, parse_scenario
@@ -33,6 +34,9 @@ __all__ = ["Room", "run"]
 NONE, ALL = "none", "all"
 """The names in the `mechanism` column for the baseline and for a whole combination."""
 
+WITHOUT = "without "
+"""Before a mechanism's name in that column: what the combination would lose without it."""
+
 REFAULTS_MOVE = ("faults", "exits", "refaults", "stall", "critical_path", "host_cpu")
 """Metrics (their beginnings) that have no bound where the refaults have none."""
 
@@ -47,13 +51,15 @@ def run(
     closed_loop: bool = True,
     plain: bool | None = None,
     jobs: int = 1,
+    phases: Iterable[str] = (),
 ) -> Result:
     """Replay a trace through scenarios; return tidy rows and where they come from.
 
     `scenarios`: lines such as `hot_hint,policy=oracle,lead_ms=5` or `zeroing+hot_hint`, or `Scenario`s.
     `profile`: a cost profile (name, TOML file, or loaded). `mechanisms`: your own, usable by name.
     `closed_loop=False` keeps every event at its recorded time. `plain=True` runs uncompiled. `jobs`
-    scenarios run at the same time (threads; the rows are the same for any number).
+    scenarios run at the same time (threads; the rows are the same for any number). `phases`: stretches of
+    the trace that get rows of their own, `boot=0:ready` (`tracekit.replay.parts.parse_phases`).
 
     Raises UsageError for an unknown scenario or parameter, FailedError for a trace that can't be replayed.
     """
@@ -70,6 +76,7 @@ def run(
         seed=seed,
         closed_loop=closed_loop,
         plain=plain,
+        phases=phases,
     )
     return room.result(chosen, jobs=jobs)
 
@@ -87,6 +94,7 @@ class Room:
     seed: int
     closed: bool
     plain: bool | None
+    phases: Sequence[Phase] = ()
     curves: dict[str, pl.DataFrame] = field(default_factory=dict)
 
     @classmethod
@@ -99,15 +107,20 @@ class Room:
         seed: int = 0,
         closed_loop: bool = True,
         plain: bool | None = None,
+        phases: Iterable[str] = (),
     ) -> Room:
-        """Read a trace for replaying; `mechanisms` are those that scenarios use beside the known ones."""
+        """Read a trace for replaying; `mechanisms` are those that scenarios use beside the known ones.
+
+        Raises UsageError for a phase that the trace does not have.
+        """
         profile = profile if isinstance(profile, Profile) else load_profile(profile)
         timeline = Timeline(trace)
         facts = survey(timeline)
         # One kernel holds every mechanism: whatever is on, it is compiled once and then found on disk.
         chain = chain_of({**known_mechanisms(), **{m.name: m for m in mechanisms}}.values())
         prices = Prices.of(facts, profile)
-        return cls(trace, timeline, facts, profile, prices, chain, seed, closed_loop, plain)
+        parts = parse_phases(phases, trace, timeline.start_ns, timeline.span_ns)
+        return cls(trace, timeline, facts, profile, prices, chain, seed, closed_loop, plain, parts)
 
     def result(self, scenarios: Sequence[Scenario], *, jobs: int = 1) -> Result:
         """Replay scenarios, `jobs` at the same time; rows stand in the order of the scenarios."""
@@ -124,11 +137,6 @@ class Room:
     def notes(self) -> list[str]:
         """Return what a reader of any figure must know about this trace."""
         return notes(self.trace, self.timeline, self.facts)
-
-    @staticmethod
-    def unit(metric: str) -> str:
-        """Return the unit of a metric."""
-        return UNITS.get(metric, "count")
 
     @property
     def known(self) -> Mapping[str, Mechanism]:
@@ -177,7 +185,8 @@ class Room:
         for contexts, closed in asked:
             hypothesis = next((context.hypothesis for context in contexts.values()), "point")
             settings.append(Setting(contexts, self.prices.kernel(hypothesis), closed))
-        replays = Replay.run_all(self.timeline, self.chain, settings, plain=self.plain)
+        ends = [t for phase in self.phases for t in (phase.start_ns, phase.end_ns)]
+        replays = Replay.run_all(self.timeline, self.chain, settings, plain=self.plain, at=ends)
         found: list[dict[str, Figure]] = []
         for setting, replay in zip(settings, replays, strict=True):
             if curve and not found:
@@ -188,27 +197,38 @@ class Room:
 
     def _figures_of(self, replay: Replay, contexts: Mapping[str, Context]) -> dict[str, Figure]:
         ledger = Ledger(replay, self.timeline, self.facts, self.chain.mechanisms, contexts, self.prices)
-        return with_losses(ledger.figures(), self.timeline.trace.lost, changed=bool(contexts))
+        figures = ledger.figures()
+        parts = {**phase_figures(ledger, self.phases), **vcpu_figures(ledger, figures)}
+        return with_losses({**figures, **parts}, self.timeline.trace.lost, changed=bool(contexts))
 
     def rows(self, scenario: Scenario) -> list[Row]:
-        """Return the rows of a scenario: of its one mechanism, or of all of them and of each step."""
+        """Return the rows of a scenario: of its one mechanism; or of all, each step, without each."""
         chosen = [m for m in self.chain.mechanisms if m in scenario.mechanisms]
         contexts = {m.name: self.context(scenario, m) for m in chosen}
         whole = self.figures(contexts, curve=scenario.name)
         if len(chosen) <= 1:
             return _rows(scenario.name, chosen[0].name if chosen else NONE, whole)
         rows = _rows(scenario.name, ALL, whole)
-        before: Mapping[str, Figure] = {}
-        for k, mechanism in enumerate(chosen, 1):
-            first = {m.name: contexts[m.name] for m in chosen[:k]}
-            after = whole if k == len(chosen) else self.figures(first)
-            rows += _rows(scenario.name, mechanism.name, _step(before, after))
-            before = after
+        every = frozenset(contexts)
+        known: dict[frozenset[str], Mapping[str, Figure]] = {frozenset(): {}, every: whole}
+
+        def with_these(names: Iterable[str]) -> Mapping[str, Figure]:
+            these = frozenset(names)
+            if these not in known:
+                known[these] = self.figures({m.name: contexts[m.name] for m in chosen if m.name in these})
+            return known[these]
+
+        names = [m.name for m in chosen]
+        for k, name in enumerate(names):
+            steps = _step(with_these(names[:k]), with_these(names[: k + 1]))
+            rows += _rows(scenario.name, name, steps)
+        for name in names:
+            rows += _rows(scenario.name, f"{WITHOUT}{name}", _step(with_these(every - {name}), whole))
         return rows
 
 
 def _step(before: Mapping[str, Figure], after: Mapping[str, Figure]) -> dict[str, Figure]:
-    """Return what one more mechanism changed: a step of the waterfall."""
+    """Return what one more mechanism changed, after the others."""
     steps = {}
     for name, figure in after.items():
         if name not in before:
@@ -228,7 +248,7 @@ def _rows(scenario: str, mechanism: str, figures: Mapping[str, Figure]) -> list[
             scenario,
             mechanism,
             metric,
-            Room.unit(metric),
+            unit_of(metric),
             _number(figure.baseline),
             _number(figure.counterfactual),
             _number(figure.saved.value),

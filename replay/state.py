@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,21 +13,19 @@ from tracekit.replay import accounts as ac
 from tracekit.replay import pages as pg
 from tracekit.replay.blocks import IN_ORDER, block_order, replay_blocks
 from tracekit.replay.chain import Chain
-from tracekit.replay.events import BLOCK_PAGES, CLASSES
+from tracekit.replay.events import BLOCK_PAGES, CLASSES, Columns
 from tracekit.replay.mechanisms import Context, Own, Setup
 from tracekit.replay.pages import World
 from tracekit.replay.reduction import OWN_CLOCK
 from tracekit.replay.timeline import Timeline
 
-__all__ = ["Replay", "Setting"]
+__all__ = ["Replay", "Setting", "Stand", "union_ns", "vcpu_lanes"]
 
 PLAIN_ROWS = 20_000
 """Traces up to this long run as plain Python: quicker than loading the compiled kernel, the same numbers."""
 
-
 SPECIAL_WORK = 30_000_000
-"""From so many rows times settings on: a kernel of just what is on, compiled once in seconds, then quicker."""
-
+"""From so many rows times settings on: a kernel of just what is on, compiled once (seconds), then quicker."""
 
 BY_BLOCK_SETTINGS = 3
 """With so many replays in a pass, sorting its batches by block costs less than it saves."""
@@ -52,6 +51,10 @@ class Setting:
         on = [m for m in chain.mechanisms if m.name in self.contexts]
         return not self.closed and all(m.block_local(self.contexts[m.name]) for m in on)
 
+    def mask(self, chain: Chain) -> int:
+        """Return which mechanisms are on, as a number: bit k is mechanism k of the chain."""
+        return sum(1 << k for k, m in enumerate(chain.mechanisms) if m.name in self.contexts)
+
     def state_bytes(self, timeline: Timeline, chain: Chain) -> int:
         """Return about how much memory the states of all pages take."""
         on = [m for m in chain.mechanisms if m.name in self.contexts]
@@ -59,13 +62,35 @@ class Setting:
         return max(timeline.index.blocks, 1) * per_block
 
 
+@dataclass(frozen=True)
+class Stand:
+    """How a replay stands at some time: its counters, the union of removed stall, each lane's last event."""
+
+    shift: NDArray[np.int64]
+    faults: NDArray[np.int64]
+    added: NDArray[np.int64]
+    tally: NDArray[np.int64]
+    union_ns: int
+    last_ns: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, world: World, last_ns: NDArray[np.int64]) -> Stand:
+        """Copy what will change."""
+        copies = (world.shift.copy(), world.faults.copy(), world.added.copy(), world.tally.copy())
+        return cls(*copies, union_ns(world), last_ns.copy())
+
+
 @dataclass
 class Replay:
-    """One replay: `run` drives a timeline through a chain and leaves the counters in `world`."""
+    """One replay: `run` drives a timeline through a chain and leaves the counters in `world`.
+
+    `stands[t]`: how it stood after all events up to `t` (ns since the trace's start), where asked for.
+    """
 
     world: World
     own: tuple[Own, ...]
     on: NDArray[np.int64]
+    stands: dict[int, Stand] = field(default_factory=dict)
 
     @classmethod
     def run(
@@ -77,9 +102,10 @@ class Replay:
         *,
         closed: bool = True,
         plain: bool | None = None,
+        at: Sequence[int] = (),
     ) -> Replay:
         """Replay with those mechanisms of `chain` that have a context; see `run_all`."""
-        return next(cls.run_all(timeline, chain, [Setting(contexts, costs, closed)], plain=plain))
+        return next(cls.run_all(timeline, chain, [Setting(contexts, costs, closed)], plain=plain, at=at))
 
     @classmethod
     def run_all(
@@ -90,9 +116,11 @@ class Replay:
         *,
         plain: bool | None = None,
         by_block: bool | None = None,
+        at: Sequence[int] = (),
     ) -> Iterator[Replay]:
         """Yield a replay for each setting, in order; as many as fit into `STATE_BYTES` share a pass.
 
+        Each keeps how things stand `at` some times (`stands`).
         The timeline must have been surveyed. `plain`: run the same functions uncompiled (the oracle).
         `by_block`: replay each batch block by block where that gives the same numbers (None: where it is
         quicker too). Neither changes any number.
@@ -108,7 +136,8 @@ class Replay:
             at_once = max(STATE_BYTES // largest, 1)
         for begin in range(0, len(settings), at_once):
             some = settings[begin : begin + at_once]
-            yield from cls._pass(timeline, chain, some, plain=plain, special=special, by_block=by_block)
+            kernels = [chain.kernel(one.mask(chain), plain=plain, special=special) for one in some]
+            yield from cls._pass(timeline, chain, some, kernels, by_block=by_block, at=sorted(set(at)))
 
     @classmethod
     def _pass(
@@ -116,32 +145,34 @@ class Replay:
         timeline: Timeline,
         chain: Chain,
         settings: Sequence[Setting],
+        kernels: Sequence[Callable[..., None]],
         *,
-        plain: bool,
-        special: bool,
         by_block: bool,
+        at: Sequence[int],
     ) -> list[Replay]:
         """Replay these settings side by side."""
         replays = [cls._new(timeline, chain, setting) for setting in settings]
-        kernels = [chain.kernel(one.mask, plain=plain, special=special) for one in replays]
-        local = [one.block_local(chain) for one in settings]
-        for columns in timeline:
-            blocks = block_order(columns, timeline.index.blocks) if by_block and any(local) else None
-            for replay, kernel, is_local in zip(replays, kernels, local, strict=True):
-                if blocks is not None and is_local:
-                    replay_blocks(kernel, columns, blocks, replay.world, replay.mask, replay.own)
-                else:
-                    kernel(columns, replay.world, replay.mask, replay.own, *IN_ORDER)
+        local = [by_block and one.block_local(chain) for one in settings]
+        last = np.zeros(len(timeline.lanes.vm), np.int64)
+        for columns, then in _cut(timeline, at):
+            if columns is not None:
+                blocks = block_order(columns, timeline.index.blocks) if any(local) else None
+                for replay, setting, drive, is_local in zip(replays, settings, kernels, local, strict=True):
+                    state = replay.world, setting.mask(chain), replay.own
+                    if blocks is not None and is_local:
+                        replay_blocks(drive, columns, blocks, *state)
+                    else:
+                        drive(columns, *state, *IN_ORDER)
+                if at:
+                    last[columns.lane] = columns.t  # in time order: the last one stays
+            if then is not None:
+                for replay in replays:
+                    replay.stands[then] = Stand.of(replay.world, last)
         for replay, setting in zip(replays, settings, strict=True):
             for k, m in enumerate(chain.mechanisms):
                 if replay.on[k] and m.finish is not None:
                     m.finish(setting.contexts[m.name], replay.world, replay.own[k], k + 1)
         return replays
-
-    @property
-    def mask(self) -> int:
-        """Which mechanisms are on, as a number: bit k is mechanism k."""
-        return sum(1 << k for k, is_on in enumerate(self.on.tolist()) if is_on)
 
     @classmethod
     def _new(cls, timeline: Timeline, chain: Chain, setting: Setting) -> Replay:
@@ -168,6 +199,7 @@ class Replay:
             added=np.zeros((len(setups) + 1) * ac.REASONS * CLASSES * 2, np.int64),
             tally=np.zeros((len(setups) + 1) * ac.TALLIES, np.int64),
             histogram=np.zeros(ac.HISTOGRAM_CELLS, np.int64),
+            by_lane=np.zeros(len(lanes.vm) * ac.LANE_CELLS, np.int64),
             spans=np.zeros(2 * (ac.SPAN_DEPTH + 2), np.int64),
             cost=setting.costs,
             directory=index.directory,
@@ -203,6 +235,28 @@ def _words(pages: int, initial: int) -> NDArray[np.int32]:
     if initial:
         return np.full(pages, initial, np.int32)
     return np.zeros(pages, np.int32)
+
+
+def _cut(timeline: Timeline, at: Sequence[int]) -> Iterator[tuple[Columns | None, int | None]]:
+    """Yield the events in parts that end at these times, each with the time that it ends at."""
+    left = list(at)
+    for columns in timeline:
+        done = 0
+        while left and len(columns.t) and left[0] < columns.t[-1]:
+            stop = int(np.searchsorted(columns.t, left[0], side="right"))
+            part: Any = [column[done:stop] for column in columns]
+            yield Columns(*part), left.pop(0)
+            done = stop
+        rest: Any = [column[done:] for column in columns]
+        yield Columns(*rest), None
+    for time in left:
+        yield None, time
+
+
+def union_ns(world: World) -> int:
+    """Return the length of the union over all lanes of the stretches of stall that were removed (ns)."""
+    pairs = world.spans[2 : 2 + 2 * int(world.spans[1])].reshape(-1, 2)
+    return int(world.spans[0] + (pairs[:, 1] - pairs[:, 0]).sum())
 
 
 def vcpu_lanes(timeline: Timeline) -> NDArray[np.int64]:

@@ -35,10 +35,10 @@ ATTACHED = ("pids", "whole_guest_but_the_recorder")
 class Survey:
     """What a trace holds. Arrays by fault class: faults, those with a latency, and the sum of these (ns).
 
-    `histograms[class]`: recorded latencies by cell of `accounts.histogram_cells`. By lane: time of the last
-    event, faults, and the sum of recorded latencies (ns). `earlier_bytes`: guest memory that may have been
-    backed before the recording began (0 = it saw the VM start; inf = nothing bounds it). `assumed_slots`:
-    some memslots were guessed, so a gfn may name another page than the guest's.
+    `histograms[class]`: recorded latencies by cell of `accounts.histogram_cells`. `last_ns[lane]`: of
+    the lane's last event. `earlier_bytes`: guest memory that may have been backed before the recording began
+    (0 = it saw the VM start; inf = nothing bounds it). `assumed_slots`: some memslots were guessed, so a gfn
+    may name another page than the guest's.
     """
 
     counts: NDArray[np.int64]
@@ -47,8 +47,6 @@ class Survey:
     latency_ns: NDArray[np.int64]
     histograms: NDArray[np.int64]
     last_ns: NDArray[np.int64]
-    lane_faults: NDArray[np.int64]
-    lane_ns: NDArray[np.int64]
     writes: int
     access_known: int
     outside_rows: int
@@ -83,37 +81,28 @@ class Totals(NamedTuple):
     latency_ns: NDArray[np.int64]
     histograms: NDArray[np.int64]
     last_ns: NDArray[np.int64]
-    lane_faults: NDArray[np.int64]
-    lane_ns: NDArray[np.int64]
     writes: NDArray[np.int64]
 
     def grown(self, lanes: int) -> Totals:
         """Return the same with room for so many lanes."""
-        return self._replace(
-            last_ns=_longer(self.last_ns, lanes),
-            lane_faults=_longer(self.lane_faults, lanes),
-            lane_ns=_longer(self.lane_ns, lanes),
-        )
+        return self._replace(last_ns=_longer(self.last_ns, lanes))
 
 
 def add_batch(c: Columns, totals: Totals) -> None:
     """Add the rows of one batch to the totals."""
     for i in range(len(c.t)):
-        lane = c.lane[i]
-        totals.last_ns[lane] = c.t[i]  # in time order: the last one stays
+        totals.last_ns[c.lane[i]] = c.t[i]  # in time order: the last one stays
         bits = int64(c.bits[i])
         if c.op[i] != ev.FAULT or bits & ev.CONTINUED:
             continue
         cls = fault_class(bits, int64(c.level[i]))
         totals.faults[cls] += 1
-        totals.lane_faults[lane] += 1
         totals.writes[0] += 1 if bits & ev.WRITE else 0
         totals.writes[1] += 1 if bits & (ev.READ | ev.WRITE | ev.EXECUTE) else 0
         if bits & ev.MEASURED:
             latency = int64(c.latency[i])
             totals.measured[cls] += 1
             totals.latency_ns[cls] += latency
-            totals.lane_ns[lane] += latency
             totals.histograms[cls * HISTOGRAM_CELLS + histogram_cell(latency)] += 1
 
 
@@ -124,15 +113,12 @@ def _compiled() -> Callable[[Columns, Totals], None]:
 
 def survey(timeline: Timeline) -> Survey:
     """Read the whole trace once; the timeline then knows its pages, lanes and bounds."""
-    none = np.zeros(0, np.int64)
     totals = Totals(
         faults=np.zeros(ev.CLASSES, np.int64),
         measured=np.zeros(ev.CLASSES, np.int64),
         latency_ns=np.zeros(ev.CLASSES, np.int64),
         histograms=np.zeros(ev.CLASSES * HISTOGRAM_CELLS, np.int64),
-        last_ns=none,
-        lane_faults=none,
-        lane_ns=none,
+        last_ns=np.zeros(0, np.int64),
         writes=np.zeros(2, np.int64),
     )
     for c in timeline:
@@ -147,8 +133,6 @@ def survey(timeline: Timeline) -> Survey:
         latency_ns=totals.latency_ns,
         histograms=totals.histograms.reshape(ev.CLASSES, HISTOGRAM_CELLS),
         last_ns=totals.last_ns,
-        lane_faults=totals.lane_faults,
-        lane_ns=totals.lane_ns,
         writes=int(totals.writes[0]),
         access_known=int(totals.writes[1]),
         outside_rows=timeline.outside_rows,

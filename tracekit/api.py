@@ -63,16 +63,20 @@ def what_if(
     profile: str | Path | Profile | None = None,
     seed: int = 0,
     mechanisms: Sequence[Mechanism] = (),
+    phases: Iterable[str] = (),
 ) -> pl.DataFrame:
     """Replay a trace through enlightened-memory scenarios; return one tidy row per figure.
 
     `scenarios`: `NAME[+NAME…][,parameter=value…]`, such as `zeroing` or `hot_hint,policy=stride,n=8`, or
     `tracekit.replay.Scenario`s. `profile`: a cost profile by name or TOML file; `mechanisms`: your own.
+    `phases`: parts of the trace with rows of their own, such as `boot=0:balloon_inflate` (seconds, marks of
+    the trace, or kinds of event: their first).
 
-    Columns: scenario, mechanism (its name; `all` for a combination as a whole; `none` for the baseline),
-    metric, unit, baseline, counterfactual, saved (= baseline - counterfactual), low and high (they bound
-    `saved`; null = no bound), label (measured = follows from recorded events, bounded = an interval
-    consistent with them, assumed = rests on a parameter or a cost of the profile). docs/model.md defines all.
+    Columns: scenario, mechanism (its name; `all` for a combination as a whole; `without NAME`: what that one
+    adds to all the others; `none` for the baseline), metric (of a phase or a vCPU: `stall:boot`), unit,
+    baseline, counterfactual, saved (= baseline - counterfactual), low and high (they bound `saved`; null = no
+    bound), label (measured = follows from recorded events, bounded = an interval consistent with them,
+    assumed = rests on a parameter or a cost of the profile). docs/model.md defines all.
 
     Raises UsageError for an unknown scenario or parameter, and what `open` raises.
 
@@ -91,4 +95,4 @@ def what_if(
 
     source = open(trace) if isinstance(trace, str | Path) else trace
     chosen = [scenarios] if isinstance(scenarios, str | Scenario) else scenarios
-    return run(source, chosen, profile=profile, seed=seed, mechanisms=mechanisms).rows
+    return run(source, chosen, profile=profile, seed=seed, mechanisms=mechanisms, phases=phases).rows

@@ -16,7 +16,6 @@ ON(kvm, kvm_try_async_get_page)
     struct thread *t = current_thread();
     if (t)
         t->async_gfn = args->gfn;
-    return 0;
 }
 #endif
 
@@ -24,7 +23,7 @@ ON(kvm, kvm_async_pf_not_present)
 {
     struct thread *t = current_thread();
     if (!t)
-        return 0;
+        return;
     u64 now = bpf_ktime_get_ns(), address = args->gva;
     struct waiting entry = {.since = now, .gfn = t->async_gfn, .vm = t->vm, .vcpu = t->vcpu};
     struct waiting *before = waiting.lookup(&address);
@@ -37,7 +36,6 @@ ON(kvm, kvm_async_pf_not_present)
 #else
     EMIT(t, KIND_APF_NOT_PRESENT, now, VALID_ARG, .arg = args->token, .pages = 1);
 #endif
-    return 0;
 }
 
 ON(kvm, kvm_async_pf_completed)
@@ -49,14 +47,13 @@ ON(kvm, kvm_async_pf_completed)
                 .gfn = entry->gfn, .latency = now - entry->since, .pages = 1);
     else
         EMIT_AS(VM_UNKNOWN, -1, KIND_APF_COMPLETED, now, VALID_HVA, .hva = hva, .pages = 1);
-    return 0;
 }
 
 ON(kvm, kvm_async_pf_ready)
 {
     struct thread *t = current_thread();
     if (!t)
-        return 0;
+        return;
     u64 now = bpf_ktime_get_ns(), address = args->gva;
     struct waiting *entry = waiting.lookup(&address);
     if (entry && entry->vm == t->vm)
@@ -66,5 +63,4 @@ ON(kvm, kvm_async_pf_ready)
         EMIT(t, KIND_APF_READY, now, VALID_ARG, .arg = args->token, .pages = 1);
     if (entry)
         waiting.delete(&address);
-    return 0;
 }

@@ -3,12 +3,21 @@
 // source.py puts this file in front of the chosen probes (bcc rewrites only one main file, so nothing is
 // #included) and generates before it: the sizes (RING_PAGES, MAX_THREADS, MAX_PROCESSES), KIND_*, FLAG_*
 // and ACCESS_* from trace/schema.py, VALID_* and LOST_* from wire.py, and for each tracepoint C:E of this
-// kernel HAVE_C__E, HAS_C__E__FIELD and struct C__E with its fields where the `format` file puts them.
+// kernel HAVE_C__E, HAS_C__E__FIELD and struct C__E with its fields where the `format` file puts them. Where
+// RAW_C__E is defined too, the program gets the kernel's own arguments instead (raw.py): it costs less.
 
-// ON(C, E) defines the program for tracepoint C:E; source.py finds these lines and attaches them.
+// ON(C, E) defines the program for tracepoint C:E; source.py finds these lines and attaches them. Every
+// program returns 1: at 0 the kernel keeps the event from perf and whoever else traces it.
 #define ON(category, event) ON_(PROBE, category, event)
 #define ON_(probe, category, event) ON__(probe, category, event)
-#define ON__(probe, category, event) int on_##probe##_##category##__##event(struct category##__##event *args)
+#define ON__(probe, category, event)                                                                     \
+    static __always_inline void do_##probe##_##category##__##event(struct category##__##event *args);    \
+    int on_##probe##_##category##__##event(struct category##__##event *args)                             \
+    {                                                                                                    \
+        do_##probe##_##category##__##event(args);                                                        \
+        return 1;                                                                                        \
+    }                                                                                                    \
+    static __always_inline void do_##probe##_##category##__##event(struct category##__##event *args)
 
 // One record for all kinds: 80 bytes, with the ring's own header 88. wire.py reads exactly this.
 struct record {
@@ -82,6 +91,29 @@ static __always_inline void lose_many(u32 reason, u64 count)
 }
 
 static __always_inline void lose(u32 reason) { lose_many(reason, 1); }
+
+static __always_inline u64 kernel_u64(u64 address)
+{
+    u64 value = 0;
+    bpf_probe_read_kernel(&value, sizeof(value), (void *)address);
+    return value;
+}
+
+// Where a page fault happened: the argument, or in the registers that the raw tracepoint names (x86-64).
+#ifdef RAW_exceptions__page_fault_user
+#define FAULT_IP(args) kernel_u64((args)->regs + 16 * 8)
+#else
+#define FAULT_IP(args) (args)->ip
+#endif
+
+// What entry a fault of a guest asks for: the arguments, or in the structure (struct kvm_page_fault) that the raw tracepoint names.
+#ifdef RAW_kvmmmu__kvm_mmu_spte_requested
+#define REQUESTED_GFN(args) kernel_u64((args)->fault + FAULT_GFN_OFFSET)
+#define REQUESTED_LEVEL(args) kernel_u64((args)->fault + FAULT_LEVEL_OFFSET)
+#else
+#define REQUESTED_GFN(args) (args)->gfn
+#define REQUESTED_LEVEL(args) (args)->level
+#endif
 
 static __always_inline struct record *reserve(u8 kind)
 {

@@ -27,47 +27,43 @@ ON(kvmmmu, kvm_mmu_pagetable_walk)
 {
     struct thread *t = current_thread();
     if (!t)
-        return 0;
+        return;
     shadow_finish_unset(t);
     t->mmu_start = bpf_ktime_get_ns();
     t->mmu_gva = args->addr;
     t->mmu_error = args->pferr;
-    return 0;
 }
 
 ON(kvmmmu, kvm_mmu_spte_requested)
 {
     struct thread *t = current_thread();
     if (!t)
-        return 0;
+        return;
     shadow_finish_unset(t);
     t->mmu_requested = bpf_ktime_get_ns();
-    t->mmu_gfn = args->gfn;
-    t->mmu_level = args->level;
+    t->mmu_gfn = REQUESTED_GFN(args);
+    t->mmu_level = REQUESTED_LEVEL(args);
     t->mmu_pending = 1;
-    return 0;
 }
 
 ON(kvmmmu, kvm_mmu_set_spte)
 {
     struct thread *t = current_thread();
     if (!t)
-        return 0;
+        return;
     u64 now = bpf_ktime_get_ns(), gfn = args->gfn;
     u8 level = args->level;
     if (t->mmu_pending && level == t->mmu_level && first_gfn(t->mmu_gfn, level) == first_gfn(gfn, level))
         shadow_finish(t, now);
     else
         EMIT(t, KIND_MAP, now, VALID_GFN | VALID_LEVEL, .gfn = gfn, .level = level, .pages = 1);
-    return 0;
 }
 
 ON(kvm, kvm_userspace_exit)
 {
     struct thread *t = current_thread();
     if (!t)
-        return 0;
+        return;
     shadow_finish_unset(t);
     t->mmu_start = 0;
-    return 0;
 }

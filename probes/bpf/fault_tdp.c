@@ -19,26 +19,25 @@ ON(kvm, kvm_exit)
     u32 isa = HOST_ISA;
 #endif
     if (!is_memory_exit(args->exit_reason, isa))
-        return 0;
+        return;
     struct thread *t = current_thread();
     if (!t)
-        return 0;
+        return;
     t->mmu_start = bpf_ktime_get_ns();
     t->mmu_rip = args->guest_rip;
 #ifdef HAS_kvm__kvm_exit__vcpu_id
     t->vcpu = args->vcpu_id;
 #endif
-    return 0;
 }
 
 ON(kvm, kvm_page_fault)
 {
     // NPT: a reserved bit is set where KVM marked the address as a device's. (EPT leaves those another way.)
     if (HOST_ISA == 2 && (args->error_code & NPF_RESERVED))
-        return 0;
+        return;
     struct thread *t = current_thread();
     if (!t)
-        return 0;
+        return;
     t->mmu_gva = args->fault_address;  // a guest physical address; wire.py knows
     t->mmu_error = args->error_code;
 #ifdef HAS_kvm__kvm_page_fault__vcpu_id
@@ -46,15 +45,13 @@ ON(kvm, kvm_page_fault)
 #endif
     t->mmu_level = 0;
     t->mmu_pending = 1;
-    return 0;
 }
 
 ON(kvmmmu, kvm_mmu_spte_requested)
 {
     struct thread *t = current_thread();
     if (t && t->mmu_pending)
-        t->mmu_level = args->level;
-    return 0;
+        t->mmu_level = REQUESTED_LEVEL(args);
 }
 
 static __always_inline void tdp_mapped(struct thread *t, u64 gfn, u8 level)
@@ -72,7 +69,6 @@ ON(kvmmmu, kvm_mmu_set_spte)
     struct thread *t = current_thread();
     if (t)
         tdp_mapped(t, args->gfn, args->level);
-    return 0;
 }
 #endif
 
@@ -84,11 +80,10 @@ ON(kvmmmu, kvm_tdp_mmu_spte_changed)
     // A leaf that maps memory: readable/present (bit 0 in both formats), a large page above level 1
     // (bit 7), and no MMIO marker (NPT sets bit 51 and, since it has one, clears KVM's present bit 11).
     if (!(spte & 1) || (level > 1 && !(spte & 0x80)) || ((spte >> 51 & 1) && !(spte & 0x800)))
-        return 0;
+        return;
     struct thread *t = current_thread();
     if (t)
         tdp_mapped(t, args->gfn, level);
-    return 0;
 }
 #endif
 
@@ -111,11 +106,10 @@ ON(kvm, kvm_entry)
 {
     struct thread *t = current_thread();
     if (!t)
-        return 0;
+        return;
     if (t->mmu_pending)
         tdp_finish(t);
     t->mmu_start = 0;
-    return 0;
 }
 
 ON(kvm, kvm_userspace_exit)
@@ -123,5 +117,4 @@ ON(kvm, kvm_userspace_exit)
     struct thread *t = current_thread();
     if (t && t->mmu_pending)
         tdp_finish(t);
-    return 0;
 }

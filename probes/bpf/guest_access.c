@@ -6,5 +6,4 @@ ON(damon, damon_aggregated)
     u64 start = args->start, end = args->end;
     EMIT_AS(0, -1, KIND_ACCESS, bpf_ktime_get_ns(), VALID_GFN | VALID_ARG, .gfn = start >> 12,
             .pages = (end - start) >> 12, .arg = args->nr_accesses);
-    return 0;
 }

@@ -5,24 +5,23 @@ struct guest_fault {
 };
 BPF_TABLE("lru_hash", u32, struct guest_fault, guest_faults, 65536);
 
-static __always_inline int guest_fault_begin(u64 address, u64 ip, u64 error)
+static __always_inline void guest_fault_begin(u64 address, u64 ip, u64 error)
 {
     u64 id = bpf_get_current_pid_tgid();
     u32 tid = id;
     if (id >> 32 == RECORDER)
-        return 0;
+        return;
     struct guest_fault fault = {.start = bpf_ktime_get_ns(), .address = address, .ip = ip, .error = error};
     if (guest_faults.update(&tid, &fault))
         lose(LOST_TABLE_FULL);
-    return 0;
 }
 
 #ifdef HAVE_exceptions__page_fault_user
-ON(exceptions, page_fault_user) { return guest_fault_begin(args->address, args->ip, args->error_code); }
+ON(exceptions, page_fault_user) { guest_fault_begin(args->address, FAULT_IP(args), args->error_code); }
 #endif
 
 #ifdef HAVE_exceptions__page_fault_kernel
-ON(exceptions, page_fault_kernel) { return guest_fault_begin(args->address, args->ip, args->error_code); }
+ON(exceptions, page_fault_kernel) { guest_fault_begin(args->address, FAULT_IP(args), args->error_code); }
 #endif
 
 static __always_inline int guest_fault_end(u64 address, u32 flags)

@@ -9,18 +9,16 @@ ON(kmem, mm_page_alloc)
 {
     u64 pfn = args->pfn;
     if (pfn == NOT_A_PAGE || is_own())
-        return 0;
+        return;
     u32 flags = INIT_ON_ALLOC || (args->gfp_flags & GFP_ZERO) ? FLAG_ZEROED : 0;
     EMIT_AS(0, bpf_get_smp_processor_id(), KIND_PAGE_ALLOC, bpf_ktime_get_ns(), VALID_GFN, .gfn = pfn,
             .pages = 1 << args->order, .flags = flags);
-    return 0;
 }
 
 ON(kmem, mm_page_free)
 {
     if (is_own())
-        return 0;
+        return;
     EMIT_AS(0, bpf_get_smp_processor_id(), KIND_PAGE_FREE, bpf_ktime_get_ns(), VALID_GFN, .gfn = args->pfn,
             .pages = 1 << args->order);
-    return 0;
 }

@@ -5,8 +5,7 @@ ON(kvm, kvm_vcpu_wakeup)
 {
     struct thread *t = current_thread();
     if (!t)
-        return 0;
+        return;
     EMIT(t, args->waited ? KIND_VCPU_BLOCK : KIND_VCPU_WAKE, bpf_ktime_get_ns(), VALID_LATENCY,
          .latency = args->ns);
-    return 0;
 }

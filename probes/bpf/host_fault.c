@@ -2,25 +2,24 @@
 // count (software event, minor or major) the end. With a period of one no software event is throttled.
 // Faults that KVM takes for a guest count in no software event: those are ept_violation records.
 
-static __always_inline int fault_begin(u64 address, u64 ip, u64 error)
+static __always_inline void fault_begin(u64 address, u64 ip, u64 error)
 {
     struct thread *t = current_thread();
     if (!t)
-        return 0;
+        return;
     t->fault_start = bpf_ktime_get_ns();
     t->fault_address = address;
     t->fault_ip = ip;
     t->fault_error = error;
     t->fault_level = 0;
-    return 0;
 }
 
 #ifdef HAVE_exceptions__page_fault_user
-ON(exceptions, page_fault_user) { return fault_begin(args->address, args->ip, args->error_code); }
+ON(exceptions, page_fault_user) { fault_begin(args->address, FAULT_IP(args), args->error_code); }
 #endif
 
 #ifdef HAVE_exceptions__page_fault_kernel
-ON(exceptions, page_fault_kernel) { return fault_begin(args->address, args->ip, args->error_code); }
+ON(exceptions, page_fault_kernel) { fault_begin(args->address, FAULT_IP(args), args->error_code); }
 #endif
 
 static __always_inline int fault_end(u64 address, u32 flags)

@@ -13,13 +13,12 @@ ON(kvm, kvm_hypercall)
 {
     struct thread *t = current_thread();
     if (!t)
-        return 0;
+        return;
     u64 now = bpf_ktime_get_ns(), nr = args->nr;
     if (nr == KVM_HC_MAP_GPA_RANGE)
         EMIT(t, KIND_HYPERCALL, now, VALID_ARG | VALID_GFN, .arg = nr, .gfn = args->a0 >> 12, .pages = args->a1);
     else
         EMIT(t, KIND_HYPERCALL, now, VALID_ARG, .arg = nr);
-    return 0;
 }
 #endif
 
@@ -43,7 +42,7 @@ ON(kvm, kvm_hv_hypercall)
 {
     struct thread *t = current_thread();
     if (!t)
-        return 0;
+        return;
     u64 now = bpf_ktime_get_ns(), input = args->ingpa;
     u32 code = args->code, count = args->rep_cnt;
     if (args->fast)
@@ -51,12 +50,12 @@ ON(kvm, kvm_hv_hypercall)
     else
         EMIT(t, KIND_HV_HYPERCALL, now, VALID_ARG | VALID_GFN, .arg = code, .gfn = input >> 12, .pages = count);
     if (args->fast || (code != HV_EXT_MEMORY_HEAT_HINT && code != HV_EXT_MEMORY_HEAT_HINT_ASYNC))
-        return 0;
+        return;
     // struct { u64 heat_type:2, reserved:62; union hv_gpa_page_range ranges[]; }
     u64 page = hva_of_gpa(t->tgid, input), heat = 0;
     if (!page || bpf_probe_read_user(&heat, sizeof(heat), (void *)page)) {
         lose_many(LOST_UNREADABLE_ARGUMENT, count);
-        return 0;
+        return;
     }
     // The call's own record has the plain code; each range's has 1 + heat type above it.
     u64 arg = code | (1 + (heat & 3)) << 16;
@@ -87,6 +86,5 @@ ON(kvm, kvm_hv_hypercall)
         reason = LOST_RANGES_CUT;
     if (reason != LOST_REASONS)
         lose_many(reason, count - i);
-    return 0;
 }
 #endif

@@ -8,25 +8,26 @@ static __always_inline u64 address_of(u64 rmap_item)
     return address & ~0xfffULL;  // the low bits are KSM's flags
 }
 
-static __always_inline int shared(u8 kind, u64 rmap_item, u64 pfn)
+static __always_inline void shared(u8 kind, u64 rmap_item, u64 pfn)
 {
     u64 hva = address_of(rmap_item);
     if (hva)
         EMIT_AS(VM_UNKNOWN, -1, kind, bpf_ktime_get_ns(), VALID_HVA | VALID_ARG, .hva = hva, .arg = pfn, .pages = 1);
-    return 0;
 }
 
 ON(ksm, ksm_merge_one_page)
 {
-    return args->err ? 0 : shared(KIND_KSM_MERGE, args->rmap_item, args->pfn);
+    if (!args->err)
+        shared(KIND_KSM_MERGE, args->rmap_item, args->pfn);
 }
 
 ON(ksm, ksm_merge_with_ksm_page)
 {
-    return args->err ? 0 : shared(KIND_KSM_MERGE, args->rmap_item, args->pfn);
+    if (!args->err)
+        shared(KIND_KSM_MERGE, args->rmap_item, args->pfn);
 }
 
 ON(ksm, ksm_remove_rmap_item)
 {
-    return shared(KIND_KSM_BREAK, args->rmap_item, args->pfn);
+    shared(KIND_KSM_BREAK, args->rmap_item, args->pfn);
 }

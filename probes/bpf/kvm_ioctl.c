@@ -27,10 +27,10 @@ ON(syscalls, sys_enter_ioctl)
 {
     u32 cmd = args->cmd;
     if ((cmd >> 8 & 0xff) != 0xae)
-        return 0;
+        return;
     struct thread *t = current_thread();
     if (!t)
-        return 0;
+        return;
     if (cmd == KVM_RUN) {
         s32 fd = args->fd;
         if (fd != t->vcpu_fd) {
@@ -40,7 +40,7 @@ ON(syscalls, sys_enter_ioctl)
             if (id)
                 t->vcpu = *id;
         }
-        return 0;
+        return;
     }
     if (cmd == KVM_CREATE_VCPU) {
         t->call_a = args->arg;
@@ -48,37 +48,36 @@ ON(syscalls, sys_enter_ioctl)
         struct memory_region region = {};
         if (bpf_probe_read_user(&region, sizeof(region), (void *)args->arg)) {
             lose(LOST_UNREADABLE_ARGUMENT);
-            return 0;
+            return;
         }
         t->call_a = (u64)region.flags << 32 | region.slot;
         t->call_b = region.gpa;
         t->call_c = region.size;
         t->call_d = region.hva;
     } else {
-        return 0;
+        return;
     }
     t->call = cmd;
     t->call_start = bpf_ktime_get_ns();
-    return 0;
 }
 
 ON(syscalls, sys_exit_ioctl)
 {
     struct thread *t = current_thread();
     if (!t)
-        return 0;
+        return;
     u32 cmd = t->call;
     if (cmd != KVM_CREATE_VCPU && cmd != KVM_SET_USER_MEMORY_REGION && cmd != KVM_SET_USER_MEMORY_REGION2)
-        return 0;
+        return;
     t->call = 0;
     s64 ret = args->ret;
     if (ret < 0)
-        return 0;
+        return;
     if (cmd == KVM_CREATE_VCPU) {
         struct vcpu_key key = {.tgid = t->tgid, .fd = ret};
         u32 id = t->call_a;
         vcpus.update(&key, &id);
-        return 0;
+        return;
     }
     u64 now = bpf_ktime_get_ns();
     struct slot_key key = {.tgid = t->tgid, .slot = (u32)t->call_a};
@@ -92,5 +91,4 @@ ON(syscalls, sys_exit_ioctl)
     EMIT(t, KIND_MEMSLOT, now, VALID_GFN | VALID_HVA | VALID_LATENCY | VALID_ARG, .gfn = t->call_b >> 12,
          .hva = t->call_d, .latency = now - t->call_start, .arg = (u32)t->call_a, .rip = t->call_c,
          .extra = t->call_a >> 32);
-    return 0;
 }

@@ -4,24 +4,32 @@
 // read-ahead. A swap-out happens in whoever reclaims: `arg` is the cgroup it is charged to, of which user
 // space knows the VM. A huge page is noted for the host_fault record that ends the fault.
 
+// The id of the cgroup: the argument, or by way of the structures of the raw one. Only read for a swap.
+#ifdef RAW_memcg__count_memcg_events
+#define CGROUP_ID(args) \
+    kernel_u64(kernel_u64(kernel_u64((args)->memcg + MEMCG_CGROUP_OFFSET) + CGROUP_NODE_OFFSET) + NODE_ID_OFFSET)
+#else
+#define CGROUP_ID(args) (args)->id
+#endif
+
 ON(memcg, count_memcg_events)
 {
     u32 item = args->item;
     if (item != ITEM_PSWPIN && item != ITEM_PSWPOUT && item != ITEM_THP_FAULT_ALLOC)
-        return 0;
+        return;
     u64 now = bpf_ktime_get_ns();
     if (item == ITEM_PSWPOUT) {
-        EMIT_AS(VM_UNKNOWN, -1, KIND_SWAP_OUT, now, VALID_ARG, .arg = args->id, .pages = args->val);
-        return 0;
+        EMIT_AS(VM_UNKNOWN, -1, KIND_SWAP_OUT, now, VALID_ARG, .arg = CGROUP_ID(args), .pages = args->val);
+        return;
     }
     struct thread *t = current_thread();
     if (item == ITEM_THP_FAULT_ALLOC) {
         if (t)
             t->fault_level = 2;
-        return 0;
+        return;
     }
     if (!t)
-        EMIT_AS(VM_UNKNOWN, -1, KIND_SWAP_IN, now, VALID_ARG, .arg = args->id, .pages = args->val);
+        EMIT_AS(VM_UNKNOWN, -1, KIND_SWAP_IN, now, VALID_ARG, .arg = CGROUP_ID(args), .pages = args->val);
     else if (t->fault_start)
         EMIT(t, KIND_SWAP_IN, now, VALID_HVA, .hva = t->fault_address, .pages = args->val);
     else if (t->mmu_start && MMU_ADDRESS_IS_GPA)
@@ -30,5 +38,4 @@ ON(memcg, count_memcg_events)
         EMIT(t, KIND_SWAP_IN, now, VALID_GVA, .gva = t->mmu_gva, .pages = args->val);
     else
         EMIT(t, KIND_SWAP_IN, now, 0, .pages = args->val);
-    return 0;
 }

@@ -24,7 +24,7 @@ ON(task, task_newtask)
 {
     struct thread *parent = current_thread();
     if (!parent)
-        return 0;
+        return;
     struct thread child = {};
     child.vcpu = -1;
     child.vcpu_fd = -1;
@@ -37,14 +37,13 @@ ON(task, task_newtask)
         u32 vm = add_process(&p);
         if (vm == VM_UNKNOWN) {
             lose(LOST_UNTRACED_PROCESS);
-            return 0;
+            return;
         }
         child.vm = vm;
         child.tgid = tid;
     }
     if (threads.update(&tid, &child))
         lose(LOST_UNTRACED_THREAD);
-    return 0;
 }
 
 ON(sched, sched_process_exec)
@@ -52,7 +51,7 @@ ON(sched, sched_process_exec)
     u32 tid = args->pid, old = args->old_pid;
     struct thread *t = threads.lookup(&old);
     if (!t)
-        return 0;
+        return;
     struct thread now = {};
     now.vm = t->vm;
     now.tgid = t->tgid;
@@ -61,12 +60,10 @@ ON(sched, sched_process_exec)
     if (old != tid)  // a thread that was not the first one called exec: it takes over the first one's id
         threads.delete(&old);
     threads.update(&tid, &now);
-    return 0;
 }
 
 ON(sched, sched_process_exit)
 {
     u32 tid = bpf_get_current_pid_tgid();
     threads.delete(&tid);
-    return 0;
 }

@@ -9,57 +9,53 @@ ON(syscalls, sys_enter_madvise)
 {
     struct thread *t = current_thread();
     if (!t)
-        return 0;
+        return;
     t->call = CALL_MADVISE;
     t->call_a = args->start;
     t->call_b = args->len_in;
     t->call_c = (u32)args->behavior;
     t->call_start = bpf_ktime_get_ns();
-    return 0;
 }
 
 ON(syscalls, sys_exit_madvise)
 {
     struct thread *t = current_thread();
     if (!t || t->call != CALL_MADVISE)
-        return 0;
+        return;
     t->call = 0;
     if (args->ret)
-        return 0;
+        return;
     u64 now = bpf_ktime_get_ns();
     EMIT(t, KIND_MADVISE, now, VALID_HVA | VALID_LATENCY | VALID_ARG, .hva = t->call_a,
          .pages = (t->call_b + 4095) >> 12, .latency = now - t->call_start, .arg = t->call_c);
-    return 0;
 }
 
 ON(syscalls, sys_enter_fallocate)
 {
     struct thread *t = current_thread();
     if (!t)
-        return 0;
+        return;
     t->call = CALL_FALLOCATE;
     t->call_a = args->offset;
     t->call_b = args->len;
     t->call_c = (u32)args->mode;
     t->call_d = (u32)args->fd;
     t->call_start = bpf_ktime_get_ns();
-    return 0;
 }
 
 ON(syscalls, sys_exit_fallocate)
 {
     struct thread *t = current_thread();
     if (!t || t->call != CALL_FALLOCATE)
-        return 0;
+        return;
     t->call = 0;
     if (args->ret)
-        return 0;
+        return;
     u64 now = bpf_ktime_get_ns();
     // hva holds the offset in the file that `extra` is the descriptor of: wire.py looks the mapping up.
     EMIT(t, KIND_FALLOCATE, now, VALID_LATENCY | VALID_ARG, .hva = t->call_a,
          .pages = (t->call_b + 4095) >> 12, .latency = now - t->call_start, .arg = t->call_c,
          .extra = t->call_d);
-    return 0;
 }
 
 // process_madvise names ranges of another process, by a pidfd that only the caller's /proc entry resolves:
@@ -84,7 +80,6 @@ ON(syscalls, sys_enter_process_madvise)
                                 .advice = args->behavior, .pidfd = args->pidfd};
     if (process_calls.update(&tid, &call))
         lose(LOST_TABLE_FULL);
-    return 0;
 }
 
 ON(syscalls, sys_exit_process_madvise)
@@ -92,7 +87,7 @@ ON(syscalls, sys_exit_process_madvise)
     u32 tid = bpf_get_current_pid_tgid();
     struct process_call *call = process_calls.lookup(&tid);
     if (!call)
-        return 0;
+        return;
     struct process_call done = *call;
     process_calls.delete(&tid);
     s64 left = args->ret;
@@ -122,5 +117,4 @@ ON(syscalls, sys_exit_process_madvise)
         reason = LOST_RANGES_CUT;
     if (reason != LOST_REASONS)
         lose_many(reason, count - i);
-    return 0;
 }

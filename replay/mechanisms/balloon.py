@@ -187,7 +187,7 @@ def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
         if out_of_balloon and waits and w & B_BACKED and not w & C_BACKED:
             cls = ev.EPT * ev.LEVELS + 1
             ns = s.cost[cls] + max(m.ints[NEXT_SAMPLE] - e.end, 0)
-            add_fault(s, me, REFAULT, cls, ns)
+            add_fault(s, e.lane, me, REFAULT, cls, ns)
             advance(s, e.lane, -ns)
             w = back(s, w, e.end + ns, 0)
     return w

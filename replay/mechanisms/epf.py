@@ -106,7 +106,7 @@ def close(s: World, m: Own) -> None:
         if ns > 0:
             service = service_of(m, m.ints[PENDING_PAGE], lane, start, ns)
             if service >= 0:
-                shorten_added(s, who, REFAULT, MAJOR, ns, service)
+                shorten_added(s, lane, who, REFAULT, MAJOR, ns, service)
                 advance(s, lane, ns - service)
 
 

@@ -120,7 +120,7 @@ def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: in
     taker = ev.HOST_MINOR if e.bits & ev.ON_HOST else ev.EPT
     cls = taker * ev.LEVELS + level
     cost = int(s.cost[cls])
-    add_fault(s, me, INSTEAD, cls, cost)
+    add_fault(s, e.lane, me, INSTEAD, cls, cost)
     s.words[e.page] = w
     back_all(s, vm, gfn, pages, e.start + cost, me)
     return s.words[e.page], REPRICED, cost

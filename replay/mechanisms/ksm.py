@@ -149,7 +149,7 @@ def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
             split(s, e.page, e.end, m)
     elif e.op == ev.ALLOC and split(s, e.page, e.end, m):
         cls = ev.EPT * ev.LEVELS + 1
-        add_fault(s, me, REFAULT, cls, s.cost[cls])
+        add_fault(s, e.lane, me, REFAULT, cls, s.cost[cls])
         advance(s, e.lane, -s.cost[cls])
     return w
 

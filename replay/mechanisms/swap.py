@@ -193,7 +193,7 @@ def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
     elif w & B_BACKED and w & C_TAKEN and owner_of(w) == me:
         ns = int(m.par[SWAP_IN])
         make_room(s, e.page, e.start, m, me)
-        add_fault(s, me, REFAULT, ev.EPT_MAJOR * ev.LEVELS + 1, ns)
+        add_fault(s, e.lane, me, REFAULT, ev.EPT_MAJOR * ev.LEVELS + 1, ns)
         advance(s, e.lane, -ns)
         w = back(s, w, e.start + ns, 0) & ~C_READ_AT_ONCE
         note_use(m, e.page)

@@ -134,7 +134,7 @@ def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
         w &= ~ZERO_KNOWN
     if w & C_DEFERRED and w & B_BACKED and (not w & C_BACKED or w & C_UNMAPPED):
         ns, level = int(m.page[e.page] // ev.LEVELS), int(m.page[e.page] % ev.LEVELS)
-        add_fault(s, me, DEFERRED, ev.EPT * ev.LEVELS + level, ns)
+        add_fault(s, e.lane, me, DEFERRED, ev.EPT * ev.LEVELS + level, ns)
         advance(s, e.lane, -ns)
         if level > 1:
             s.words[e.page] = w

@@ -12,7 +12,7 @@ import pytest
 
 from tracekit.cli import main
 from tracekit.trace import Meta, TraceWriter, events_batch, open_trace
-from tracekit.trace.summary import LATENCY_RESOLUTION, summarise
+from tracekit.trace.summary import LATENCY_RESOLUTION, TIME_SLICES, summarise
 
 
 @dataclass
@@ -101,6 +101,9 @@ def test_the_numbers_are_those_of_a_slow_count(trace):
         assert abs(faults[name] - exact) <= exact * LATENCY_RESOLUTION + 1
     assert faults["per_second"] == pytest.approx(10_007 / 10.006e-3)
     assert (advice["events"], advice["latency_p50_ns"]) == (211, None)
+    slices = np.arange(10_007) * 1000 // (10_006_000 // TIME_SLICES + 1)
+    assert faults["over_time"] == np.bincount(slices, minlength=TIME_SLICES).tolist()
+    assert (sum(advice["over_time"]), advice["over_time"][2:]) == (211, [0] * (TIME_SLICES - 2))
     assert told["vcpus"] == [
         {"vm": 0, "vcpu": 0, "events": int((vcpu == 0).sum())},
         {"vm": 0, "vcpu": 1, "events": int((vcpu == 1).sum())},
@@ -129,6 +132,8 @@ def test_the_page_fits_80_columns_names_the_next_command_and_is_inert(trace):
         "0 lost",
         "qemu [bold]x[/bold] \\x1b[2J\\x1b]0;title\\x07 a\\nb",
         "24 GiB",
+        "Events over time",
+        "█" * TIME_SLICES,
         "kvm_exit",
     ):
         assert words in shown, words

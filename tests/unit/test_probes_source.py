@@ -9,6 +9,7 @@ import pytest
 
 from tracekit.probes import source
 from tracekit.probes.catalogue import GUEST_PROBES, HOST_PROBES
+from tracekit.probes.raw import raw_tracepoint
 from tracekit.probes.tracefs import Field, Tracepoint, parse_format
 from tracekit.probes.wire import LOST
 from tracekit.trace.schema import KIND_CODE, KINDS
@@ -90,6 +91,43 @@ def test_a_field_that_a_kernel_lacks_is_left_out_of_its_program(text: str, has_v
     built = source.build([tdp], lookup, ring_pages=16, defines={})
     assert ("#define HAS_kvm__kvm_page_fault__vcpu_id 1" in built.text) is has_vcpu
     assert "_Static_assert(__builtin_offsetof(struct kvm__kvm_page_fault, error_code) == " in built.text
+
+
+def test_a_raw_tracepoint_is_told_to_its_program_and_to_the_loader() -> None:
+    fields = tuple(Field(name, 8 * i, 8, False) for i, name in enumerate(("address", "regs", "error_code")))
+
+    def lookup(category: str, event: str) -> Tracepoint:
+        raw = event == "page_fault_user"
+        return Tracepoint(category, event, fields, raw=True) if raw else everything(category, event)
+
+    (probe,) = [probe for probe in HOST_PROBES if probe.name == "host_fault"]
+    built = source.build([probe], lookup, ring_pages=16, defines={})
+    assert {program.tracepoint: program.raw for program in built.programs} == {
+        "exceptions:page_fault_user": True,
+        "exceptions:page_fault_kernel": False,
+    }
+    assert "#define RAW_exceptions__page_fault_user 1\n" in built.text
+    assert "#define RAW_exceptions__page_fault_kernel" not in built.text
+
+
+def test_a_tracepoint_is_raw_only_with_exactly_the_expected_arguments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known: dict[str, tuple[str, ...] | None] = {}
+    monkeypatch.setattr("tracekit.probes.btf.prototype", known.get)
+    monkeypatch.setattr("tracekit.probes.btf.field_offset", lambda *_: 32)
+    assert raw_tracepoint("kvmmmu", "kvm_mmu_set_spte") is None
+    known["btf_trace_kvm_mmu_set_spte"] = ("void *", "u64 *", "gfn_t", "int")  # as up to 5.0
+    assert raw_tracepoint("kvmmmu", "kvm_mmu_set_spte") is None
+    known["btf_trace_kvm_mmu_set_spte"] = ("void *", "int", "gfn_t", "u64 *")
+    point = raw_tracepoint("kvmmmu", "kvm_mmu_set_spte")
+    assert point is not None
+    assert [(field.name, field.offset) for field in point.fields] == [("level", 0), ("gfn", 8), ("sptep", 16)]
+    known["btf_trace_kvm_mmu_spte_requested"] = ("void *", "struct kvm_page_fault *")
+    assert raw_tracepoint("kvmmmu", "kvm_mmu_spte_requested") is not None
+    monkeypatch.setattr("tracekit.probes.btf.field_offset", lambda *_: None)
+    assert raw_tracepoint("kvmmmu", "kvm_mmu_spte_requested") is None
+    assert raw_tracepoint("sched", "sched_process_exec") is None
 
 
 def test_every_hook_of_a_file_becomes_one_program_with_its_own_function() -> None:

@@ -125,7 +125,9 @@ def test_every_chart_is_drawn_when_everything_is_known(figures: list[Figure]) ->
 
 def test_what_the_charts_say_is_right(figures: list[Figure]) -> None:
     says = {figure.name: figure.says for figure in figures}
-    assert says["savings"] == "both saves the most guest stall: 88 % of the baseline."
+    assert says["savings"] == (
+        "The surest saving of guest stall: 88 % of the baseline (62 to 100 %) by both, bounded."
+    )
     # 40 x 200 us of 40 x 200 us + 1,100 x 3 us
     assert says["stall"] == "MMU fault 2 MiB makes 71 % of 11.3 ms stall."
     assert says["heat"].startswith("In all: first touch 83.9 MiB")  # (1,000 + 40 x 512) x 4 KiB
@@ -386,3 +388,21 @@ def test_command_refuses_what_it_cannot_read(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
         assert words in " ".join(done.stderr.split())
     assert not list(tmp_path.glob("*.html"))
+
+
+def test_a_saving_that_may_be_nothing_is_not_called_the_most() -> None:
+    from tracekit.report.figures.of_result import _surest_saving
+
+    def said(*ends: tuple[float, float, float]) -> str:
+        rows = [
+            dict(zip(("share_low", "share", "share_high"), map(float, values), strict=True))
+            | {"metric": "stall", "scenario": name, "label": "bounded"}
+            for name, values in zip("ab", ends, strict=True)
+        ]
+        return _surest_saving(pl.from_dicts(rows))
+
+    assert said((0, 1, 1), (0.2, 0.3, 0.4)) == (
+        "The surest saving of stall: 30 % of the baseline (20 to 40 %) by b, bounded."
+    )
+    assert said((0, 0.5, 0.9), (-1, 0, 0)) == "No saving of stall is sure; a may save up to 90 %."
+    assert said((-0.5, -0.1, 0), (0, 0, 0)) == "No scenario saves stall."

@@ -41,7 +41,14 @@ def _print(summary: Summary) -> None:
     if summary.source == "synthetic":
         console.print("SYNTHETIC: these events were generated, not recorded.", style="bold yellow")
     console.print(_facts(summary))
-    for table in (_kinds(summary), _vcpus(summary), _memslots(summary), _samples(summary), _losses(summary)):
+    for table in (
+        _kinds(summary),
+        _over_time(summary),
+        _vcpus(summary),
+        _memslots(summary),
+        _samples(summary),
+        _losses(summary),
+    ):
         if table is not None:
             console.print(table)
     style = "bold green" if summary.lost == 0 else "bold red"
@@ -128,12 +135,46 @@ def _kinds(summary: Summary) -> Table | None:
     return _add_rows(table, rows) if rows else None
 
 
-def _vcpus(summary: Summary) -> Table | None:
+def _over_time(summary: Summary) -> Table | None:
+    from tracekit.report.spark import sparkline
+    from tracekit.trace.summary import TIME_SLICES
+
+    slice_s = summary.span_ns / 1e9 / TIME_SLICES
+    if not summary.kinds or not slice_s:
+        return None
+    ascii_only = stdout().options.ascii_only
     rows = [
-        (str(row["vm"]), "none" if row["vcpu"] is None else str(row["vcpu"]), f"{row['events']:,}")
+        (
+            kind.kind,
+            sparkline(kind.over_time, width=TIME_SLICES, ascii_only=ascii_only),
+            _rate(max(kind.over_time) / slice_s),
+        )
+        for kind in summary.kinds
+    ]
+    table = _table(
+        "Events over time", "kind", f"from start to end, {_time(round(1e9 * slice_s))} a mark", "most/s"
+    )
+    table.columns[1].justify, table.columns[1].no_wrap = "left", True
+    return _add_rows(table, rows)
+
+
+def _vcpus(summary: Summary) -> Table | None:
+    from tracekit.report.spark import bar
+
+    ascii_only = stdout().options.ascii_only
+    most = max((row["events"] for row in summary.vcpus), default=0)
+    rows = [
+        (
+            str(row["vm"]),
+            "none" if row["vcpu"] is None else str(row["vcpu"]),
+            f"{row['events']:,}",
+            bar(row["events"], most, ascii_only=ascii_only).rstrip(),
+        )
         for row in summary.vcpus
     ]
-    return _add_rows(_table("Events per vCPU", "vm", "vCPU", "events"), rows) if rows else None
+    table = _table("Events per vCPU", "vm", "vCPU", "events", "")
+    table.columns[3].justify = "left"
+    return _add_rows(table, rows) if rows else None
 
 
 def _memslots(summary: Summary) -> Table | None:

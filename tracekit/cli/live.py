@@ -1,4 +1,4 @@
-"""What `tracekit record` shows while it records: rates by kind, memory, losses, disk."""
+"""What `tracekit record` shows while it records: rates by kind, memory, losses, disk, the newest faults."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections import deque
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
+from tracekit.cli.stream import FaultStream
+
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, Group
     from rich.live import Live
     from rich.table import Table
 
@@ -16,15 +18,18 @@ if TYPE_CHECKING:
 __all__ = ["LiveView"]
 
 _WINDOW_S: Final = 2.0
+_FAULTS, _FEWEST_FAULTS = 10, 1
+_OTHER_LINES: Final = 10  # titles, headings, rules, caption
 
 
 class LiveView:
-    """A table on the terminal, brought up to date by `update`; nothing at all when it is not `shown`."""
+    """Tables on the terminal, brought up to date by `update`; nothing at all when it is not `shown`."""
 
     def __init__(self, console: Console, *, shown: bool) -> None:
         self._console, self._shown = console, shown
         self._live: Live | None = None
         self._recent: deque[Status] = deque()
+        self._faults = FaultStream()
 
     def update(self, status: Status) -> None:
         """Show how the recording stands."""
@@ -33,7 +38,8 @@ class LiveView:
         self._recent.append(status)
         while status.seconds - self._recent[0].seconds > _WINDOW_S:
             self._recent.popleft()
-        self._live.update(self._table(status), refresh=True)
+        self._faults.add(status.newest)
+        self._live.update(self._tables(status), refresh=True)
 
     def __enter__(self) -> Self:
         """Begin to show."""
@@ -49,6 +55,17 @@ class LiveView:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+    def _tables(self, status: Status) -> Group:
+        from rich.console import Group
+
+        room = self._console.height - _OTHER_LINES - len(status.kinds)
+        faults = self._faults.table(
+            start_ns=status.start_ns,
+            rows=max(_FEWEST_FAULTS, min(_FAULTS, room)),
+            ascii_only=self._console.options.ascii_only,
+        )
+        return Group(self._table(status), "", faults) if faults.row_count else Group(self._table(status))
 
     def _table(self, status: Status) -> Table:
         from rich.table import Table

@@ -68,7 +68,8 @@ def record(
     live: Annotated[
         bool | None,
         typer.Option(
-            "--live/--quiet", help="Show rates while recording (default: on a terminal, without COMMAND)."
+            "--live/--quiet",
+            help="Show rates and the newest faults (default: on a terminal, without COMMAND).",
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print how it went as JSON.")] = False,

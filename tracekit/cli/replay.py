@@ -34,6 +34,13 @@ def replay(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write the result file.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing result file.")] = False,
+    phase: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=START:END",
+            help="Also a part of the trace (repeatable); ends: seconds, a mark, or a kind's first event.",
+        ),
+    ] = None,
     open_loop: Annotated[
         bool, typer.Option("--open-loop", help="Keep every event at its recorded time.")
     ] = False,
@@ -56,15 +63,21 @@ def replay(
         seed=seed,
         closed_loop=not open_loop,
         jobs=jobs,
+        phases=phase or [],
     )
     if output is not None:
         result.save(output, force=force)
     if json:
         print_json(result.records())
     else:
+        from tracekit.report.resident_lines import ResidentLines
         from tracekit.report.tables import ledger_table
 
-        stdout().print(ledger_table(result.rows, every=every))
+        out = stdout()
+        out.print(ledger_table(result.rows, every=every))
+        if result.curves is not None and result.curves.height:
+            out.print()
+            out.print(ResidentLines(result.curves))
     talk = stderr()
     for note in result.about["notes"]:
         talk.print(f"note: {note}", markup=False, highlight=False)

@@ -51,6 +51,7 @@ def sweep(
     """Vary a scenario's parameters: the grid, or where it breaks even, or what matters most."""
     from tracekit.errors import UsageError
     from tracekit.replay import read_scenarios
+    from tracekit.replay.ledger import unit_of
     from tracekit.replay.running import Room
     from tracekit.replay.sweeping import Sweep
     from tracekit.replay.uncertainty import parse_variations, swing_rows
@@ -68,7 +69,7 @@ def sweep(
         rows, shown = [asdict(one) for one in crossings], "\n".join(one.sentence() for one in crossings)
     elif tornado:
         swings = found.tornado()
-        rows, shown = swing_rows(swings), sweeps.tornado_table(swings, room.unit(metric))
+        rows, shown = swing_rows(swings), sweeps.tornado_table(swings, unit_of(metric))
     elif sobol:
         shares = found.sobol(sobol)
         rows, shown = [asdict(one) for one in shares], sweeps.sobol_table(shares)

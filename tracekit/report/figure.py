@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -41,6 +42,9 @@ _COLOURS: Final = {
         "series": [f"var(--series-{n})" for n in range(1, PALETTE + 1)],
     },
 }
+
+_TITLE_LETTERS: Final = 110
+"""Letters in a line below a picture's title: what fits the charts' width."""
 
 INK: Final = "ink"
 """The name of the style of baseline marks: text colour, so that it never looks like one of the scenarios."""
@@ -114,7 +118,16 @@ def theme(mode: str) -> dict[str, Any]:
             "symbolBaseStrokeColor": ink,
         },
         "header": {**text, "labelFontSize": 13, "labelColor": ink},
-        "title": {"color": ink, "fontSize": 13, "anchor": "start", "fontWeight": 600},
+        "title": {
+            "color": ink,
+            "fontSize": 13,
+            "anchor": "start",
+            "fontWeight": 600,
+            "subtitleColor": muted,
+            "subtitleFontSize": 12,
+            "subtitlePadding": 4,
+            "offset": 12,
+        },
         "text": {"color": ink, "fontSize": 12},
         "rule": {"color": ink},
         "style": {INK: {"color": ink}},
@@ -128,7 +141,9 @@ def save_figures(figures: list[Figure], folder: Path, *, mode: str = "light") ->
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for figure in figures:
-        spec = {**figure.spec(), "config": theme(mode)}
+        # On the page a heading and a sentence stand beside the chart; a picture has to say them itself.
+        words = {"text": figure.title, "subtitle": textwrap.wrap(figure.says, _TITLE_LETTERS)}
+        spec = {**figure.spec(), "title": words, "config": theme(mode)}
         picture = folder / f"{figure.name}.svg"
         picture.write_text(vl_convert.vegalite_to_svg(spec), encoding="utf-8")
         pixels = folder / f"{figure.name}.png"

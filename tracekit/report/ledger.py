@@ -13,7 +13,19 @@ from tracekit.errors import UsageError
 from tracekit.report.text import plain
 from tracekit.report.units import human, human_interval, human_share
 
-__all__ = ["COLUMNS", "HEADLINE", "LABELS", "Entry", "checked", "entries", "headline", "scenarios", "title"]
+__all__ = [
+    "COLUMNS",
+    "HEADLINE",
+    "LABELS",
+    "WITHOUT",
+    "Entry",
+    "checked",
+    "entries",
+    "headline",
+    "scenarios",
+    "shares",
+    "title",
+]
 
 COLUMNS: Final = (
     "scenario",
@@ -37,6 +49,9 @@ LABELS: Final[dict[str, str]] = {
 
 TOTAL: Final = frozenset({"all", "total", ""})
 """Mechanism names that mean the scenario as a whole."""
+
+WITHOUT: Final = "without "
+"""Before a mechanism's name: the row says what a combination would lose without it."""
 
 _TITLES: Final[dict[str, str]] = {
     "stall": "guest stall",
@@ -139,12 +154,14 @@ class Entry:
 
 
 def title(metric: str) -> str:
-    """Return the words for a metric: known ones by table, others by their name.
+    """Return the words for a metric: known ones by table, others by their name; of a part, with the part.
 
-    >>> title("stall"), title("stall_p99")
-    ('guest stall', 'stall p99')
+    >>> title("stall"), title("stall_p99"), title("critical_path:boot")
+    ('guest stall', 'stall p99', 'critical path, boot')
     """
-    return _TITLES.get(metric, metric.replace("_", " "))
+    name, colon, part = metric.partition(":")
+    said = _TITLES.get(name, name.replace("_", " "))
+    return f"{said}, {part}" if colon else said
 
 
 def checked(rows: pl.DataFrame | Iterable[dict[str, Any]]) -> pl.DataFrame:
@@ -194,7 +211,8 @@ def entries(rows: pl.DataFrame, scenario: str, *, every: bool = False) -> list[E
     for entry in found:
         by_metric.setdefault(entry.metric, []).append(entry)
     totals = dict(_totals(by_metric))
-    ordered = [totals.pop(m) for m in HEADLINE if m in totals and totals[m].telling]
+    leading = [*HEADLINE, *(m for m in totals if m.startswith("critical_path:"))]
+    ordered = [totals.pop(m) for m in leading if m in totals and totals[m].telling]
     return [*ordered, *totals.values()] if every else ordered
 
 
@@ -203,6 +221,17 @@ def _totals(by_metric: dict[str, list[Entry]]) -> Iterator[tuple[str, Entry]]:
         whole = [entry for entry in found if entry.mechanism in TOTAL]
         if whole or len(found) == 1:
             yield metric, (whole or found)[0]
+
+
+def shares(rows: pl.DataFrame, scenario: str, metric: str) -> list[tuple[str, Entry, Entry | None]]:
+    """Return a combination's mechanisms in order: name, step of the waterfall, and what it alone adds.
+
+    Empty for a scenario of one mechanism.
+    """
+    mine = rows.filter((pl.col("scenario") == scenario) & (pl.col("metric") == metric))
+    found = {row["mechanism"]: Entry(**row) for row in mine.iter_rows(named=True)}
+    names = [name for name in found if name not in TOTAL and not name.startswith(WITHOUT)]
+    return [(name, found[name], found.get(WITHOUT + name)) for name in names] if len(names) > 1 else []
 
 
 def headline(rows: pl.DataFrame, scenario: str) -> Entry | None:

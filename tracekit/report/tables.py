@@ -9,7 +9,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from tracekit.report.ledger import LABELS, Entry, checked, entries, headline, scenarios, title
+from tracekit.report.ledger import LABELS, Entry, checked, entries, headline, scenarios, shares, title
 from tracekit.report.spark import range_bar
 from tracekit.report.text import plain
 from tracekit.report.units import human, human_interval
@@ -39,7 +39,8 @@ def ledger_table(rows: pl.DataFrame, *, every: bool = False) -> RenderableType:
     blocks: list[RenderableType] = []
     for scenario in scenarios(frame):
         shown = entries(frame, scenario, every=every)
-        blocks += [Text(plain(scenario), style="bold"), *_block(shown), _summary(frame, scenario), Text("")]
+        blocks += [Text(plain(scenario), style="bold"), *_block(shown), *_shares(frame, scenario)]
+        blocks += [_summary(frame, scenario), Text("")]
     used = frame["label"].unique().to_list()
     return Group(*blocks, _Bars(frame), Text(""), _legend([name for name in LABELS if name in used]))
 
@@ -89,6 +90,22 @@ def _block(shown: list[Entry]) -> list[RenderableType]:
             Text(entry.label, style=_STYLES[entry.label]),
         )
     return [table]
+
+
+def _shares(frame: pl.DataFrame, scenario: str) -> list[RenderableType]:
+    """Say what each mechanism of a combination adds: after those before it, and after all others."""
+    entry = headline(frame, scenario)
+    found = shares(frame, scenario, entry.metric) if entry else []
+    if entry is None or not found:
+        return []
+    table = Table(box=None, width=WIDTH, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column(Text(f"{plain(title(entry.metric))}, by mechanism"), overflow="fold", ratio=1)
+    for name in ("in this order", "[low, high]", "if left out", "[low, high]"):
+        table.add_column(Text(name), justify="right", no_wrap=True)
+    for name, step, alone in found:
+        last = ("", "") if alone is None else _saving(alone)
+        table.add_row(Text(plain(name)), *map(Text, (*_saving(step), *last)))
+    return [Text(""), table]
 
 
 def _saving(entry: Entry) -> tuple[str, str]:

@@ -11,7 +11,10 @@ import numpy as np
 from tracekit.trace.reader import Trace
 from tracekit.trace.schema import KINDS
 
-__all__ = ["LATENCY_RESOLUTION", "KindSummary", "Summary", "summarise"]
+__all__ = ["LATENCY_RESOLUTION", "TIME_SLICES", "KindSummary", "Summary", "summarise"]
+
+TIME_SLICES: Final = 44
+"""Slices of time in `KindSummary.over_time`: what fits a line of a terminal."""
 
 _SHIFT: Final = 52 - 7
 _BASE: Final = (1023 << 7) - 1
@@ -22,7 +25,10 @@ LATENCY_RESOLUTION: Final = 2.0**-8
 
 @dataclass(frozen=True)
 class KindSummary:
-    """Events of one kind; latencies in ns are null when no event had one; `p50`, `p99` to within 0.4 %."""
+    """Events of one kind; latencies in ns are null when no event had one; `p50`, `p99` to within 0.4 %.
+
+    `over_time` counts its events in `TIME_SLICES` equal slices of the recording.
+    """
 
     kind: str
     events: int
@@ -32,6 +38,7 @@ class KindSummary:
     latency_p99_ns: int | None
     latency_max_ns: int | None
     latency_sum_ns: int
+    over_time: list[int]
 
 
 @dataclass(frozen=True)
@@ -79,8 +86,8 @@ class Summary:
 
 def summarise(trace: Trace) -> Summary:
     """Read every event once and count; raises DamagedError at a part that is not what was written."""
-    counts = _Counts()
-    for batch in trace.batches(["kind", "vm", "vcpu", "latency_ns"]):
+    counts = _Counts(trace)
+    for batch in trace.batches(["ts_ns", "kind", "vm", "vcpu", "latency_ns"]):
         counts.add(batch)
     meta = trace.meta
     seconds = trace.span_ns / 1e9
@@ -117,7 +124,15 @@ def summarise(trace: Trace) -> Summary:
 
 
 class _Counts:
-    def __init__(self) -> None:
+    def __init__(self, trace: Trace) -> None:
+        firsts = [part.first_ts_ns for part in trace.parts if part.first_ts_ns is not None]
+        lasts = [part.last_ts_ns for part in trace.parts if part.last_ts_ns is not None]
+        self.start_ns = min(firsts, default=0)
+        if trace.meta.start_ns is not None:
+            self.start_ns = min(self.start_ns, trace.meta.start_ns) if firsts else trace.meta.start_ns
+        stop_ns = max([*lasts, trace.meta.stop_ns or 0, self.start_ns])
+        self.slice_ns = (stop_ns - self.start_ns) // TIME_SLICES + 1
+        self.over_time = np.zeros((len(KINDS), TIME_SLICES), np.int64)
         self.events = np.zeros(len(KINDS), np.int64)
         self.latencies = np.zeros((len(KINDS), _BUCKETS), np.int64)
         self.longest = np.zeros(len(KINDS), np.uint64)
@@ -127,6 +142,12 @@ class _Counts:
     def add(self, batch: Any) -> None:
         kinds = batch.column("kind").indices.to_numpy()
         self.events += np.bincount(kinds, minlength=len(KINDS))
+        # Rows come in time order: each slice is a run of them, found by bisection instead of divisions.
+        edges = self.start_ns + self.slice_ns * np.arange(1, TIME_SLICES, dtype=np.uint64)
+        cuts = np.searchsorted(batch.column("ts_ns").to_numpy(), edges)
+        for at, run in enumerate(np.split(kinds, cuts)):
+            if len(run):
+                self.over_time[:, at] += np.bincount(run, minlength=len(KINDS))
         self._add_latencies(batch.column("latency_ns"), kinds)
         self._add_vcpus(batch.column("vm").to_numpy(), batch.column("vcpu"))
 
@@ -181,6 +202,7 @@ class _Counts:
             latency_p99_ns=_quantile(cumulated, 0.99, longest),
             latency_max_ns=longest,
             latency_sum_ns=self.sums[code],
+            over_time=self.over_time[code].tolist(),
         )
 
     def vcpus(self) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from tracekit.report.charts import missratio, resident, savings, tornado, waterf
 from tracekit.report.charts.axes import least
 from tracekit.report.figure import Figure
 from tracekit.report.figures.of_trace import rss
-from tracekit.report.ledger import TOTAL, entries, scenarios, title
+from tracekit.report.ledger import TOTAL, WITHOUT, entries, scenarios, title
 from tracekit.report.limits import fault_curve
 from tracekit.report.study import Study
 from tracekit.report.text import plain
@@ -100,12 +100,7 @@ def draw_savings(study: Study) -> Figure | None:
     table = table.filter(pl.col("metric").is_in(moving.to_list()))
     if not table.height:
         return None
-    best = table.filter(pl.col("metric") == table["metric"][0]).sort(
-        "share", descending=True, nulls_last=True
-    )
-    first = best.row(0, named=True)
-    of_baseline = f"{100 * first['share']:.0f} % of the baseline"
-    says = f"{first['scenario']} saves the most {first['metric']}: {of_baseline}."
+    says = _surest_saving(table)
     return Figure(
         name="savings",
         title="What each scenario saves",
@@ -118,11 +113,33 @@ def draw_savings(study: Study) -> Figure | None:
     )
 
 
+def _surest_saving(table: pl.DataFrame) -> str:
+    """Say which scenario saves the most of the first metric at the least, as the cards are ranked."""
+    metric = table["metric"][0]
+    ranked = table.filter(pl.col("metric") == metric).sort(
+        pl.col("share_low").fill_null(0.0).clip(0.0), "share", descending=True, nulls_last=True
+    )
+    first = ranked.row(0, named=True)
+    share, low, high = (
+        None if first[name] is None else f"{100 * first[name]:.0f}"
+        for name in ("share", "share_low", "share_high")
+    )
+    if (first["share_low"] or 0.0) > 0:
+        spread = "" if low == high else f" ({low} to {'?' if high is None else high} %)"
+        whose = f"{share} % of the baseline{spread} by {first['scenario']}, {first['label']}"
+        return f"The surest saving of {metric}: {whose}."
+    most = max(first["share"], first["share_high"] or 0.0)
+    if most <= 0:
+        return f"No scenario saves {metric}."
+    return f"No saving of {metric} is sure; {first['scenario']} may save up to {100 * most:.0f} %."
+
+
 def draw_waterfall(study: Study) -> Figure | None:
     """Return the combination with most mechanisms, on its leading metric that mechanisms share out."""
     if study.rows is None:
         return None
-    parts = study.rows.filter(~pl.col("mechanism").is_in(list(TOTAL)))
+    mechanism = pl.col("mechanism")
+    parts = study.rows.filter(~mechanism.is_in(list(TOTAL)) & ~mechanism.str.starts_with(WITHOUT))
     combined = (
         parts.group_by("scenario", "metric", maintain_order=True)
         .agg(pl.len().alias("mechanisms"), pl.col("saved").abs().sum().alias("moved"))

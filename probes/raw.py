@@ -1,0 +1,64 @@
+"""Tracepoints whose programs get the kernel's own arguments, where this kernel's types say what those are.
+
+An ordinary tracepoint program costs the traced task, beside itself, the record that the kernel first makes
+of the arguments, for perf. A raw one gets the arguments as they are passed. They are in no `format` file, but
+BTF tells their types: only where these are exactly the expected ones is a tracepoint taken raw. Only events
+that come as often as page faults are worth it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from tracekit.probes import btf
+from tracekit.probes.tracefs import Field, Tracepoint
+
+__all__ = ["OFFSETS", "raw_tracepoint"]
+
+OFFSETS: Final[dict[str, tuple[str, str]]] = {
+    "FAULT_GFN_OFFSET": ("kvm_page_fault", "gfn"),
+    "FAULT_LEVEL_OFFSET": ("kvm_page_fault", "goal_level"),
+    "MEMCG_CGROUP_OFFSET": ("cgroup_subsys_state", "cgroup"),
+    "CGROUP_NODE_OFFSET": ("cgroup", "kn"),
+    "NODE_ID_OFFSET": ("kernfs_node", "id"),
+}
+"""What the programs look up behind an argument: the constant's name -> (structure, field)."""
+
+
+@dataclass(frozen=True)
+class _Raw:
+    types: tuple[str, ...]
+    fields: tuple[str, ...]
+    offsets: tuple[str, ...] = ()
+
+
+_FAULT: Final = _Raw(
+    ("long unsigned int", "struct pt_regs *", "long unsigned int"), ("address", "regs", "error_code")
+)
+_RAW: Final[dict[tuple[str, str], _Raw]] = {
+    ("exceptions", "page_fault_user"): _FAULT,
+    ("exceptions", "page_fault_kernel"): _FAULT,
+    ("memcg", "count_memcg_events"): _Raw(
+        ("struct mem_cgroup *", "int", "long unsigned int"),
+        ("memcg", "item", "val"),
+        ("MEMCG_CGROUP_OFFSET", "CGROUP_NODE_OFFSET", "NODE_ID_OFFSET"),
+    ),
+    ("kvmmmu", "kvm_mmu_pagetable_walk"): _Raw(("u64", "u32"), ("addr", "pferr")),
+    ("kvmmmu", "kvm_mmu_spte_requested"): _Raw(
+        ("struct kvm_page_fault *",), ("fault",), ("FAULT_GFN_OFFSET", "FAULT_LEVEL_OFFSET")
+    ),
+    ("kvmmmu", "kvm_mmu_set_spte"): _Raw(("int", "gfn_t", "u64 *"), ("level", "gfn", "sptep")),
+    ("kvm", "kvm_userspace_exit"): _Raw(("__u32", "int"), ("reason", "errno")),
+}
+
+
+def raw_tracepoint(category: str, event: str) -> Tracepoint | None:
+    """Return a tracepoint with its raw arguments, 8 bytes each; None where it is taken the ordinary way."""
+    raw = _RAW.get((category, event))
+    if raw is None or btf.prototype(f"btf_trace_{event}") != ("void *", *raw.types):
+        return None
+    if any(btf.field_offset(*OFFSETS[name]) is None for name in raw.offsets):
+        return None
+    fields = tuple(Field(name, 8 * at, 8, signed=False) for at, name in enumerate(raw.fields))
+    return Tracepoint(category, event, fields, raw=True)
