@@ -14,30 +14,34 @@ class Probe:
 
     `optional` names tracepoints (category:event) that not every kernel has and the probe can do without;
     the file guards them with HAVE_. `constants` names what the file needs to know of this kernel
-    (constants.py) and is refused without.
+    (constants.py) and is refused without. `inside` names tracepoints whose programs, of whichever probe, run
+    whole and at least once between the two time stamps of each latency that this probe measures.
     """
 
     name: str
     kinds: tuple[str, ...]
     optional: tuple[str, ...] = ()
     constants: tuple[str, ...] = ()
+    inside: tuple[str, ...] = ()
     faults: bool = False  # has on_NAME_minor and on_NAME_major, for the kernel's page-fault counts
 
 
 HOST_PROBES: Final[tuple[Probe, ...]] = (
     Probe("process", ()),
     Probe("kvm_ioctl", ("memslot",)),
-    Probe("fault_shadow", ("ept_violation", "map")),
+    Probe("fault_shadow", ("ept_violation", "map"), inside=("kvmmmu:kvm_mmu_spte_requested",)),
     Probe(
         "fault_tdp",
         ("ept_violation", "map"),
         optional=("kvmmmu:kvm_mmu_set_spte", "kvmmmu:kvm_tdp_mmu_spte_changed"),
         constants=("HOST_ISA",),
+        inside=("kvm:kvm_page_fault", "kvmmmu:kvm_mmu_spte_requested"),
     ),
     Probe(
         "host_fault",
         ("host_fault",),
         optional=("exceptions:page_fault_user", "exceptions:page_fault_kernel"),
+        inside=("memcg:count_memcg_events",),  # the kernel counts a fault before it tells it
         faults=True,
     ),
     Probe("reclaim", ("madvise", "process_madvise", "fallocate")),

@@ -13,10 +13,10 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from tracekit.probes.catalogue import Probe
-from tracekit.probes.loader import LoadedProbes
+from tracekit.probes.loader import LoadedProbes, ProgramStats
 
 __all__ = ["CostMeter", "StatsSwitch"]
 
@@ -93,17 +93,24 @@ class StatsSwitch:
         return False
 
 
+class ProgramName(NamedTuple):
+    """A BPF program: the probe it belongs to, and its C function."""
+
+    probe: str
+    function: str
+
+
 class CostMeter:
     """Measures in windows; call `step` after each drain with the rows of each kind so far."""
 
     def __init__(self, probes: LoadedProbes, catalogue: Sequence[Probe], switch: StatsSwitch) -> None:
         self._probes, self._switch = probes, switch
-        self._kinds = {probe.name: probe.kinds for probe in catalogue}
+        self._catalogue = catalogue
         self._on = False
         self._opened_ns = 0
-        self._before: tuple[dict[str, tuple[int, int]], dict[str, int]] = ({}, {})
-        self._runs: Counter[str] = Counter()
-        self._run_ns: Counter[str] = Counter()
+        self._before: tuple[list[ProgramStats], dict[str, int]] = ([], {})
+        self._runs: Counter[ProgramName] = Counter()
+        self._run_ns: Counter[ProgramName] = Counter()
         self._rows: Counter[str] = Counter()
         self._measured_ns = 0
         self._cpu_before = _cpu_seconds()
@@ -122,49 +129,56 @@ class CostMeter:
         `probes` maps a probe to `runs` and `run_ns` of its programs and `rows` of its kinds inside the
         windows (`measured_s` in all), and `ns_per_row`: the time in BPF programs for a row of that probe,
         of which a part lies inside the row's latency. The kernel's own cost of a tracepoint comes on top.
+        `inside_latency_ns` maps kinds to the part that certainly does: that of the programs between the two
+        time stamps (a mean over all their runs, those for untraced tasks, which end at once, included).
         """
         if self._on:
             self._close(now_ns, rows)
         probes = {}
-        for name, kinds in self._kinds.items():
-            found = sum(self._rows[kind] for kind in kinds)
-            if self._runs[name]:
-                per_row = self._run_ns[name] / found if found else None
-                probes[name] = {
-                    "runs": self._runs[name],
-                    "run_ns": self._run_ns[name],
-                    "rows": found,
-                    "ns_per_row": per_row,
-                }
+        inside: dict[str, float] = {}
+        for probe in self._catalogue:
+            own = [name for name in self._runs if name.probe == probe.name]
+            if not (runs := sum(self._runs[name] for name in own)):
+                continue
+            found = sum(self._rows[kind] for kind in probe.kinds)
+            run_ns = sum(self._run_ns[name] for name in own)
+            per_row = run_ns / found if found else None
+            probes[probe.name] = {"runs": runs, "run_ns": run_ns, "rows": found, "ns_per_row": per_row}
+            if found and probe.inside:
+                inside[probe.kinds[0]] = sum(self._mean_ns(point) for point in probe.inside)
         return {
             "probes": probes,
+            "inside_latency_ns": inside,
             "measured_s": self._measured_ns / 1e9,
             "recorder_cpu_s": _cpu_seconds() - self._cpu_before,
         }
+
+    def _mean_ns(self, tracepoint: str) -> float:
+        """Return the time of a tracepoint's program a run; the least one's, where several probes have one."""
+        ending = "_" + tracepoint.replace(":", "__")
+        means = [
+            self._run_ns[name] / runs
+            for name, runs in self._runs.items()
+            if runs and name.function.endswith(ending)
+        ]
+        return min(means, default=0.0)
 
     def _open(self, now_ns: int, rows: Mapping[str, int]) -> None:
         self._on, self._opened_ns = self._switch.on(), now_ns
         if not self._on:
             return
-        self._before = self._by_probe(), dict(rows)
+        self._before = self._probes.program_stats(), dict(rows)
 
     def _close(self, now_ns: int, rows: Mapping[str, int]) -> None:
         stats_before, rows_before = self._before
-        for probe, (runs, run_ns) in self._by_probe().items():
-            runs_before, run_ns_before = stats_before.get(probe, (0, 0))
-            self._runs[probe] += runs - runs_before
-            self._run_ns[probe] += run_ns - run_ns_before
+        for before, after in zip(stats_before, self._probes.program_stats(), strict=True):
+            name = ProgramName(after.probe, after.function)
+            self._runs[name] += after.runs - before.runs
+            self._run_ns[name] += after.run_ns - before.run_ns
         self._rows.update({kind: count - rows_before.get(kind, 0) for kind, count in rows.items()})
         self._measured_ns += now_ns - self._opened_ns
         self._switch.off()
         self._on = False
-
-    def _by_probe(self) -> dict[str, tuple[int, int]]:
-        totals: dict[str, tuple[int, int]] = {}
-        for stats in self._probes.program_stats():
-            runs, run_ns = totals.get(stats.probe, (0, 0))
-            totals[stats.probe] = runs + stats.runs, run_ns + stats.run_ns
-        return totals
 
 
 def _cpu_seconds() -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shlex
 import shutil
 import subprocess
 import sys
@@ -75,13 +76,20 @@ class Child:
         return 0 if code is None else code
 
 
+def _require_program(name: str) -> None:
+    if shutil.which(name) is not None:
+        return
+    if "/" in name and Path(name).is_file():
+        raise UsageError(f"{name} is not executable", hint=f"chmod +x {shlex.quote(name)}")
+    raise UsageError(f"no program {name!r} to run", hint="tracekit record -- PROGRAM ARGUMENTS…")
+
+
 def start_child(command: Sequence[str], *, user: int | None = None, group: int | None = None) -> Child:
     """Start a command, held back; `user` and `group` are the ids it shall run as.
 
-    Raises UsageError when there is no such program.
+    Raises UsageError when there is no such program, or it is a file that may not be executed.
     """
-    if shutil.which(command[0]) is None:
-        raise UsageError(f"no program {command[0]!r} to run", hint="tracekit record -- PROGRAM ARGUMENTS…")
+    _require_program(command[0])
     read_end, gate = os.pipe()
     who, environment = ("", None) if user is None else _as_user(user, group)
     try:

@@ -60,11 +60,15 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """Rows (schema `ROWS`), `about` (trace hash, scenarios, costs, versions, seed), and memory `curves`."""
+    """Rows (schema `ROWS`), `about` (trace hash, scenarios, costs, versions, seed), and memory `curves`.
+
+    `tables`: what else its file carries, such as the `swings` of a tornado.
+    """
 
     rows: pl.DataFrame
     about: dict[str, Any]
     curves: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=CURVES))
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rows: Sequence[Row], about: dict[str, Any], curves: Sequence[pl.DataFrame] = ()) -> Result:
@@ -81,7 +85,12 @@ class Result:
 
     def document(self) -> dict[str, Any]:
         """Return what the result file holds; curves as columns, a third of the size of rows."""
-        return {"about": self.about, "rows": self.records(), "curves": self.curves.to_dict(as_series=False)}
+        return {
+            "about": self.about,
+            "rows": self.records(),
+            "curves": self.curves.to_dict(as_series=False),
+            **self.tables,
+        }
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write rows and provenance as one JSON file. Raises UsageError if it exists and not `force`."""
@@ -148,6 +157,9 @@ def notes(trace: TraceLike, timeline: Timeline, facts: Survey) -> list[str]:
         said.append(f"{timeline.own_faults} faults of the VMM on memory of its own: left out")
     if without := faults - int(facts.measured.sum()):
         said.append(f"{without} of {faults} faults have no recorded latency: priced by class")
+    if timeline.own_ns:
+        taken = ", ".join(f"{ns} ns of each {kind}" for kind, ns in timeline.own_ns.items())
+        said.append(f"latencies are without the recorder's own programs between their two stamps: {taken}")
     if facts.earlier_bytes:
         known = math.isfinite(facts.earlier_bytes)
         pages = str(round(facts.earlier_bytes / PAGE_BYTES)) if known else "an unknown number of"

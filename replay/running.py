@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import polars as pl
 
 from tracekit.errors import UsageError
 from tracekit.replay.chain import Chain, chain_of
+from tracekit.replay.chance import CHANCE, chance_rows, window_ends
 from tracekit.replay.costs import Profile, load_profile
 from tracekit.replay.curves import BASELINE, resident_curve
 from tracekit.replay.ledger import Figure, Ledger, unit_of, widened
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["Room", "run"]
+
+T = TypeVar("T")
 
 NONE, ALL = "none", "all"
 """The names in the `mechanism` column for the baseline and for a whole combination."""
@@ -52,6 +55,7 @@ def run(
     plain: bool | None = None,
     jobs: int = 1,
     phases: Iterable[str] = (),
+    bootstrap: int = 0,
 ) -> Result:
     """Replay a trace through scenarios; return tidy rows and where they come from.
 
@@ -59,7 +63,8 @@ def run(
     `profile`: a cost profile (name, TOML file, or loaded). `mechanisms`: your own, usable by name.
     `closed_loop=False` keeps every event at its recorded time. `plain=True` runs uncompiled. `jobs`
     scenarios run at the same time (threads; the rows are the same for any number). `phases`: stretches of
-    the trace that get rows of their own, `boot=0:ready` (`tracekit.replay.parts.parse_phases`).
+    the trace that get rows of their own, `boot=0:ready` (`tracekit.replay.parts.parse_phases`). `bootstrap`:
+    resamples for confidence intervals in columns of their own (`tracekit.replay.chance`); 0 = none.
 
     Raises UsageError for an unknown scenario or parameter, FailedError for a trace that can't be replayed.
     """
@@ -78,7 +83,7 @@ def run(
         plain=plain,
         phases=phases,
     )
-    return room.result(chosen, jobs=jobs)
+    return room.result(chosen, jobs=jobs, bootstrap=bootstrap)
 
 
 @dataclass(frozen=True)
@@ -122,17 +127,22 @@ class Room:
         parts = parse_phases(phases, trace, timeline.start_ns, timeline.span_ns)
         return cls(trace, timeline, facts, profile, prices, chain, seed, closed_loop, plain, parts)
 
-    def result(self, scenarios: Sequence[Scenario], *, jobs: int = 1) -> Result:
-        """Replay scenarios, `jobs` at the same time; rows stand in the order of the scenarios."""
-        if jobs == 1:
-            found = [self.rows(scenario) for scenario in scenarios]
-        else:
-            with ThreadPoolExecutor(jobs) as pool:
-                found = list(pool.map(self.rows, scenarios))
+    def result(self, scenarios: Sequence[Scenario], *, jobs: int = 1, bootstrap: int = 0) -> Result:
+        """Replay scenarios, `jobs` at the same time; rows stand in the order of the scenarios.
+
+        `bootstrap` resamples give the rows the columns of `tracekit.replay.chance`.
+        """
+        found = _each(self.rows, scenarios, jobs)
+        chances = _each(lambda one: self.chances(one, bootstrap), scenarios if bootstrap else [], jobs)
         names = [BASELINE, *(scenario.name for scenario in scenarios)]
         curves = [self.curves[name] for name in names if name in self.curves]
         about = provenance(self.trace, self.timeline, self.facts, scenarios, self.profile, self.seed)
-        return Result.of([row for rows in found for row in rows], about, curves)
+        result = Result.of([row for rows in found for row in rows], about, curves)
+        if not bootstrap:
+            return result
+        columns = pl.DataFrame([row for rows in chances for row in rows], schema=CHANCE)
+        keys = ["scenario", "mechanism", "metric"]
+        return replace(result, rows=result.rows.join(columns, on=keys, how="left", maintain_order="left"))
 
     def notes(self) -> list[str]:
         """Return what a reader of any figure must know about this trace."""
@@ -201,6 +211,24 @@ class Room:
         parts = {**phase_figures(ledger, self.phases), **vcpu_figures(ledger, figures)}
         return with_losses({**figures, **parts}, self.timeline.trace.lost, changed=bool(contexts))
 
+    def chances(self, scenario: Scenario, resamples: int) -> list[dict[str, Any]]:
+        """Replay once more, window by window, and bootstrap what the windows save."""
+        contexts = {m.name: self.context(scenario, m) for m in scenario.mechanisms}
+        mechanism = ALL if len(contexts) > 1 else next(iter(contexts), NONE)
+        costs = self.prices.kernel("point")
+        ends = window_ends(max(self.timeline.span_ns, 1))
+        replay = Replay.run(
+            self.timeline, self.chain, contexts, costs, closed=self.closed, plain=self.plain, at=ends
+        )
+        return chance_rows(
+            scenario.name,
+            mechanism,
+            replay.stands,
+            self.prices.nominal(),
+            resamples=resamples,
+            seed=self.seed,
+        )
+
     def rows(self, scenario: Scenario) -> list[Row]:
         """Return the rows of a scenario: of its one mechanism; or of all, each step, without each."""
         chosen = [m for m in self.chain.mechanisms if m in scenario.mechanisms]
@@ -225,6 +253,13 @@ class Room:
         for name in names:
             rows += _rows(scenario.name, f"{WITHOUT}{name}", _step(with_these(every - {name}), whole))
         return rows
+
+
+def _each(work: Callable[[Scenario], list[T]], scenarios: Sequence[Scenario], jobs: int) -> list[list[T]]:
+    if jobs == 1:
+        return [work(scenario) for scenario in scenarios]
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(work, scenarios))
 
 
 def _step(before: Mapping[str, Figure], after: Mapping[str, Figure]) -> dict[str, Figure]:

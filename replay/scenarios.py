@@ -191,21 +191,33 @@ def _owner(key: str, chosen: Sequence[Mechanism]) -> tuple[str, str]:
     )
 
 
-def read_scenarios(texts: Iterable[str], extra: Iterable[Mechanism] = ()) -> list[Scenario]:
-    """Read scenarios from lines of text; one that ends in `.toml` is a scenario file."""
+def read_scenarios(
+    texts: Iterable[str], extra: Iterable[Mechanism] = (), *, settings: Mapping[str, str] | None = None
+) -> list[Scenario]:
+    """Read scenarios from lines of text; one that ends in `.toml` is a scenario file.
+
+    `settings` are set in each of them, before it is asked whether it has all that it needs.
+
+    >>> read_scenarios(["epf"], settings={"runnable": "2"})[0].name
+    'epf,runnable=2'
+    """
     found: list[Scenario] = []
+    more = [f"{key}={value}" for key, value in (settings or {}).items()]
     for text in texts:
         if text.endswith(".toml"):
-            found += load_scenarios(text, extra)
+            found += load_scenarios(text, extra, settings=settings)
         else:
-            found.append(parse_scenario(text, extra))
+            found.append(parse_scenario(",".join([text, *more]), extra))
     return found
 
 
-def load_scenarios(path: str | Path, extra: Iterable[Mechanism] = ()) -> list[Scenario]:
+def load_scenarios(
+    path: str | Path, extra: Iterable[Mechanism] = (), *, settings: Mapping[str, str] | None = None
+) -> list[Scenario]:
     """Read scenarios from a TOML file: tables `[[scenario]]` with a `name` and a table per mechanism.
 
-    A file without `[[scenario]]` is one scenario. Raises UsageError with the file's line.
+    `settings` (`mechanism.parameter` or `parameter`: value) win over the file's. A file without
+    `[[scenario]]` is one scenario. Raises UsageError with the file's line.
     """
     path = Path(path)
     try:
@@ -219,11 +231,16 @@ def load_scenarios(path: str | Path, extra: Iterable[Mechanism] = ()) -> list[Sc
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise UsageError(f"{path}: scenarios are tables [[scenario]]")
     many = "scenario" in raw
-    return [_from_table(table, many, path, text, extra) for table in tables]
+    return [_from_table(table, many, path, text, extra, settings or {}) for table in tables]
 
 
 def _from_table(
-    table: Mapping[str, Any], many: bool, path: Path, text: str, extra: Iterable[Mechanism]
+    table: Mapping[str, Any],
+    many: bool,
+    path: Path,
+    text: str,
+    extra: Iterable[Mechanism],
+    settings: Mapping[str, str],
 ) -> Scenario:
     known = {**known_mechanisms(), **{m.name: m for m in extra}}
     prefix = "scenario." if many else ""
@@ -245,4 +262,9 @@ def _from_table(
                 raise UsageError(f"{path}, line {line}: {error.message}", hint=error.hint) from None
         chosen.append(known[key])
         params[key] = value
-    return Scenario(str(table.get("name", path.stem)), tuple(chosen), params)
+    names = [str(table.get("name", path.stem))]
+    for key, setting in settings.items():
+        owner, name = _owner(key, chosen)
+        params[owner] = {**params[owner], name: setting}
+        names.append(f"{key}={setting}")
+    return Scenario(",".join(names), tuple(chosen), params)

@@ -44,10 +44,15 @@ class Sweep:
     metric: str = "stall"
     jobs: int = 1
 
-    def grid(self) -> Result:
-        """Replay every combination of the values; each is a scenario of its own, named by its values."""
+    def grid(self, *, bootstrap: int = 0) -> Result:
+        """Replay every combination of the values; each is a scenario of its own, named by its values.
+
+        `bootstrap`: resamples for confidence intervals in columns of their own.
+        """
         settings = [with_parameters(self.scenario, point) for point in points(self.variations)]
-        return self.room.result(list({one.name: one for one in settings}.values()), jobs=self.jobs)
+        return self.room.result(
+            list({one.name: one for one in settings}.values()), jobs=self.jobs, bootstrap=bootstrap
+        )
 
     def break_even(self, *, grid: int = 33) -> list[BreakEven]:
         """Find for each varied range, with all else as in the scenario, where the saving crosses zero."""

@@ -18,6 +18,7 @@ from tracekit.errors import FailedError
 from tracekit.replay import events as ev
 from tracekit.replay.events import Columns
 from tracekit.replay.index import PageIndex
+from tracekit.replay.own_time import own_time, without_own_time
 from tracekit.replay.reduction import (
     COUNTS,
     FULL,
@@ -71,7 +72,7 @@ class Timeline:
     `start_ns` is the trace's zero, `span_ns` its length; `seen` counts the rows of each operation.
     `levels_known` says whether any fault of the guest has a level. `outside_rows` counts rows whose gfn is
     missing or in no memslot (they count as faults and stall, but no mechanism can save them), `own_faults`
-    faults of the VMM on memory that is not the guest's (left out).
+    faults of the VMM on memory that is not the guest's (left out). `own_ns` is what own_time.py takes off.
     """
 
     def __init__(self, trace: TraceLike, *, batch_rows: int = 1 << 20, keep_rows: int = 1 << 24) -> None:
@@ -88,6 +89,7 @@ class Timeline:
         self.seen = np.zeros(32, np.int64)
         self.outside_rows = 0
         self.own_faults = 0
+        self.own_ns = own_time(trace.meta)
         self.levels_known = False
         self._kept: list[Columns] | None = []
         self._room = keep_rows
@@ -139,7 +141,7 @@ class Timeline:
         for batch in self.trace.batches(COLUMNS, self.batch_rows):
             if batch.num_rows == 0:
                 continue
-            raw = _raw(batch, self.trace.memslots, self.vms)
+            raw = without_own_time(_raw(batch, self.trace.memslots, self.vms), self.own_ns)
             if raw.ts[0] < previous or np.any(raw.ts[1:] < raw.ts[:-1]):
                 raise FailedError(
                     "the events of the trace are not in time order", hint="tracekit recover TRACE"

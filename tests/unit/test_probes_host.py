@@ -182,6 +182,16 @@ def test_a_process_that_is_not_there_is_a_usage_error() -> None:
         target.require_processes([2**22 + 1])
 
 
+def test_a_program_that_may_not_be_executed_is_told_from_one_that_is_not_there(tmp_path: Path) -> None:
+    script = tmp_path / "run it"
+    script.write_text("#!/bin/sh\n")
+    with pytest.raises(UsageError, match="not executable") as refused:
+        target.start_child([str(script)])
+    assert refused.value.hint == f"chmod +x '{script}'"
+    with pytest.raises(UsageError, match="no program"):
+        target.start_child([str(tmp_path / "nothing")])
+
+
 def test_a_held_back_command_ends_with_its_recorder(tmp_path: Path) -> None:
     proof = tmp_path / "started"
     child = target.start_child(["touch", str(proof)])

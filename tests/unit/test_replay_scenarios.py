@@ -13,7 +13,7 @@ import tracekit as tk
 from tests.unit.replay_kit import Tiny, fault, metrics, replayed
 from tracekit.cli.app import app
 from tracekit.errors import TracekitError, UsageError
-from tracekit.replay import load_profile, load_scenarios, parse_scenario
+from tracekit.replay import load_profile, load_scenarios, parse_scenario, read_scenarios
 from tracekit.replay.costs import COSTS
 from tracekit.replay.result import ROWS
 from tracekit.trace import Meta, TraceWriter
@@ -198,3 +198,14 @@ def test_importing_the_front_door_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_a_scenario_needs_may_come_from_a_setting(tmp_path: Path) -> None:
+    (line,) = read_scenarios(["epf"], settings={"epf.runnable": "2"})
+    assert (line.name, line.params["epf"]["runnable"]) == ("epf,epf.runnable=2", 2)
+    file = tmp_path / "mine.toml"
+    file.write_text('name = "mine"\n[epf]\n[hot_hint]\nlead_ms = 3\n')
+    (table,) = read_scenarios([str(file)], settings={"runnable": "4", "lead_ms": "7"})
+    assert (table.params["epf"]["runnable"], table.params["hot_hint"]["lead_ms"]) == (4, 7.0)
+    with pytest.raises(UsageError, match="needs runnable"):
+        read_scenarios([str(file)])

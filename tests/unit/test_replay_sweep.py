@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
+from typer.testing import CliRunner
 
 from tests.unit.replay_kit import Tiny, costs, fault, metrics, replayed
+from tracekit.cli.app import app
 from tracekit.errors import UsageError
 from tracekit.replay import parse_scenario
 from tracekit.replay.running import Room
 from tracekit.replay.sweeping import Sweep
 from tracekit.replay.uncertainty import parse_variations
+from tracekit.report.study import load_result
+from tracekit.trace import Meta, TraceWriter
+from tracekit.trace.batch import events_batch
 
 
 def sweep(trace: Tiny, scenario: str, *vary: str, jobs: int = 1, metric: str = "stall", **ns: float) -> Sweep:
@@ -67,3 +75,20 @@ def test_an_unknown_parameter_or_metric_is_said() -> None:
         sweep(spaced(), "hot_hint", "leed_ms=1:2").grid()
     with pytest.raises(UsageError, match="no metric stal"):
         sweep(spaced(), "hot_hint", "lead_ms=1:2", metric="stal").tornado()
+
+
+@pytest.mark.parametrize(("answer", "table"), [("--tornado", "swings"), ("--break-even", "crossings")])
+def test_the_result_file_carries_the_answer_for_a_report(tmp_path: Path, answer: str, table: str) -> None:
+    with TraceWriter(tmp_path / "a.trace", Meta(source="synthetic", start_ns=1_000)) as writer:
+        faults = {"kind": "ept_violation", "vcpu": 0, "level": 1, "latency_ns": 4_000}
+        writer.append(events_batch(ts_ns=[11_000, 31_000, 61_000], gfn=[1, 2, 3], **faults))
+    file = tmp_path / "out.json"
+    command = ["sweep", str(tmp_path / "a.trace"), "-s", "hot_hint", "--vary", "lead_ms=0:0.01:3", answer]
+    said = CliRunner().invoke(app, [*command, "-o", str(file)], catch_exceptions=False)
+    assert said.exit_code == 0
+    assert json.loads(file.read_text())[table]
+    study = load_result(file)
+    assert study.rows is not None  # the scenario's own rows stand beside it
+    assert (study.swings is not None) == (table == "swings")
+    if study.swings is not None:
+        assert study.swings.row(0)[:3] == ("stall", "ns", "lead_ms")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tracekit.cli import lab_host
+from tracekit.cli import lab_host, lab_swap
 from tracekit.cli.output import next_command, print_json, stderr, stdout
 from tracekit.cli.sizes import parse_size
 
@@ -15,6 +15,7 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Real guests on this host.", no_args_is_help=True)
 app.add_typer(lab_host.app, name="host")
+app.command()(lab_swap.swap)
 
 _PAGE_BYTES = {"4k": 4096, "2m": 2 << 20}
 

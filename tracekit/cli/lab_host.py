@@ -41,12 +41,12 @@ def run(
     memory: Annotated[
         int, typer.Option(parser=parse_size, metavar="SIZE", help="The host's memory.", show_default="4G")
     ] = 4 << 30,
-    vcpus: Annotated[int, typer.Option(min=1, max=64, help="The host's CPUs.")] = 2,
+    vcpus: Annotated[int, typer.Option(min=1, max=64, help="The host's CPUs.")] = 1,
     accel: Annotated[
         Literal["auto", "tcg", "kvm"], typer.Option(help="auto: nested KVM where it works, else TCG.")
     ] = "auto",
     swap: Annotated[
-        int, typer.Option(parser=parse_size, metavar="SIZE", help="Give the host a disk /dev/vde to swap to.")
+        int, typer.Option(parser=parse_size, metavar="SIZE", help="Give the host a disk of SIZE to swap to.")
     ] = 0,
     put: Annotated[
         list[Path] | None, typer.Option(metavar="PATH", help="Copy a file or folder to /opt/tracekit/in.")

@@ -44,6 +44,9 @@ def replay(
     open_loop: Annotated[
         bool, typer.Option("--open-loop", help="Keep every event at its recorded time.")
     ] = False,
+    bootstrap: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Confidence intervals from N resamples (0 = none).")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Seed of whatever is drawn at random.")] = 0,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Scenarios replayed at a time.")] = 1,
     every: Annotated[
@@ -53,17 +56,18 @@ def replay(
 ) -> None:
     """Replay a trace: baseline, counterfactual and what is saved, each with interval and label."""
     from tracekit.replay import read_scenarios, run
-    from tracekit.replay.scenarios import parse_settings, with_parameters
+    from tracekit.replay.scenarios import parse_settings
     from tracekit.trace import open_trace
 
     result = run(
         open_trace(trace),
-        [with_parameters(one, parse_settings(set_ or [])) for one in read_scenarios(scenario)],
+        read_scenarios(scenario, settings=parse_settings(set_ or [])),
         profile=profile,
         seed=seed,
         closed_loop=not open_loop,
         jobs=jobs,
         phases=phase or [],
+        bootstrap=bootstrap,
     )
     if output is not None:
         result.save(output, force=force)
@@ -71,10 +75,12 @@ def replay(
         print_json(result.records())
     else:
         from tracekit.report.resident_lines import ResidentLines
-        from tracekit.report.tables import ledger_table
+        from tracekit.report.tables import chance_table, ledger_table
 
         out = stdout()
         out.print(ledger_table(result.rows, every=every))
+        if bootstrap:
+            out.print(chance_table(result.rows))
         if result.curves is not None and result.curves.height:
             out.print()
             out.print(ResidentLines(result.curves))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,8 @@ from tracekit.cli.output import next_command, print_json, quoted, stderr, stdout
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from tracekit.replay import Result
 
 __all__ = ["sweep"]
 
@@ -36,6 +38,9 @@ def sweep(
     ] = False,
     sobol: Annotated[
         int, typer.Option(metavar="N", min=0, help="Sobol indices from N (a power of two) points.")
+    ] = 0,
+    bootstrap: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Grid: confidence intervals from N resamples.")
     ] = 0,
     profile: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="Cost profile (default: published).")
@@ -63,21 +68,29 @@ def sweep(
     room = Room.of(open_trace(trace), chosen[0].mechanisms, profile=profile, seed=seed)
     found = Sweep(room, chosen[0], parse_variations(vary), metric=metric, jobs=jobs)
     rows: list[Any]
+    result: Result | None = None
+    tables: dict[str, list[dict[str, Any]]]
     shown: RenderableType
     if break_even:
         crossings = found.break_even()
         rows, shown = [asdict(one) for one in crossings], "\n".join(one.sentence() for one in crossings)
+        tables = {"crossings": rows}
     elif tornado:
         swings = found.tornado()
         rows, shown = swing_rows(swings), sweeps.tornado_table(swings, unit_of(metric))
+        tables = {"swings": [{"metric": metric, "unit": unit_of(metric), **row} for row in rows]}
     elif sobol:
         shares = found.sobol(sobol)
         rows, shown = [asdict(one) for one in shares], sweeps.sobol_table(shares)
+        tables = {"shares": rows}
     else:
-        result = found.grid()
-        if output is not None:
-            result.save(output, force=force)
+        result = found.grid(bootstrap=bootstrap)
+        tables = {}
         rows, shown = result.records(), sweeps.grid_table(result.rows, metric)
+    if output is not None:
+        # An answer stands beside the rows of the scenario that it is about.
+        result = replace(result or room.result([chosen[0]]), tables=tables)
+        result.save(output, force=force)
     if json:
         print_json(rows)
     else:

@@ -27,6 +27,7 @@ class LinuxPlan:
     After boot it runs `commands` (shell), writes and deletes a file of `alloc_bytes` in its memory, then its
     balloon is inflated until `balloon_bytes` of guest memory are left (0: neither), then deflated. `kit` is a
     folder of `make_kit` to boot from; without one, the guest is made of `kernel_package` and busybox.
+    `qemu_arguments` come after QEMU's others.
     """
 
     memory_bytes: int = 1 << 30
@@ -40,6 +41,7 @@ class LinuxPlan:
     kernel_arguments: str = ""
     kernel_package: str = "linux-image-cloud-amd64"
     kit: Path | None = None
+    qemu_arguments: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.memory_bytes < 128 << 20:
@@ -129,6 +131,7 @@ class LinuxGuest:
             *("-kernel", kit / "vmlinuz", "-initrd", kit / "initramfs"),
             *("-append", f"console=ttyS0 quiet panic=-1 {plan.kernel_arguments}"),
             *("-device", f"virtio-balloon-pci,free-page-reporting={reporting}"),
+            *plan.qemu_arguments,
         ]
 
 

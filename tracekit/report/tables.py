@@ -14,7 +14,7 @@ from tracekit.report.spark import range_bar
 from tracekit.report.text import plain
 from tracekit.report.units import human, human_interval
 
-__all__ = ["WIDTH", "ledger_table"]
+__all__ = ["WIDTH", "chance_table", "ledger_table"]
 
 WIDTH: Final = 80
 _BAR: Final = 20
@@ -43,6 +43,24 @@ def ledger_table(rows: pl.DataFrame, *, every: bool = False) -> RenderableType:
         blocks += [_summary(frame, scenario), Text("")]
     used = frame["label"].unique().to_list()
     return Group(*blocks, _Bars(frame), Text(""), _legend([name for name in LABELS if name in used]))
+
+
+def chance_table(rows: pl.DataFrame) -> RenderableType:
+    """Return the confidence intervals of a bootstrapped result: what another recording could have shown.
+
+    They stand apart from what the trace leaves open, [low, high] of the ledger; the two don't add up.
+    """
+    table = Table(box=None, width=WIDTH, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("by chance alone, 95 %", overflow="fold", ratio=1)
+    table.add_column("saved", justify="right", no_wrap=True)
+    table.add_column(Text("[low, high]"), no_wrap=True)
+    table.add_column("blocks of time", overflow="fold", ratio=1)
+    for row in rows.filter(pl.col("chance_blocks").is_not_null()).iter_rows(named=True):
+        ends = row["chance_low"], row["chance_high"]
+        shown = human_interval(row["saved"], *ends, row["unit"]) if ends != (None, None) else ("", "none")
+        said = f"{row['chance_blocks']}{'; ' if row['chance_note'] else ''}{row['chance_note']}"
+        table.add_row(Text(f"{plain(row['scenario'])}: {title(row['metric'])}"), *map(Text, (*shown, said)))
+    return table
 
 
 class _Bars:

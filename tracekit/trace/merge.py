@@ -89,12 +89,16 @@ def _vm_number(host: Trace, vm: int | None) -> int:
 
 
 def _touches(host: Trace, vm: int) -> Touches:
-    """First touches by 4 KiB faults; pages that faulted more than once are left out."""
+    """First touches by 4 KiB faults; pages that faulted more than once are left out.
+
+    A VM that is emulated has no faults but its VMM's own.
+    """
+    kind = "host_fault" if host.meta.host.get("mmu_mode") == "tcg" else "ept_violation"
     found = []
     for batch in host.batches(["ts_ns", "kind", "vm", "gfn", "level", "flags", "latency_ns"]):
         flags = batch.column("flags").to_numpy()
         level = batch.column("level").fill_null(1).to_numpy()
-        keep = _is_kind(batch, "ept_violation") & (batch.column("vm").to_numpy() == vm) & (level == 1)
+        keep = _is_kind(batch, kind) & (batch.column("vm").to_numpy() == vm) & (level == 1)
         keep &= (flags & (FLAG_ATTACH | FLAG_PRESENT)) == 0
         keep &= _valid(batch, "gfn") & _valid(batch, "latency_ns")
         columns = ("gfn", "ts_ns", "latency_ns")

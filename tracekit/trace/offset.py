@@ -29,6 +29,7 @@ __all__ = ["Offset", "PageEvents", "Touches", "estimate_offset", "find"]
 _PEAK_NS: Final = (1_000_000, 10_000_000, 100_000_000)
 _DRIFT_WINDOWS_NS: Final = (1_000_000, 200_000, 50_000, 10_000)
 _SEARCH_NS: Final = 1_000_000_000
+_REACH: Final = 20
 _LEAST_PAIRS: Final = 30
 _SEGMENTS: Final = 16
 _SLACK: Final = 0.002
@@ -144,14 +145,18 @@ def _shift(ts: np.ndarray, drift: float, origin: int) -> np.ndarray:
     return shift
 
 
-def _peak(differences: np.ndarray) -> int:
-    """Return where touch - allocation is densest; true pairs gather there, others are spread."""
+def _peak(differences: np.ndarray) -> tuple[int, int]:
+    """Return where touch - allocation is densest, and how far from there the offset may be.
+
+    True pairs gather there, others are spread. The sharper they gather the nearer the offset must be: far
+    from there fewer pairs may contradict it only because the traces no longer overlap.
+    """
     if len(differences) < _LEAST_PAIRS:
         raise _cannot(f"only {len(differences)} pages are in both traces")
     for window in _PEAK_NS:
         place, count, rival = _densest(np.sort(differences), window)
         if count >= _LEAST_PAIRS and count >= 3 * rival:
-            return place
+            return place, min(_REACH * window, _SEARCH_NS)
     raise _cannot(f"no offset stands out ({count} pairs agree on one, {rival} on another)")
 
 
@@ -221,34 +226,36 @@ def _reported_while_in_use(rows: PageEvents, reports: tuple[np.ndarray, np.ndarr
     return when[at] - rows.ts[each + 1], when[at] - rows.ts[each], rows.ts[each]
 
 
-def _fit(low: np.ndarray, high: np.ndarray, peak: int, origin: int) -> Offset:
-    near = (high > peak - _SEARCH_NS) & (low < peak + _SEARCH_NS) & (high > low)
-    box = _least_ruled_out(low[near], high[near], peak)
+def _fit(low: np.ndarray, high: np.ndarray, peak: tuple[int, int], origin: int) -> Offset:
+    left, right = peak[0] - peak[1], peak[0] + peak[1]
+    near = (high > left) & (low < right) & (high > low)
+    box = _least_ruled_out(low[near], high[near], left, right)
     if box is None:
         raise _cannot("nothing bounds the offset on both sides")
     middle = (box[0] + box[1]) // 2
     return Offset(middle, box[0], box[1], at_ns=origin, pairs=int(near.sum()), contradicting=box[2])
 
 
-def _least_ruled_out(low: np.ndarray, high: np.ndarray, peak: int) -> tuple[int, int, int] | None:
-    """Return (low, high, contradicting) of the offsets about the peak that the fewest intervals rule out."""
-    left, right = peak - _SEARCH_NS, peak + _SEARCH_NS
+def _least_ruled_out(low: np.ndarray, high: np.ndarray, left: int, right: int) -> tuple[int, int, int] | None:
+    """Return (low, high, contradicting) of the offsets between two that the fewest intervals rule out."""
     edges = np.concatenate([low, high])
     steps = np.concatenate([np.ones(len(low), np.int64), -np.ones(len(high), np.int64)])
     order = np.argsort(edges, kind="stable")
     edges, ruled_out = edges[order], np.cumsum(steps[order])
     # Between edges[i] and edges[i + 1] there are ruled_out[i] contradictions.
-    inside = np.flatnonzero((edges[:-1] >= left) & (edges[1:] <= right) & (edges[:-1] < edges[1:]))
-    if not len(inside):
+    pieces = np.flatnonzero(edges[:-1] < edges[1:])
+    start, end, count = edges[pieces], edges[pieces + 1], ruled_out[pieces]
+    inside = (start >= left) & (end <= right)
+    if not inside.any():
         return None
-    fewest = int(ruled_out[inside].min())
-    good = ruled_out[inside] <= fewest + int(_SLACK * len(low))
-    best = int(np.argmin(ruled_out[inside]))
-    first = best - int(np.argmin(good[best::-1])) + 1 if not good[: best + 1].all() else 0
-    last = best + int(np.argmin(good[best:])) - 1 if not good[best:].all() else len(good) - 1
-    at_edge = inside[first] == 0 or inside[last] == len(edges) - 2
-    low_ns, high_ns = int(edges[inside[first]]), int(edges[inside[last] + 1])
-    return None if at_edge and high_ns - low_ns > _SEARCH_NS else (low_ns, high_ns, fewest)
+    fewest = int(count[inside].min())
+    best = int(np.argmax(inside & (count == fewest)))
+    bad = np.flatnonzero(count > fewest + int(_SLACK * len(low)))
+    before, after = bad[bad < best], bad[bad > best]
+    # Where nothing in reach ends the best stretch, nothing says how far it goes.
+    if not len(before) or not len(after) or start[before[-1] + 1] < left or end[after[0] - 1] > right:
+        return None
+    return int(start[before[-1] + 1]), int(end[after[0] - 1]), fewest
 
 
 def _cannot(why: str) -> FailedError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import shlex
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from itertools import pairwise
@@ -233,12 +234,16 @@ def open_folder(path: Path) -> Folder:
 
 
 def _nearby(path: Path) -> str:
+    """Return the command to type next: look at the trace whose name is nearest, or at the bundled ones."""
     try:
         traces = [item.parent.name for item in sorted(path.absolute().parent.glob("*/meta.json"))[:1000]]
     except OSError:
         traces = []
     close = difflib.get_close_matches(path.name, traces, n=3, cutoff=0.4) or traces[:3]
-    return ", ".join(str(path.parent / name) for name in close) or "tracekit datasets list"
+    if not close:
+        return "tracekit datasets list"
+    first, *others = (shlex.quote(str(path.parent / name)) for name in close)
+    return f"tracekit info {first}" + (f"   # or {', '.join(others)}" if others else "")
 
 
 def _raise_unfinished(folder: Folder) -> None:

@@ -49,6 +49,7 @@ ln -sf /proc/self/fd /dev/fd
 busybox ip link set lo up
 hostname lab-host
 echo madvise >/sys/kernel/mm/transparent_hugepage/enabled
+[ -b /dev/vde ] && mkswap /dev/vde >/dev/null && swapon /dev/vde
 mkdir -p /out
 cd /out
 """

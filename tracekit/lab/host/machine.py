@@ -34,12 +34,12 @@ _RESULT_BYTES: Final = 16 << 30  # a sparse file: takes what is written
 class HostPlan:
     """What a lab host is made of; sizes in bytes. `put` are files and folders it finds in /opt/tracekit/in.
 
-    `swap_bytes` adds a virtio block device of that size, /dev/vde, for the host to swap to.
+    `swap_bytes` adds a virtio block device of that size, /dev/vde, which the host swaps to.
     """
 
     kernel: str = "6.12"
     memory_bytes: int = 4 << 30
-    vcpus: int = 2
+    vcpus: int = 1
     accel: Accel = "auto"
     swap_bytes: int = 0
     put: tuple[Path, ...] = ()
@@ -73,7 +73,8 @@ class HostMachine:
         if accel == "auto":
             accel = "kvm" if can_run_linux_under_kvm() else "tcg"
         # With a thread for each CPU, TCG (7.2) now and then runs a stale int3 after the kernel has patched
-        # its own code, and tracing patches a lot: "Oops: int3". One thread for all CPUs can't.
+        # its own code, and tracing patches a lot: "Oops: int3". One thread for all CPUs can't; but it gives
+        # each busy CPU turns of 100 ms, so that two CPUs that wait for each other are slower than one.
         how = "tcg,thread=single" if accel == "tcg" else accel
         say(f"starting the lab host: Linux {kernel.release} in QEMU with {accel}")
         with contextlib.ExitStack() as cleanup:

@@ -1,0 +1,154 @@
+"""Every kind of event counted by somebody else as well: ftrace, QEMU's own trace, the guest's own account.
+
+docs/probes.md has the table of what was shown against what.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from tests.live.recording import GUEST, of_kind, record_command, wait_for, writing_to
+from tests.live.second_tracer import SecondTracer, second_tracer
+from tracekit.probes.plan import RecordPlan
+from tracekit.probes.run import record
+from tracekit.trace import Trace, open_trace
+from tracekit.trace.schema import FLAG_ZEROED, PAGE_BYTES
+
+pytestmark = pytest.mark.live("bpf", "root")
+
+PAGES = ("kmem/mm_page_alloc", "kmem/mm_page_free")
+DAMON_STATE = Path("/sys/kernel/mm/damon/admin/kdamonds/0/state")
+DAMON = "damon/damon_aggregated"
+
+
+def at_most_lost(trace: Trace) -> int:
+    """How many events the ledger says may be missing at most (interrupts inside BPF programs)."""
+    assert trace.losses.filter(~pl.col("reason").str.starts_with("nested")).height == 0
+    counts = trace.losses["reason"].str.extract(r"at most ([\d,]+)").str.replace_all(",", "").cast(pl.Int64)
+    return int(counts.sum())
+
+
+def same_window(trace: Trace, tracer: SecondTracer, own: set[int]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Both tracers' rows between two quiet moments of the second one, without the recorder's own threads."""
+    rows = tracer.rows.sort("ts_ns")
+    quiet = rows.filter(pl.col("ts_ns").diff() > 50_000)["ts_ns"] - 25_000
+    start, end = quiet[1], quiet[-2]
+    theirs = rows.filter(pl.col("ts_ns").is_between(start, end), ~pl.col("tid").is_in(list(own)))
+    ours = trace.events.filter(pl.col("ts_ns").is_between(start, end)).collect()
+    return ours.with_columns(pl.col("kind").cast(pl.String)), theirs
+
+
+def test_pages_and_access_regions_of_this_machine_are_those_another_tracer_saw(tmp_path: Path) -> None:
+    """This machine is a VM: from inside it, all that its kernel hands out, zeroed or not, and takes back."""
+    path = tmp_path / "machine.trace"
+    damon = DAMON_STATE.exists() and DAMON_STATE.read_text().strip() == "on"
+    over = tmp_path / "over"
+    until_over = ("sh", "-c", f"until [ -e {over} ]; do sleep 0.1; done")
+    recorder = threading.Thread(target=record, args=(RecordPlan(out=path, guest=True, command=until_over),))
+    recorder.start()
+    try:
+        wait_for((path / "meta.json").exists)
+        time.sleep(0.5)
+        with second_tracer(*PAGES, *([DAMON] if damon else [])) as tracer:
+            time.sleep(6.5 if damon else 2)  # DAMON here speaks every 5 s
+            own = {int(task.name) for task in Path("/proc/self/task").iterdir()}
+    finally:
+        over.touch()
+        recorder.join()
+    trace = open_trace(path)
+    ours, theirs = same_window(trace, tracer, own)
+    for kind, event in (("page_alloc", "mm_page_alloc"), ("page_free", "mm_page_free")):
+        seen = theirs.filter(pl.col("event") == event)
+        seen = seen.with_columns(
+            pl.col("tid").cast(pl.UInt32),
+            gfn=pl.col("text").str.extract(r"pfn=0x([0-9a-f]+)").str.to_integer(base=16, dtype=pl.UInt64),
+        )
+        mine = ours.filter(pl.col("kind") == kind)
+        keys = ["tid", "gfn"]
+        both = mine.group_by(keys).len("mine").join(seen.group_by(keys).len("seen"), on=keys, how="full")
+        both = both.select(pl.col("mine", "seen").fill_null(0).cast(pl.Int64))
+        assert seen.height > 100
+        assert both.filter(pl.col("mine") > pl.col("seen")).height == 0
+        missing = int((both["seen"] - both["mine"]).sum())
+        assert missing <= at_most_lost(trace)
+        if kind == "page_alloc":
+            zeroed = seen.filter(pl.col("text").str.contains("__GFP_ZERO", literal=True)).height
+            assert 0 <= zeroed - mine.filter(pl.col("flags") & FLAG_ZEROED != 0).height <= missing
+    if damon:
+        seen = theirs.filter(pl.col("event") == "damon_aggregated")["text"]
+        found = [re.search(r"(\d+)-(\d+): (\d+)", text) for text in seen]
+        numbers = [tuple(map(int, match.groups())) for match in found if match]
+        regions = [(start // PAGE_BYTES, (end - start) // PAGE_BYTES, n) for start, end, n in numbers]
+        assert len(regions) == len(seen) > 0
+        rows = ours.filter(pl.col("kind") == "access").select("gfn", "pages", "arg")
+        assert rows.rows() == regions
+
+
+LINUX = """
+import sys, time
+from tracekit.lab.linux_guest import LinuxGuest, LinuxPlan
+events = ("ram_block_discard_range", "virtio_balloon_handle_output")
+log = (*(word for event in events for word in ("-trace", event)), "-D", sys.argv[1])
+with LinuxGuest(LinuxPlan(memory_bytes=256 << 20, accel="tcg", qemu_arguments=log)) as guest:
+    guest.allocate(100 << 20)
+    guest.free()
+    time.sleep(6)
+    guest.balloon(224 << 20)
+    guest.balloon(256 << 20)
+"""
+
+
+@pytest.mark.live("bpf", "root", "qemu-system-x86_64")
+def test_what_qemu_says_it_discarded_is_what_was_recorded(tmp_path: Path) -> None:
+    """A Linux boot, page reports, the balloon through the monitor: QEMU's own trace, call by call."""
+    log = tmp_path / "qemu.log"
+    trace, _ = record_command(tmp_path / "qemu.trace", sys.executable, "-c", LINUX, str(log))
+    text = log.read_text()
+    discarded = [
+        (int(hva, 16), int(size, 16) // PAGE_BYTES)
+        for hva, size in re.findall(r"ram_block_discard_range \S+@(0x[0-9a-f]+) \+ (0x[0-9a-f]+)", text)
+    ]
+    moved = [int(gpa, 16) // PAGE_BYTES for gpa in re.findall(r"handle_output .* gpa: (0x[0-9a-f]+)", text)]
+    rows = {kind: of_kind(trace, kind) for kind in ("balloon_inflate", "balloon_deflate", "free_page_report")}
+    pages = (32 << 20) // PAGE_BYTES
+    taken = pl.concat([rows["balloon_inflate"], rows["free_page_report"]]).sort("ts_ns")
+    assert taken.select("hva", "pages").rows() == discarded
+    assert rows["balloon_inflate"].height == rows["balloon_deflate"].height == pages
+    assert rows["free_page_report"]["pages"].sum() * PAGE_BYTES > 60 << 20
+    in_order = pl.concat([rows["balloon_inflate"], rows["balloon_deflate"]]).sort("ts_ns")
+    assert in_order["gfn"].to_list() == moved
+
+
+@pytest.mark.live("kvm", "bpf", "root")
+def test_a_guest_of_two_vcpus_is_counted_the_same_by_ftrace(tmp_path: Path) -> None:
+    """Faults, mappings, calls, unmappings and memslots of a KVM guest: ftrace's count of the same process."""
+    account = tmp_path / "guest.json"
+    options = ("--pages", "10007", "--vcpus", "2", "--order", "random", "--hot-add", "1009", "--zero-first")
+    calls = ("syscalls/sys_enter_madvise", "kvm/kvm_unmap_hva_range", "kvm/kvm_vcpu_wakeup")
+    faults = ("kvmmmu/kvm_mmu_spte_requested", "kvmmmu/kvm_mmu_set_spte")
+    with second_tracer(*calls, *faults) as tracer:
+        trace, _ = record_command(tmp_path / "guest.trace", *writing_to(account, *GUEST, *options))
+    guest = json.loads(account.read_text())
+    vm = [one["pid"] for one in trace.meta.vms].index(guest["pid"])
+    rows = trace.events.filter(pl.col("vm") == vm).collect()
+    ours = {kind: rows.filter(pl.col("kind") == kind) for kind in rows["kind"].cast(pl.String).unique()}
+    theirs = tracer.rows.filter(pl.col("tgid") == guest["pid"])
+    seen = dict(theirs["event"].value_counts().iter_rows())
+    faults_taken = ours["ept_violation"].height
+    assert faults_taken == guest["kvm_counters"]["pf_taken"] > 10_007 + 1009
+    if trace.meta.host["mmu_mode"] == "shadow":
+        assert faults_taken == seen["kvm_mmu_spte_requested"]
+        mapped = ours["ept_violation"].filter(pl.col("level").is_not_null()).height + ours["map"].height
+        assert mapped == seen["kvm_mmu_set_spte"]
+    assert ours["madvise"].height == seen["sys_madvise"]
+    assert ours["memslot"].height == len(guest["memslots"]) == 3
+    assert "vcpu_block" not in ours
+    assert "kvm_vcpu_wakeup" not in seen
