@@ -27,7 +27,7 @@ PLAIN_ROWS = 20_000
 SPECIAL_WORK = 30_000_000
 """From so many rows times settings on: a kernel of just what is on, compiled once (seconds), then quicker."""
 
-BY_BLOCK_SETTINGS = 3
+BY_BLOCK_SETTINGS = 8
 """With so many replays in a pass, sorting its batches by block costs less than it saves."""
 
 STATE_BYTES = 2 << 30
