@@ -98,11 +98,16 @@ class Attribution:
 
     def _by_pidfd(self, out: dict[str, np.ndarray]) -> None:
         rows = np.flatnonzero(out["kind"] == _PROCESS_MADVISE)
+        if not len(rows):
+            return
         pids = list(self._pids())
-        for caller, pidfd in {(int(out["rip"][row]), int(out["extra"][row])) for row in rows}:
+        callers, pidfds = out["rip"][rows], out["extra"][rows]
+        # A call has up to 64 rows, and a caller makes many: of equal neighbours only the first is looked at.
+        new = np.flatnonzero((callers[1:] != callers[:-1]) | (pidfds[1:] != pidfds[:-1])) + 1
+        for caller, pidfd in {(int(callers[at]), int(pidfds[at])) for at in (0, *new.tolist())}:
             target = _process_of(caller, pidfd)
             if target in pids:
-                same = rows[(out["rip"][rows] == caller) & (out["extra"][rows] == pidfd)]
+                same = rows[(callers == caller) & (pidfds == pidfd)]
                 out["vm"][same] = pids.index(target)
         out["rip"][rows] = 0
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tracekit.errors import UsageError
+from tracekit.trace.sampling import Sampler
 
 __all__ = ["RecordPlan", "RecordReport", "Status"]
 
@@ -23,7 +24,8 @@ class RecordPlan:
     `rotate_keep` (0 = all); `keep_last_seconds` keeps events in memory and writes the last ones at the end
     and on SIGUSR1. `user` and `group` own the trace and run the command. `monitor` is a QEMU monitor
     socket (QMP) to ask for memory ranges. `least_privilege`: once the probes are attached, this process
-    becomes `user` for good and gives up what it needs no more (see `privileges.give_up`).
+    becomes `user` for good and gives up what it needs no more (see `privileges.give_up`). `sample` writes
+    only that share of the guest's memory (see `tracekit.trace.sampling`).
     """
 
     out: Path
@@ -41,6 +43,7 @@ class RecordPlan:
     group: int | None = None
     monitor: Path | None = None
     least_privilege: bool = False
+    sample: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what can't be (UsageError)."""
@@ -58,6 +61,8 @@ class RecordPlan:
         ):
             if value is not None and value <= 0:
                 raise UsageError(f"the {name} must be more than 0", hint="tracekit record --help")
+        if self.sample is not None:
+            Sampler(self.sample)
         if self.rotate_seconds and self.keep_last_seconds:
             raise UsageError("--rotate and --keep-last exclude each other", hint="tracekit record --help")
 

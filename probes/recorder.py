@@ -26,6 +26,7 @@ from tracekit.probes.vmm import classify
 from tracekit.probes.vms import Vms
 from tracekit.probes.wire import RECORD
 from tracekit.probes.writers import FlightWriter, Writer
+from tracekit.trace.sampling import Sampler
 from tracekit.trace.schema import KINDS
 
 __all__ = ["Recorder"]
@@ -61,9 +62,11 @@ class Recorder:
         self._losses = probes.loss_reader()
         self._ledger = LossLedger()
         self._attribution = Attribution(self._memslots, lambda: vms.pids)
+        self._sampler = None if plan.sample is None else Sampler(plan.sample)
         self._cost = CostMeter(probes, catalogue, switch)
         self._kinds = np.zeros(len(KINDS), np.int64)
         self._samples: dict[str, float] = {}
+        self._saved_vms = repr(self._meta.vms)  # the writer saved its meta when it began
         self._batch: pa.RecordBatch | None = None
         self._start_ns = start_ns
         self._flushed_ns = self._sampled_ns = self._newest_ns = 0
@@ -94,7 +97,7 @@ class Recorder:
         self._memslots.fill_gfns(out)
         classify(out, self._vms.signatures, hugetlb)
         self._batch = decode.to_batch(out)
-        self._writer.append(self._batch)
+        self._writer.append(self._batch if self._sampler is None else self._sampler.thin(self._batch))
         self._kinds += np.bincount(out["kind"], minlength=len(KINDS))
 
     def tick(self) -> None:
@@ -104,6 +107,7 @@ class Recorder:
         if now - self._flushed_ns >= _FLUSH_NS:
             self._flushed_ns = now
             self._vms.refresh()
+            self._save_vms()
             self._attribution.note_cgroups()
             self._enter_losses()
             self._writer.flush()
@@ -153,6 +157,8 @@ class Recorder:
         if any(is_emulated(vm["argv"]) for vm in meta.vms) and not any(vm["vcpus"] for vm in meta.vms):
             meta.host["mmu_mode"] = "tcg"
         report.cost = meta.extra["cost"] = self._cost.finish(stop_ns, self.kinds)
+        if self._sampler is not None:
+            meta.sampling = self._sampler.facts()
         self._writer.close()
         report.rows = meta.rows or 0
         report.bytes_written = self._writer.bytes_written
@@ -161,6 +167,12 @@ class Recorder:
         report.lost, report.losses = self._ledger.lost, self._ledger.by_reason
         report.where = self._ledger.lines(self._start_ns)
         return report
+
+    def _save_vms(self) -> None:
+        """Have a crash find the VMs that are known by now, not just those of the start."""
+        if (known := repr(self._meta.vms)) != self._saved_vms:
+            self._saved_vms = known
+            self._writer.save_meta()
 
     def _sample(self, now_ns: int) -> None:
         for metric, value in sample_host():

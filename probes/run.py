@@ -25,6 +25,7 @@ from tracekit.probes.vms import ThisGuest, VmList
 from tracekit.probes.writers import FlightWriter, RotatingWriter, Writer, numbered
 from tracekit.trace import Meta, TraceWriter
 from tracekit.trace.meta import Host, Probes
+from tracekit.trace.sampling import Sampler
 
 __all__ = ["record"]
 
@@ -159,6 +160,7 @@ def _meta(plan: RecordPlan, described: Host, probes: LoadedProbes) -> Meta:
         clock=host.clock(),
         probes=Probes(active=probes.active, refused=probes.refused),
         filters=filters,
+        sampling={} if plan.sample is None else Sampler(plan.sample).planned(),
         command=redact(plan.command),
         start_ns=time.monotonic_ns(),
         extra={"side": "guest" if plan.guest else "host"},

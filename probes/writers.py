@@ -56,6 +56,9 @@ class Writer(Protocol):
     def add_loss(self, cpu: int | None, t0_ns: int, t1_ns: int, lost: int | None, reason: str) -> None:
         """Enter lost events into the ledger."""
 
+    def save_meta(self) -> None:
+        """Make what `meta` says now safe against a crash."""
+
     def flush(self) -> int:
         """Do what is due; returns how many rows are safe."""
 
@@ -135,6 +138,11 @@ class RotatingWriter:
         """Enter lost events into the ledger of the trace that is being written."""
         self._writer.add_loss(cpu, t0_ns, t1_ns, lost, reason)
 
+    def save_meta(self) -> None:
+        """Make what `meta` says now safe against a crash, in the trace that is being written."""
+        _copy_facts(self.meta, self._writer.meta)
+        self._writer.save_meta()
+
     def flush(self) -> int:
         """Flush; when the time is over, finalise this trace and begin the next."""
         if time.monotonic_ns() - self._began_ns >= self._every_ns:
@@ -211,6 +219,9 @@ class FlightWriter:
     def add_loss(self, cpu: int | None, t0_ns: int, t1_ns: int, lost: int | None, reason: str) -> None:
         """Enter lost events into the ledger."""
         self._losses.append((cpu, t0_ns, t1_ns, lost, reason))
+
+    def save_meta(self) -> None:
+        """Nothing is on the disk before a dump."""
 
     def want_dump(self) -> None:
         """Ask for a dump at the next flush (all that a signal handler may do)."""

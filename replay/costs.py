@@ -19,6 +19,8 @@ from tracekit.replay.toml_lines import line_of, nearest
 __all__ = ["COSTS", "Cost", "Profile", "load_profile"]
 
 COSTS: Final[Mapping[str, str]] = {
+    "exit": "the guest's way out of an MMU fault and back, beside what its latency in a trace holds",
+    "cold_touch_4k": "the guest's first touch of a 4 KiB page backed ahead: misses of caches and TLB",
     "ept_4k": "MMU fault of the guest, one 4 KiB page: exit, host allocation and zeroing, mapping, entry",
     "ept_backed_4k": "MMU fault of the guest on memory that the host backed ahead: exit, one entry, re-entry",
     "ept_2m": "the same as ept_4k for one 2 MiB page",

@@ -215,6 +215,8 @@ def make_drive(
                         for p in range(page + 1, page + n):
                             e = Event(op, p, page + n - p, level, bits | ev.CONTINUED, lane, done, done, 0)
                             s.words[p] = touch(s, look(s, e, int64(s.words[p]), on, own), t, done, spared)
+                        if verdict not in (SKIPPED, HIT) and not bits & ev.ON_HOST:
+                            pg.map_around(s, page)
                         s.clock[pg.CLOCK_SPARED] = 1 if spared else 0
                 book_fault(s, lane, who, verdict, cls, latency, measured, service)
                 if in_order:

@@ -170,8 +170,8 @@ class Ledger:
     def _spread(self, mask: NDArray[np.bool_]) -> tuple[Amount, bool]:
         """Return how far prices could move the saved stall (around 0), and whether any was used.
 
-        Recorded latencies are exact. A fault that was shortened takes what a price says, of its latency at
-        most and of nothing at least.
+        Recorded latencies are exact. A fault that was shortened takes what a price says; its range is in the
+        hypotheses of what shortened it.
         """
         table, added = self._fault_table().sum(axis=0), self._added_table().sum(axis=0)
         changed = table[1:, :, ac.UNMEASURED].sum(axis=0)
@@ -183,12 +183,8 @@ class Ledger:
                 spread = price.times(n)
                 low += spread.low - spread.value
                 high += spread.high - spread.value
-        short = table[ac.SHORTENED][mask]
-        left = short[:, ac.NEW_NS].sum()
-        nominal = self.prices.nominal()[mask]
-        low -= float((short[:, ac.BASE_NS] + short[:, ac.UNMEASURED] * nominal).sum() - left)
-        high += float(left)
-        used = bool(changed[mask].any() or extra[mask].any() or short[:, ac.COUNT].any())
+        short = bool(table[ac.SHORTENED][mask][:, ac.COUNT].any())
+        used = bool(changed[mask].any() or extra[mask].any() or short)
         return Amount(0.0, min(low, 0.0), high), used
 
     def _refaults_by_class(self) -> NDArray[np.int64]:
@@ -237,10 +233,11 @@ class Ledger:
         # of stall that was removed on any of them counts once. Prices move it as far as they move the stall.
         spread, _ = self._spread(np.ones(ev.CLASSES, bool))
         calls = self._priced("hypercall_time")
+        others = self._beside_stall(lanes)
         saved = Amount(
-            value,
-            min(value, int(shift.min())) + spread.low + calls.value - calls.high,
-            max(value, int(shift.max()), union) + spread.high + calls.value - calls.low,
+            value + others.value,
+            min(value, int(shift.min())) + spread.low + calls.value - calls.high + others.low,
+            max(value, int(shift.max()), union) + spread.high + calls.value - calls.low + others.high,
         ).minus(startup)
         label = weaker(self._label(), "bounded" if saved.low < saved.high else "measured")
         figures = {"critical_path": Figure.of(span, saved, "assumed" if self._uses_prices() else label)}
@@ -248,9 +245,31 @@ class Ledger:
             figures["startup"] = Figure.of(0, startup.times(-1), "assumed")
         return figures
 
+    def _beside_stall(self, lanes: NDArray[np.int64]) -> Amount:
+        """Return what the guest is spared on its path besides stall: ways out and in, and its own zeroing.
+
+        Pages backed ahead are no longer in the caches when they are touched: that is lost. Value: each of the
+        vCPUs has the same share; the critical one may have none of it, or all.
+        """
+        table, added = self._fault_table()[..., ac.COUNT].sum(axis=0), self._added_table()[..., 0].sum(axis=0)
+        gone = table[ac.SKIPPED] + table[ac.HIT] + table[ac.REPRICED] - added.sum(axis=0)
+        exits = sum(int(n) for one, n in enumerate(gone) if class_name(one).startswith("ept"))
+        hits = self._fault_table()[..., ac.COUNT][:, (ac.HIT, ac.SHORTENED)].sum(axis=(1, 2))
+        cold = sum(
+            int(hits[k])
+            for k, m in enumerate(self.mechanisms, 1)
+            if m.name in self.contexts and m.small_pages(self.contexts[m.name])
+        )
+        spared = self.prices.named({"exit": exits, "cold_touch_4k": -cold}).minus(self._priced("guest_cpu"))
+        if len(lanes) == 1:
+            return spared
+        return Amount(spared.value / len(lanes), min(0.0, spared.low), max(0.0, spared.high))
+
     def _uses_prices(self) -> bool:
         """Return whether times in the counterfactual rest on any price."""
         if self._spread(np.ones(ev.CLASSES, bool))[1] or self._priced("startup").high:
+            return True
+        if self._beside_stall(vcpu_lanes(self.timeline)) != Amount.exact(0):
             return True
         # Work beside the guest sets a time only where it makes memory ready.
         ahead = [m for m in self.mechanisms if m.name in self.contexts and m.stage is Stage.BACK]
@@ -266,23 +285,33 @@ class Ledger:
         before = float(int(world.resident[0]) * span - held(world, 0))
         after = float(int(world.resident[1]) * horizon - held(world, 1))
         curve = world.curve.reshape(2, -1).cumsum(axis=1).max(axis=1)
+        # Prices move each change of what is resident by as much as they move the stall before it.
+        spread = self._spread(np.ones(ev.CLASSES, bool))[0] if self.contexts else Amount.exact(0)
+        moved = max(-spread.low, spread.high) * float(np.abs(world.curve.reshape(2, -1)[1]).sum())
         earlier = self.facts.earlier_bytes
         longest = earlier and earlier / (1 << 30) * span / 1e9
         return {
-            "resident_time": self._memory(before / GIB_S, after / GIB_S, longest),
-            "resident_mean": self._memory(before / span * PAGE_BYTES, after / horizon * PAGE_BYTES, earlier),
+            "resident_time": self._memory(before / GIB_S, after / GIB_S, longest, moved / GIB_S),
+            "resident_mean": self._memory(
+                before / span * PAGE_BYTES,
+                after / horizon * PAGE_BYTES,
+                earlier,
+                moved / horizon * PAGE_BYTES,
+            ),
             "resident_peak": self._memory(
                 max(int(curve[0]), 0) * PAGE_BYTES, max(int(curve[1]), 0) * PAGE_BYTES, earlier
             ),
         }
 
-    def _memory(self, before: float, after: float, earlier: float) -> Figure:
+    def _memory(self, before: float, after: float, earlier: float, moved: float = 0.0) -> Figure:
         """Return a figure of resident memory, with what may have been `earlier` than the recording.
+
+        Prices may move it by `moved` either way.
 
         Pages that were there before add to the baseline; a mechanism that takes memory could save them, one
         that backs memory ahead finds them there.
         """
-        saved = Amount.exact(before - after)
+        saved = Amount(before - after, before - after - moved, before - after + moved)
         unsure = bool(earlier) or self.facts.assumed_slots
         taking = any(m.stage is Stage.TAKE for m in self.mechanisms if m.name in self.contexts)
         if self.contexts and (before != after or taking):

@@ -16,7 +16,7 @@ from tracekit.replay.events import BLOCK_PAGES
 from tracekit.replay.index import VM_SHIFT, Directory, block_of, in_slots
 from tracekit.replay.jit import hot, int64
 
-__all__ = ["World", "back", "drop", "gfn_of", "held", "neighbour", "owner_of"]
+__all__ = ["World", "back", "drop", "gfn_of", "held", "map_around", "neighbour", "owner_of"]
 
 # Baseline half.
 B_BACKED: Final = 1 << 0
@@ -82,7 +82,8 @@ CLOCK_CLOSED: Final = 1  # 1 = closed loop, 0 = open loop
 CLOCK_END: Final = 2  # end of the trace, ns
 CLOCK_SPARED: Final = 3  # 1 = the last fault was SKIPPED (for its further blocks)
 CLOCK_LEVELS: Final = 4  # 1 = the trace names levels: a guest's fault without one mapped nothing
-CLOCK_CELLS: Final = 5
+CLOCK_AROUND: Final = 5  # pages of the aligned group that one fault of the guest maps where the host has them
+CLOCK_CELLS: Final = 6
 
 
 @hot
@@ -129,6 +130,17 @@ def drop(s: World, word: int, t: int, who: int) -> int:
     if who > 0:
         word |= C_TAKEN
     return word | (who << OWNER_SHIFT)
+
+
+@hot
+def map_around(s: World, page: int) -> None:
+    """Let a guest's fault map the neighbours that the host has already, as KVM's shadow paging does."""
+    group = int(s.clock[CLOCK_AROUND])
+    if group > 1:
+        first = page - page % group
+        for p in range(first, first + group):
+            if s.words[p] & C_BACKED:
+                s.words[p] &= ~C_UNMAPPED
 
 
 UNSEEN: Final = -1

@@ -162,7 +162,9 @@ def notes(trace: TraceLike, timeline: Timeline, facts: Survey) -> list[str]:
         said.append(f"latencies are without the recorder's own programs between their two stamps: {taken}")
     if facts.earlier_bytes:
         known = math.isfinite(facts.earlier_bytes)
-        pages = str(round(facts.earlier_bytes / PAGE_BYTES)) if known else "an unknown number of"
+        pages = (
+            str(round(facts.earlier_bytes / timeline.share / PAGE_BYTES)) if known else "an unknown number of"
+        )
         said.append(
             f"{pages} pages may have been mapped before the recording began: resident is at least this"
         )

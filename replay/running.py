@@ -15,13 +15,14 @@ from tracekit.errors import UsageError
 from tracekit.replay.chain import Chain, chain_of
 from tracekit.replay.chance import CHANCE, chance_rows, window_ends
 from tracekit.replay.costs import Profile, load_profile
-from tracekit.replay.curves import BASELINE, resident_curve
+from tracekit.replay.curves import BASELINE, banded, resident_curve
 from tracekit.replay.ledger import Figure, Ledger, unit_of, widened
 from tracekit.replay.losses import with_losses
 from tracekit.replay.mechanisms import Context, Mechanism, known_mechanisms
 from tracekit.replay.parts import Phase, parse_phases, phase_figures, vcpu_figures
 from tracekit.replay.pricing import Prices
 from tracekit.replay.result import Result, Row, notes, provenance
+from tracekit.replay.sampled import Sample, require_local, sample_of
 from tracekit.replay.scenarios import Scenario, parse_scenario
 from tracekit.replay.state import Replay, Setting
 from tracekit.replay.survey import Survey, survey
@@ -99,6 +100,7 @@ class Room:
     seed: int
     closed: bool
     plain: bool | None
+    sample: Sample | None = None
     phases: Sequence[Phase] = ()
     curves: dict[str, pl.DataFrame] = field(default_factory=dict)
 
@@ -125,18 +127,24 @@ class Room:
         chain = chain_of({**known_mechanisms(), **{m.name: m for m in mechanisms}}.values())
         prices = Prices.of(facts, profile)
         parts = parse_phases(phases, trace, timeline.start_ns, timeline.span_ns)
-        return cls(trace, timeline, facts, profile, prices, chain, seed, closed_loop, plain, parts)
+        sample = sample_of(timeline)
+        return cls(trace, timeline, facts, profile, prices, chain, seed, closed_loop, plain, sample, parts)
 
     def result(self, scenarios: Sequence[Scenario], *, jobs: int = 1, bootstrap: int = 0) -> Result:
         """Replay scenarios, `jobs` at the same time; rows stand in the order of the scenarios.
 
         `bootstrap` resamples give the rows the columns of `tracekit.replay.chance`.
         """
+        if bootstrap and self.sample is not None:
+            raise UsageError("a bootstrap over time says nothing of which blocks a sample holds")
         found = _each(self.rows, scenarios, jobs)
         chances = _each(lambda one: self.chances(one, bootstrap), scenarios if bootstrap else [], jobs)
         names = [BASELINE, *(scenario.name for scenario in scenarios)]
         curves = [self.curves[name] for name in names if name in self.curves]
         about = provenance(self.trace, self.timeline, self.facts, scenarios, self.profile, self.seed)
+        if self.sample is not None:
+            about["sampling"] = self.sample.about()
+            about["notes"].append(self.sample.note())
         result = Result.of([row for rows in found for row in rows], about, curves)
         if not bootstrap:
             return result
@@ -146,7 +154,8 @@ class Room:
 
     def notes(self) -> list[str]:
         """Return what a reader of any figure must know about this trace."""
-        return notes(self.trace, self.timeline, self.facts)
+        own = [] if self.sample is None else [self.sample.note()]
+        return [*notes(self.trace, self.timeline, self.facts), *own]
 
     @property
     def known(self) -> Mapping[str, Mechanism]:
@@ -163,14 +172,18 @@ class Room:
 
         `curve` names the scenario whose resident curves are to be kept.
         """
+        kept: list[tuple[pl.DataFrame, pl.DataFrame]] = []
         asked = [(contexts, self.closed)]
         if any(self.known[name].bounded(context) for name, context in contexts.items()):
             for end in ("low", "high"):
-                asked.append(({n: replace(c, hypothesis=end) for n, c in contexts.items()}, self.closed))
+                assumed = {name: replace(c, hypothesis=end) for name, c in contexts.items()}
+                asked.append((assumed, self.closed))
         if contexts:
             # Some of the guest's work follows its stalls, some a clock of its own: the truth lies between.
             asked.append((contexts, not self.closed))
-        point, *others = self.all_of(asked, curve=curve)
+        point, *others = self.all_of(asked, curves=kept if curve else None)
+        if kept:
+            self._keep(curve, kept)
         figures = {
             name: widened(figure, [other[name] for other in others if name in other])
             for name, figure in point.items()
@@ -184,32 +197,46 @@ class Room:
             }
         return figures
 
+    def _keep(self, scenario: str, curves: Sequence[tuple[pl.DataFrame, pl.DataFrame]]) -> None:
+        """Keep the curves of a scenario and of the recorded run, each with what the trace leaves open."""
+        earlier, lost = self.facts.earlier_bytes, self.timeline.trace.lost
+        scale = 1.0 if self.sample is None else self.sample.memory_scale
+        for name, mine in zip((BASELINE, scenario), zip(*curves, strict=True), strict=True):
+            self.curves[name] = banded(name, mine, earlier_bytes=earlier, lost=lost, scale=scale)
+
     def all_of(
-        self, asked: Sequence[tuple[Mapping[str, Context], bool]], *, curve: str = ""
+        self,
+        asked: Sequence[tuple[Mapping[str, Context], bool]],
+        *,
+        curves: list[tuple[pl.DataFrame, pl.DataFrame]] | None = None,
     ) -> list[dict[str, Figure]]:
         """Replay for each of these contexts, in a closed loop or not; return the figures of each.
 
-        They share their passes over the events. `curve` names the curves to keep of the first.
+        They share their passes over the events. `curves` gets resident memory over time of each, as recorded
+        and as replayed.
         """
         settings = []
         for contexts, closed in asked:
             hypothesis = next((context.hypothesis for context in contexts.values()), "point")
-            settings.append(Setting(contexts, self.prices.kernel(hypothesis), closed))
+            around = self.timeline.mapped_around if hypothesis != "low" else 1
+            settings.append(Setting(contexts, self.prices.kernel(hypothesis), closed, around))
         ends = [t for phase in self.phases for t in (phase.start_ns, phase.end_ns)]
         replays = Replay.run_all(self.timeline, self.chain, settings, plain=self.plain, at=ends)
-        found: list[dict[str, Figure]] = []
+        found = []
         for setting, replay in zip(settings, replays, strict=True):
-            if curve and not found:
-                self.curves[curve] = resident_curve(replay, self.timeline, 1, curve)
-                self.curves[BASELINE] = resident_curve(replay, self.timeline, 0, BASELINE)
+            if curves is not None:
+                curves.append(
+                    (resident_curve(replay, self.timeline, 0), resident_curve(replay, self.timeline, 1))
+                )
             found.append(self._figures_of(replay, setting.contexts))
         return found
 
     def _figures_of(self, replay: Replay, contexts: Mapping[str, Context]) -> dict[str, Figure]:
         ledger = Ledger(replay, self.timeline, self.facts, self.chain.mechanisms, contexts, self.prices)
         figures = ledger.figures()
-        parts = {**phase_figures(ledger, self.phases), **vcpu_figures(ledger, figures)}
-        return with_losses({**figures, **parts}, self.timeline.trace.lost, changed=bool(contexts))
+        figures |= {**phase_figures(ledger, self.phases), **vcpu_figures(ledger, figures)}
+        figures = with_losses(figures, self.timeline.trace.lost, changed=bool(contexts))
+        return figures if self.sample is None else self.sample.scaled(figures)
 
     def chances(self, scenario: Scenario, resamples: int) -> list[dict[str, Any]]:
         """Replay once more, window by window, and bootstrap what the windows save."""
@@ -233,6 +260,8 @@ class Room:
         """Return the rows of a scenario: of its one mechanism; or of all, each step, without each."""
         chosen = [m for m in self.chain.mechanisms if m in scenario.mechanisms]
         contexts = {m.name: self.context(scenario, m) for m in chosen}
+        if self.sample is not None:
+            require_local(chosen, contexts)
         whole = self.figures(contexts, curve=scenario.name)
         if len(chosen) <= 1:
             return _rows(scenario.name, chosen[0].name if chosen else NONE, whole)

@@ -39,12 +39,14 @@ class Setting:
     """What one replay assumes: mechanisms with their contexts, prices, closed or open loop.
 
     `costs` (ns, by fault class, then of a fault on a page backed ahead) price faults without a recorded
-    latency and those that were added or shortened.
+    latency and those that were added or shortened. `around`: pages that one fault of the guest maps at most
+    where the host has them already.
     """
 
     contexts: Mapping[str, Context]
     costs: NDArray[np.int64]
     closed: bool = True
+    around: int = 1
 
     def block_local(self, chain: Chain) -> bool:
         """Say whether blocks can be replayed one after another: nothing in it asks what happens elsewhere."""
@@ -100,12 +102,15 @@ class Replay:
         contexts: Mapping[str, Context],
         costs: NDArray[np.int64],
         *,
+        around: int = 1,
         closed: bool = True,
         plain: bool | None = None,
         at: Sequence[int] = (),
     ) -> Replay:
         """Replay with those mechanisms of `chain` that have a context; see `run_all`."""
-        return next(cls.run_all(timeline, chain, [Setting(contexts, costs, closed)], plain=plain, at=at))
+        return next(
+            cls.run_all(timeline, chain, [Setting(contexts, costs, closed, around)], plain=plain, at=at)
+        )
 
     @classmethod
     def run_all(
@@ -209,6 +214,7 @@ class Replay:
         world.clock[pg.CLOCK_CLOSED] = int(setting.closed)
         world.clock[pg.CLOCK_LEVELS] = int(timeline.levels_known)
         world.clock[pg.CLOCK_END] = span
+        world.clock[pg.CLOCK_AROUND] = setting.around
         own = tuple(
             Own(
                 par=np.asarray(setup.par or [0.0], np.float64),

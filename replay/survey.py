@@ -159,7 +159,7 @@ def earlier_bytes(timeline: Timeline) -> float:
         pl.col("ts_ns").cast(pl.Int64) <= timeline.start_ns + FIRST_SAMPLE_NS,
     ).sort("ts_ns")
     first = early.group_by("vm").first()["value"]
-    return most if len(first) < timeline.vms else min(most, float(first.sum()))
+    return most if len(first) < timeline.vms else min(most, float(first.sum()) * timeline.share)
 
 
 def _longer(values: NDArray[np.int64], n: int) -> NDArray[np.int64]:

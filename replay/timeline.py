@@ -35,6 +35,7 @@ from tracekit.trace.schema import KIND_CODE, PAGE_BYTES
 
 __all__ = ["Timeline", "TraceLike"]
 
+MADVISES: Final = (KIND_CODE["madvise"], KIND_CODE["process_madvise"])
 COLUMNS: Final = ["ts_ns", "kind", "vm", "tid", "vcpu", "gfn", "hva", "pages", "level", "access", "flags",
                   "latency_ns", "arg"]  # fmt: skip
 
@@ -69,6 +70,7 @@ class Timeline:
 
     Iterate it once per pass; pages and lanes keep their numbers over passes. A trace of up to `keep_rows`
     rows stays in memory (34 bytes a row) after the first pass; a larger one is read again each time.
+    `share` is the share of guest memory that the trace is a sample of (1 = all of it).
     `start_ns` is the trace's zero, `span_ns` its length; `seen` counts the rows of each operation.
     `levels_known` says whether any fault of the guest has a level. `outside_rows` counts rows whose gfn is
     missing or in no memslot (they count as faults and stall, but no mechanism can save them), `own_faults`
@@ -84,6 +86,7 @@ class Timeline:
         if len(trace.memslots):
             vms = max(vms, int(np.asarray(trace.memslots["vm"]).max()) + 1)
         self.vms = vms
+        self.share = float((getattr(trace.meta, "sampling", None) or {}).get("gfn_hash", 1.0))
         self.index = PageIndex(vms, self.slots)
         self.lanes: Lanes = new_lanes(vms)
         self.seen = np.zeros(32, np.int64)
@@ -109,7 +112,10 @@ class Timeline:
 
     @property
     def memory_bytes(self) -> int | None:
-        """Guest memory by the memslots (bytes, overlaps counted once); None if the trace has none."""
+        """Guest memory by the memslots (bytes, overlaps counted once); None if the trace has none.
+
+        Of a sample, the share of it that the trace is about.
+        """
         if not len(self.slots):
             return None
         total = 0
@@ -120,7 +126,17 @@ class Timeline:
             for _, first, end in rows:
                 total += max(0, int(end) - max(int(first), reach))
                 reach = max(reach, int(end))
-        return total * PAGE_BYTES
+        return round(total * self.share) * PAGE_BYTES
+
+    @property
+    def mapped_around(self) -> int:
+        """Most pages that one 4 KiB fault of the guest maps where the host has them already.
+
+        KVM's shadow paging fills the aligned group of 8 entries (PTE_PREFETCH_NUM of arch/x86/kvm/mmu/mmu.c),
+        nested paging the one that faulted.
+        """
+        host = getattr(self.trace.meta, "host", None) or {}
+        return 8 if host.get("mmu_mode") == "shadow" else 1
 
     def __iter__(self) -> Iterator[Columns]:
         """Yield the columns of one batch after another, in time order."""
@@ -230,7 +246,8 @@ def _raw(batch: pa.RecordBatch, memslots: pl.DataFrame, vms: int) -> Raw:
         raise FailedError(f"an event names VM {int(values['vm'].max())}, but meta.json lists {vms}")
     without = values["gfn"] < 0
     if without.any() and len(memslots):
-        values["gfn"] = _place(batch, values["gfn"], values["vm"], without, memslots)
+        populates = np.isin(values["kind"], MADVISES) & np.isin(values["arg"], (22, 23))  # MADV_POPULATE_*
+        values["gfn"] = _place(batch, values["gfn"], values["vm"], without, populates, memslots)
     return Raw(ts=_values(batch, "ts_ns").view(np.int64), **values)
 
 
@@ -239,9 +256,13 @@ def _place(
     gfn: NDArray[np.int64],
     vm: NDArray[Any],
     without: NDArray[np.bool_],
+    early: NDArray[np.bool_],
     memslots: pl.DataFrame,
 ) -> NDArray[np.int64]:
-    """Fill in the gfn of rows that hold only a host address, through the memslot that was there then."""
+    """Fill in the gfn of rows that hold only a host address, through the memslot that was there then.
+
+    `early` rows may come before it: QEMU populates memory and then gives it to KVM.
+    """
     valid = _valid(batch, "hva")
     rows = np.flatnonzero(without if valid is None else without & valid)
     if not len(rows):
@@ -249,11 +270,10 @@ def _place(
     hva = _values(batch, "hva")[rows].astype(np.int64)
     ts = _values(batch, "ts_ns")[rows].astype(np.int64)
     gfn = gfn.copy()
-    for slot in memslots.iter_rows(named=True):
+    for slot in memslots.sort("from_ns", descending=True).iter_rows(named=True):  # the next one wins
         offset = hva - slot["hva"]
-        hit = (
-            (offset >= 0) & (offset < slot["size_bytes"]) & (vm[rows] == slot["vm"]) & (ts >= slot["from_ns"])
-        )
+        hit = (offset >= 0) & (offset < slot["size_bytes"]) & (vm[rows] == slot["vm"])
+        hit &= (ts >= slot["from_ns"]) | early[rows]
         if slot["to_ns"] is not None:
             hit &= ts <= slot["to_ns"]
         gfn[rows[hit]] = (slot["gpa"] + offset[hit]) // PAGE_BYTES

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,14 @@ from tracekit.trace import events_batch
 
 __all__ = ["duration_ns", "read_damo_json", "read_damo_raw"]
 
+_Times = npt.NDArray[np.uint64]
+_Vms = npt.NDArray[np.uint16]
+
 _UNIT_NS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 _UNIT_NS["d"] = 24 * _UNIT_NS["h"]
 _PART = re.compile(r"([\d,.]+)\s*([a-z]+)?")
 _REGION = r"^(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) \([^)]*\)\s+(?P<accesses>\d+)"
-_HEADING = r"^(base_time_absolute|monitoring_end|target_id):\s*(.*)$"
+_HEADING = re.compile(r"^(base_time_absolute|monitoring_end|target_id):\s*(.*)$")
 _QUIET = r"^(#.*|data source:.*|monitoring_start:.*|monitoring_duration:.*|nr_regions:.*|\s*)$"
 
 
@@ -94,58 +96,71 @@ def _samples(accesses: Any) -> Any:
 
 def read_damo_raw(path: Path | str, sink: Sink) -> None:
     """Read the text of `damo report access --raw_form` (older: `damo report raw`); `-` is stdin."""
-    base_ns = end_ns = vm = 0
-    targets: dict[str, int] = {}
-    line = 1
+    headings = _Headings(sink)
+    before = 0
     with open_bytes(path) as stream:
         for block in line_blocks(stream):
-            texts = pl.Series(block.decode(errors="replace").splitlines())
-            for first, heading, regions in _sections(texts):
-                if heading:
-                    key, value = heading
-                    try:
-                        if key == "base_time_absolute":
-                            base_ns = duration_ns(value)
-                        elif key == "monitoring_end":
-                            end_ns = base_ns + duration_ns(value)
-                        else:
-                            vm = targets.setdefault(value, len(targets))
-                    except (ValueError, KeyError):
-                        sink.bad(line + first, f"{key}: {value}", "not a time of damo")
-                found = regions.str.extract_groups(_REGION).struct.unnest()
-                good = found["start"].is_not_null()
-                odd = regions.filter(~good)
-                at = np.flatnonzero(~good.to_numpy())
-                for offset, text in zip(at.tolist(), odd.to_list(), strict=True):
-                    if not re.match(_QUIET, text):
-                        sink.bad(line + first + bool(heading) + offset, text, "not a region of damo")
-                found = found.filter(good)
-                if found.height:
-                    regions_found = [
-                        *(found[name].str.to_integer(base=16, dtype=pl.UInt64) for name in ("start", "end")),
-                        found["accesses"].cast(pl.UInt64),
-                    ]
-                    _rows(sink, vm, end_ns, [column.to_numpy() for column in regions_found])
-            line += texts.len()
-            sink.report.lines = line - 1
-    sink.vms([-1] * len(targets))
+            lines = pl.Series(block.decode(errors="replace").splitlines())
+            found = lines.str.extract_groups(_REGION).struct.unnest()
+            is_region = found["start"].is_not_null()
+            ends_ns, vms, changes = headings.read(lines, is_region, before)
+            # A region belongs to the last heading above it.
+            under = np.searchsorted(changes, is_region.arg_true().to_numpy(), "right")
+            regions = found.filter(is_region)
+            if regions.height:
+                start, end = (
+                    regions[name].str.to_integer(base=16, dtype=pl.UInt64).to_numpy()
+                    for name in ("start", "end")
+                )
+                accesses = regions["accesses"].cast(pl.UInt64).to_numpy()
+                _rows(sink, vms[under], ends_ns[under], [start, end, accesses])
+            before += lines.len()
+            sink.report.lines = before
+    sink.vms([-1] * len(headings.targets))
 
 
-def _sections(texts: pl.Series) -> Iterator[tuple[int, tuple[str, str] | None, pl.Series]]:
-    """Cut a block at its headings; yields (first line, heading (key, value), the lines after it)."""
-    heads = np.flatnonzero(texts.str.contains(_HEADING).to_numpy())
-    if not heads.size or heads[0] > 0:
-        yield 0, None, texts[: int(heads[0])] if heads.size else texts
-    for head, following in zip(heads, [*heads[1:], texts.len()], strict=True):
-        match = re.match(_HEADING, texts[int(head)])
-        assert match
-        yield int(head), (match[1], match[2].strip()), texts[int(head) + 1 : int(following)]
+class _Headings:
+    """What the headings of a raw report say of the regions below them, from block to block."""
+
+    def __init__(self, sink: Sink) -> None:
+        self.targets: dict[str, int] = {}
+        self._sink = sink
+        self._base_ns = self._end_ns = self._vm = 0
+
+    def read(self, lines: pl.Series, is_region: pl.Series, before: int) -> tuple[_Times, _Vms, list[int]]:
+        """Return (ends_ns, vms, changes): what holds at the block's start, then from each line in `changes`.
+
+        `before` lines of the file are above this block. Lines that are nothing of damo's are told as bad.
+        """
+        ends_ns, vms, changes = [self._end_ns], [self._vm], []
+        others = (~is_region & ~lines.str.contains(_QUIET)).arg_true()
+        for at, text in zip(others.to_list(), lines.gather(others).to_list(), strict=True):
+            match = _HEADING.match(text)
+            if not match:
+                self._sink.bad(before + 1 + at, text, "not a region of damo")
+                continue
+            try:
+                self._take(match[1], match[2].strip())
+            except (ValueError, KeyError):
+                self._sink.bad(before + 1 + at, text, "not a time of damo")
+            ends_ns.append(self._end_ns)
+            vms.append(self._vm)
+            changes.append(at)
+        return np.array(ends_ns, np.uint64), np.array(vms, np.uint16), changes
+
+    def _take(self, key: str, value: str) -> None:
+        if key == "base_time_absolute":
+            self._base_ns = duration_ns(value)
+        elif key == "monitoring_end":
+            self._end_ns = self._base_ns + duration_ns(value)
+        else:
+            self._vm = self.targets.setdefault(value, len(self.targets))
 
 
 def _rows(
     sink: Sink,
-    vm: int,
-    ts_ns: int,
+    vm: int | _Vms,
+    ts_ns: int | _Times,
     regions: list[npt.NDArray[np.uint64]],
 ) -> None:
     start, end, accesses = regions
@@ -153,7 +168,7 @@ def _rows(
     where = {"gva": start} if virtual else {"gfn": start >> np.uint64(12)}
     sink.batch(
         events_batch(
-            ts_ns=np.full(start.size, ts_ns, np.uint64),
+            ts_ns=np.broadcast_to(np.asarray(ts_ns, np.uint64), start.shape),
             kind="access",
             vm=vm,
             pages=((end - start + np.uint64(4095)) >> np.uint64(12)).astype(np.uint32),

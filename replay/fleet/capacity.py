@@ -13,7 +13,7 @@ from tracekit.errors import UsageError
 from tracekit.replay.fleet.curves import BASELINE, Curves
 from tracekit.replay.fleet.demand import MOST_VMS, first_overflow
 from tracekit.replay.fleet.overflow import Overflow, Rates, overflow
-from tracekit.replay.uncertainty.answers import Statistical
+from tracekit.replay.uncertainty.answers import Identification, Statistical
 from tracekit.replay.uncertainty.blocks import FEWEST_BLOCKS
 from tracekit.replay.uncertainty.seeding import generator
 
@@ -52,18 +52,23 @@ class Fit:
 
     `vms` is the largest number whose `risk` (share of moments at which the host needs more memory than it
     has) is within what was asked; one more has `risk_of_one_more`. `interval` is what other VMs of the same
-    kind could have shown, `chance` what other random draws could have. `extra` compares with the first
-    scenario (the baseline) on the same hosts. `saving` is None without a `Fleet`, or if no VM fits.
+    kind could have shown, `chance` what other random draws could have, and `band` what the traces leave
+    open of these VMs: all of them at the upper ends of their curves, and all at the lower (None = no
+    bound). None of the three is part of another. `extra` compares with the first scenario (the baseline) on
+    the same hosts; `extra_band` sets either at its worse end against the other at its better. `saving` is
+    None without a `Fleet`, or if no VM fits.
     """
 
     scenario: str
     vms: int
     interval: Statistical
+    band: Identification
     chance: tuple[int, int]
     risk: float
     risk_of_one_more: float
     extra: int
     extra_interval: Statistical
+    extra_band: Identification
     overflow: Overflow | None
     saving: Saving | None
 
@@ -111,8 +116,14 @@ def density(
     names = list(curves.grids)
     grids = [curves.grids[name] for name in names]
     rng = generator(seed, "density", "moments")
-    counts = first_overflow(grids, room_bytes, moments, together=together, rng=rng)
+    ends = [(curves.high.get(name), curves.low.get(name)) for name in names]
+    asked = grids + [end for pair in ends for end in pair if end is not None]
+    counts = first_overflow(asked, room_bytes, moments, together=together, rng=rng)
     vms = [_largest(count, risk) for count in counts]
+    rest = iter(vms[len(grids) :])
+    # The order of `asked`: a high curve, which fits fewer VMs, before its low one.
+    bands = [Identification(*(None if end is None else float(next(rest)) for end in pair)) for pair in ends]
+    counts, vms = counts[: len(grids)], vms[: len(grids)]
     spread = _populations(curves, room_bytes, risk, together, populations, seed)
     units = len(curves.traces)
     found: list[Fit] = []
@@ -122,11 +133,13 @@ def density(
                 scenario=name,
                 vms=vms[k],
                 interval=_vms_interval(spread[:, k], vms[k], level, units),
+                band=bands[k],
                 chance=_chance(count, risk, level),
                 risk=float(np.mean(count <= vms[k])),
                 risk_of_one_more=float(np.mean(count <= vms[k] + 1)),
                 extra=vms[k] - vms[0],
                 extra_interval=_around(spread[:, k] - spread[:, 0], vms[k] - vms[0], level, units),
+                extra_band=_extra(bands[0], bands[k]) if k else Identification(0.0, 0.0),
                 overflow=_overflow(curves, name, vms[k], room_bytes, together, rates, seed),
                 saving=_saving(fleet, spread[:, [0, k]], (vms[0], vms[k]), level, units),
             )
@@ -134,6 +147,12 @@ def density(
     return Density(
         tuple(found), room_bytes, risk, together, units, moments, _notes(curves, risk, moments, vms)
     )
+
+
+def _extra(before: Identification, after: Identification) -> Identification:
+    """Return between what the difference of two bands lies, whatever the one has to do with the other."""
+    low = None if after.low is None or before.high is None else after.low - before.high
+    return Identification(low, None if after.high is None or before.low is None else after.high - before.low)
 
 
 def _check(room_bytes: float, risk: float, together: float) -> None:

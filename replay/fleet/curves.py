@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -27,12 +27,18 @@ CURVES: Final = pl.Schema(
         "scenario": pl.String(),
         "ts_ns": pl.Int64(),
         "resident_bytes": pl.Float64(),
+        "low_bytes": pl.Float64(),
+        "high_bytes": pl.Float64(),
     }
 )
 """Input rows: memory stays at `resident_bytes` until the curve's next row; its last row marks its end.
 
-`vm_class` may be missing (then it is ""). `ts_ns` may start anywhere; curves are taken from their first row.
+`low_bytes` and `high_bytes` bound it by what the trace leaves open. `vm_class` may be missing (then it is
+""), and so may the bounds (then nothing is known of them). `ts_ns` may start anywhere: curves are taken
+from their first row.
 """
+
+BOUNDS: Final = ("low_bytes", "high_bytes")
 
 STEPS: Final = 1024
 """Grid steps of the longest curve."""
@@ -60,8 +66,9 @@ class Grid:
 class Curves:
     """Resident memory of the same VMs (`traces`, of `classes`) under each scenario, `step_ns` a step.
 
-    `rounding` is by which share taking the largest value of each step raises the mean (the worst scenario);
-    `left_out` names traces that lack a scenario the others have.
+    `low` and `high` are the ends of what the traces leave open: a scenario is missing there where a trace
+    has no bound. `rounding` is by which share taking the largest value of each step raises the mean (the
+    worst scenario); `left_out` names traces that lack a scenario the others have.
     """
 
     traces: tuple[str, ...]
@@ -70,6 +77,8 @@ class Curves:
     grids: dict[str, Grid]
     rounding: float
     left_out: tuple[str, ...] = ()
+    low: dict[str, Grid] = field(default_factory=dict)
+    high: dict[str, Grid] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rows: pl.DataFrame, *, steps: int = STEPS) -> Curves:
@@ -99,24 +108,35 @@ class Curves:
         spans = [int(part["ts_ns"][-1] - part["ts_ns"][0]) for part in parts.values()]
         step_ns = max(max(spans) / steps, 1.0)
         grids, rounding = {}, 0.0
+        ends: dict[str, dict[str, Grid]] = {name: {} for name in BOUNDS}
         for scenario in scenarios:
-            grids[scenario], excess = _grid([parts[trace, scenario] for trace in traces], step_ns)
+            mine = [parts[trace, scenario] for trace in traces]
+            grids[scenario], excess = _grid(mine, step_ns)
             rounding = max(rounding, excess)
+            for name in BOUNDS:
+                if not any(part[name].null_count() for part in mine):
+                    ends[name][scenario], _ = _grid(mine, step_ns, name)
         left_out = tuple(sorted(set(per_trace["trace"].to_list()) - set(traces)))
-        return cls(tuple(traces), tuple(whole["vm_class"].to_list()), step_ns, grids, rounding, left_out)
+        classes = tuple(whole["vm_class"].to_list())
+        low, high = (ends[name] for name in BOUNDS)
+        return cls(tuple(traces), classes, step_ns, grids, rounding, left_out, low, high)
 
     def of_class(self, name: str) -> Curves:
         """Return only the curves of one class of VMs."""
         chosen = np.flatnonzero([one == name for one in self.classes])
         if not len(chosen):
             raise UsageError(f"no VM of class {name!r}", hint=", ".join(sorted(set(self.classes))))
-        return Curves(
-            tuple(self.traces[i] for i in chosen),
-            tuple(self.classes[i] for i in chosen),
-            self.step_ns,
-            {key: Grid(g.values, g.starts[chosen], g.lengths[chosen]) for key, g in self.grids.items()},
-            self.rounding,
-            self.left_out,
+
+        def of(grids: dict[str, Grid]) -> dict[str, Grid]:
+            return {key: Grid(g.values, g.starts[chosen], g.lengths[chosen]) for key, g in grids.items()}
+
+        return replace(
+            self,
+            traces=tuple(self.traces[i] for i in chosen),
+            classes=tuple(self.classes[i] for i in chosen),
+            grids=of(self.grids),
+            low=of(self.low),
+            high=of(self.high),
         )
 
 
@@ -139,7 +159,8 @@ def with_ends(curves: pl.DataFrame) -> pl.DataFrame:
     [0, 5, 10]
     """
     ends = curves.group_by("scenario", maintain_order=True).agg(
-        pl.col("ts_ns").last() + pl.col("ts_ns").diff().last().fill_null(0), pl.col("resident_bytes").last()
+        pl.col("ts_ns").last() + pl.col("ts_ns").diff().last().fill_null(0),
+        pl.exclude("scenario", "ts_ns").last(),
     )
     return pl.concat([curves, ends.select(curves.columns)])
 
@@ -173,26 +194,37 @@ def _checked(rows: pl.DataFrame) -> pl.DataFrame:
     """Return exactly the columns of `CURVES`; UsageError for what can't be a curve."""
     if "vm_class" not in rows.columns:
         rows = rows.with_columns(vm_class=pl.lit(""))
+    absent = [name for name in BOUNDS if name not in rows.columns]
+    rows = rows.with_columns(pl.lit(None, pl.Float64()).alias(name) for name in absent)
     missing = [name for name in CURVES if name not in rows.columns]
     if missing:
         raise UsageError(f"not a table of resident curves: column {missing[0]} is missing", hint=_HINT)
     table = rows.select(pl.col(name).cast(dtype) for name, dtype in CURVES.items())
     amounts = pl.col("resident_bytes")
     wrong = table.filter(
-        pl.any_horizontal(pl.all().is_null()) | ~amounts.is_finite().fill_null(False) | (amounts < 0)
+        pl.any_horizontal(pl.exclude(BOUNDS).is_null())
+        | ~amounts.is_finite().fill_null(False)
+        | (amounts < 0)
     )
     if wrong.height:
         raise UsageError(f"{wrong['trace'][0]}: a curve has an unknown or negative resident_bytes or time")
+    crossed = table.filter(
+        ~((pl.col("low_bytes") <= amounts) & (amounts <= pl.col("high_bytes"))).fill_null(True)
+    )
+    if crossed.height:
+        raise UsageError(f"{crossed['trace'][0]}: a curve lies outside its own low_bytes and high_bytes")
     return table
 
 
-def _grid(curves: Sequence[pl.DataFrame], step_ns: float) -> tuple[Grid, float]:
+def _grid(
+    curves: Sequence[pl.DataFrame], step_ns: float, column: str = "resident_bytes"
+) -> tuple[Grid, float]:
     """Return the grid of one scenario, and by which share it lies above the exact mean."""
     parts, exact, gridded = [], 0.0, 0.0
     for curve in curves:
         times = curve["ts_ns"].to_numpy()
         times = (times - times[0]).astype(np.float64)
-        values = curve["resident_bytes"].to_numpy()
+        values = curve[column].to_numpy()
         part = _largest_of_steps(times, values, step_ns)
         parts.append(part)
         span = float(times[-1])

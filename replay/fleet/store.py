@@ -43,9 +43,17 @@ scenario.
 """
 
 FLEET_CURVES: Final = pl.Schema(
-    {"trace": _TEXT, "pair": _TEXT, "scenario": _TEXT, "ts_ns": pl.Int64(), "resident_bytes": pl.Float64()}
+    {
+        "trace": _TEXT,
+        "pair": _TEXT,
+        "scenario": _TEXT,
+        "ts_ns": pl.Int64(),
+        "resident_bytes": pl.Float64(),
+        "low_bytes": pl.Float64(),
+        "high_bytes": pl.Float64(),
+    }
 )
-"""Resident curves; `pair` is empty for the recorded run. The last row of a curve marks its end."""
+"""Resident curves with bands; `pair` is empty for the recorded run. A curve's last row marks its end."""
 
 UNFINISHED: Final = ".unfinished"
 """The folder for files that are being written: beside the dataset, so that no reader ever meets them."""

@@ -147,8 +147,10 @@ class Mechanism:
 
     `bounded(context)` says whether the trace leaves it open what happened (then it also runs under the
     hypotheses low and high); `label(context)` says what its counts rest on: measured, bounded or assumed.
+    A mechanism that shortens faults to a price holds that price's range in its hypotheses.
     `open_below(context)` says that the trace can't bound the refaults it causes. `prices_refaults`: it books
-    its refaults at costs of its own, whose range its hypotheses hold.
+    its refaults at costs of its own, whose range its hypotheses hold. `small_pages(context)`: it backs memory
+    ahead in 4 KiB pages, so that each one's first touch misses the caches and the TLB (`cold_touch_4k`).
     """
 
     name: str
@@ -171,6 +173,7 @@ class Mechanism:
     bounded: Callable[[Context], bool] = _same
     open_below: Callable[[Context], bool] = _same
     label: Callable[[Context], str] = _measured
+    small_pages: Callable[[Context], bool] = _same
 
     def defaults(self) -> dict[str, ParamValue]:
         """Return every parameter with its default."""

@@ -226,16 +226,17 @@ def setup(context: Context) -> Setup:
         )
     if policy == PREVIOUS and not context.text("train"):
         raise UsageError("hot_hint policy previous needs an earlier run", hint="hot_hint.train=EARLIER.trace")
-    cost = context.profile.ns
+    worst = {"low": "high", "high": "low"}.get(context.hypothesis, "ns")
+    cost = {name: float(getattr(one, worst)) for name, one in context.profile.costs.items()}
     return Setup(
         par=[
             policy,
             context.number("lead_ms") * 1e6,
             context.number("n"),
-            cost("prefault_4k") / context.number("workers"),
-            cost("prefault_2m") / context.number("workers"),
+            cost["prefault_4k"] / context.number("workers"),
+            cost["prefault_2m"] / context.number("workers"),
             context.number("batch"),
-            cost("hypercall"),
+            cost["hypercall"],
             ev.BLOCK_PAGES,
             0 if context.text("via") == "pre_fault" else C_UNMAPPED,
         ],
@@ -288,8 +289,13 @@ def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[st
 
 
 def bounded(context: Context) -> bool:
-    """What a fault on a backed page costs has a range."""
-    return context.text("via") == "populate"
+    """What the worker takes, and what a fault on a backed page costs, has a range."""
+    return True
+
+
+def small_pages(context: Context) -> bool:
+    """The worker backs what was hinted by 4 KiB pages."""
+    return True
 
 
 def label(context: Context) -> str:
@@ -326,4 +332,5 @@ MECHANISM = Mechanism(
     costs=costs,
     bounded=bounded,
     label=label,
+    small_pages=small_pages,
 )

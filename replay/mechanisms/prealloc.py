@@ -24,7 +24,7 @@ from tracekit.replay.events import BLOCK_PAGES, Event
 from tracekit.replay.jit import hot
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
 from tracekit.replay.mechanisms.hugepages import HUGE, fits, regions, set_state, state_of
-from tracekit.replay.pages import B_BACKED, C_BACKED, C_UNMAPPED, CURVE_BINS, World, owner_of
+from tracekit.replay.pages import B_BACKED, C_BACKED, C_UNMAPPED, World, owner_of, resident_change
 from tracekit.trace.schema import PAGE_BYTES
 
 __all__ = ["MECHANISM"]
@@ -63,10 +63,14 @@ def setup(context: Context) -> Setup:
 
 
 def begin(context: Context, world: World, own: Own, me: int) -> None:
-    """Account all of guest memory as resident from time 0 on."""
-    pages = guest_pages(context)
-    world.resident[1] += pages
-    world.curve[CURVE_BINS] += pages
+    """Account guest memory as resident from when there was a memslot for it (before any: from time 0 on)."""
+    left = guest_pages(context)
+    slots = context.timeline.trace.memslots.sort("from_ns")
+    for size, since in slots.select("size_bytes", "from_ns").iter_rows():
+        pages = min(size // PAGE_BYTES, left)
+        resident_change(world, 1, max((since or 0) - context.timeline.start_ns, 0), pages)
+        left -= pages
+    resident_change(world, 1, 0, left)
 
 
 def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[str, float]]:
@@ -86,6 +90,11 @@ def block_local(context: Context) -> bool:
 def bounded(context: Context) -> bool:
     """What a fault on a backed page costs has a range, and the size of its entry may be open."""
     return context.text("via") == "populate"
+
+
+def small_pages(context: Context) -> bool:
+    """Say whether the population uses 4 KiB pages."""
+    return context.text("size") == "4k"
 
 
 def label(context: Context) -> str:
@@ -116,4 +125,5 @@ MECHANISM = Mechanism(
     block_local=block_local,
     bounded=bounded,
     label=label,
+    small_pages=small_pages,
 )

@@ -1,4 +1,4 @@
-"""How fast datasets are made, read in and asked: 2 M events or lines each (never part of make test)."""
+"""How fast datasets are made, read in and asked: 2 M events each (never part of make test)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from tracekit.datasets.synthetic.truth import Truth
 from tracekit.trace import Trace, open_trace
 
 EVENTS = 2_000_000
-TEXT = Path(__file__).parents[1] / "unit" / "import_files" / "perf-pid-ns.txt"
+LINES = 300_000  # of real recordings, over and over
+FILES = Path(__file__).parents[1] / "unit" / "import_files"
+TEXTS = (
+    ("perf-pid-ns.txt", "perf"),
+    ("trace-cmd-shadow.txt", "trace-cmd"),
+    ("ftrace-shadow.txt", "ftrace"),
+    ("damo-raw.txt", "damo-raw"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +41,17 @@ def test_generate(benchmark: Any, name: str) -> None:
     )
 
 
-def test_import_perf_text(benchmark: Any, tmp_path: Path) -> None:
-    lines = TEXT.read_text()
+@pytest.mark.parametrize(("name", "kind"), TEXTS)
+def test_import_text(benchmark: Any, tmp_path: Path, name: str, kind: str) -> None:
+    lines = (FILES / name).read_text()
     text = tmp_path / "big.txt"
-    text.write_text(lines * (EVENTS // lines.count("\n")))
+    text.write_text(lines * (LINES // lines.count("\n")))
     benchmark.pedantic(
-        lambda: import_trace(text, tmp_path / "x.trace", format="perf", force=True), rounds=3, warmup_rounds=1
+        lambda: import_trace(text, tmp_path / "x.trace", format=kind, force=True), rounds=3, warmup_rounds=1
     )
 
 
-@pytest.mark.parametrize("suffix", ["parquet", "csv", "ndjson", "arrows"])
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "ndjson", "arrows", "pftrace"])
 def test_export(benchmark: Any, trace: Trace, tmp_path: Path, suffix: str) -> None:
     benchmark.pedantic(lambda: export_trace(trace.path, tmp_path / f"x.{suffix}", force=True), rounds=3)
 

@@ -2,7 +2,7 @@
 
 Large sets are measured by hand, for they take many minutes (`SETS` is a folder that `fleet_set.py` filled):
 
-    python tests/bench/bench_fleet.py SETS TRACES JOBS
+    python tests/bench/bench_fleet.py SETS TRACES JOBS [RESULTS]
 
 replays the first TRACES traces of it with `SCENARIOS` and prints events, seconds, CPU time of all processes,
 and the largest sum of their resident memory (looked at every 0.2 s; pages that they share count for each).
@@ -31,18 +31,21 @@ from tracekit.replay.fleet.task import Question, replay_trace
 from tracekit.trace import open_trace
 from tracekit.trace.fingerprint import fingerprint
 
-SCENARIOS = ("zeroing", "hot_hint,policy=stride", "hugepages,size=2m")
+SCENARIOS = ("zeroing", "prealloc,via=pre_fault")
 
 
-def measured(traces: list[Path], jobs: int) -> dict[str, Any]:
-    """Replay the traces with the command, in a process tree of its own, and return what it cost."""
+def measured(traces: list[Path], jobs: int, results: Path | None = None) -> dict[str, Any]:
+    """Replay the traces with the command, in a process tree of its own, and return what it cost.
+
+    What is in `results` from an earlier run is kept, and not counted as replayed.
+    """
     with tempfile.TemporaryDirectory(dir=traces[0].parents[2]) as scratch:
         asked = [part for one in SCENARIOS for part in ("-s", one)]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         started = time.perf_counter()
         run = subprocess.Popen(
             [sys.executable, "-m", "tracekit", "fleet", *map(str, traces), *asked, "--jobs", str(jobs),
-             "-o", f"{scratch}/results", "--json"],
+             "-o", str(results or f"{scratch}/results"), "--json"],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         peak = 0
@@ -55,14 +58,16 @@ def measured(traces: list[Path], jobs: int) -> dict[str, Any]:
         did = json.loads(run.stdout.read())
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert not did["failed"], did["failed"]
+    events = did["events"] * did["replayed"] / len(SCENARIOS) / did["traces"]
     return {
         "traces": did["traces"],
         "events": did["events"],
+        "replayed": did["replayed"] / len(SCENARIOS),
         "jobs": jobs,
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu, 1),
-        "cpu_ns_per_event": round(cpu * 1e9 / did["events"], 1),
-        "million_events_per_s": round(did["events"] / seconds / 1e6, 2),
+        "cpu_ns_per_event": round(cpu * 1e9 / events, 1),
+        "million_events_per_s": round(events / seconds / 1e6, 2),
         "peak_gb": round(peak / 1e9, 2),
         "load": os.getloadavg()[0],
     }
@@ -122,4 +127,5 @@ def test_opening(benchmark: Any, small: list[Path]) -> None:
 if __name__ == "__main__":
     sets, count, workers = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     chosen = sorted(sets.glob("*/*.trace"), key=lambda path: path.name)[:count]
-    print(json.dumps(measured(chosen, workers)), flush=True)
+    kept = Path(sys.argv[4]) if len(sys.argv) > 4 else None
+    print(json.dumps(measured(chosen, workers, kept)), flush=True)

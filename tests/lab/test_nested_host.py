@@ -108,8 +108,8 @@ def test_asynchronous_page_faults_of_a_guest_that_swaps(lab: Lab, async_faults: 
     events_of = "cd /sys/kernel/tracing; for event in not_present ready completed; do {}; done; true"
     switch = "echo {} >events/kvm/kvm_async_pf_$event/enable"
     lab.shell(f"echo >/sys/kernel/tracing/trace; {events_of.format(switch.format(1))}")
-    name = f"apf-{async_faults}"
-    trace, account = lab.record(name, f"tracekit lab swap --json --siblings 2 --async-faults {async_faults}")
+    name, swapping = f"apf-{async_faults}", "tracekit lab swap --json --siblings 2 --touch 80M"
+    trace, account = lab.record(name, f"{swapping} --async-faults {async_faults}")
     lab.shell(events_of.format(switch.format(0)))
     seen = lab.shell(events_of.format("grep -c kvm_async_pf_$event: trace"))
     recorded = counts(trace)
@@ -119,7 +119,8 @@ def test_asynchronous_page_faults_of_a_guest_that_swaps(lab: Lab, async_faults: 
     # A guest that takes part is interrupted for pages that are ready; for one that declines, KVM still reads
     # them in a worker, but halts the vCPU meanwhile.
     heard = sum(int(line.split()[1]) for line in account["interrupts"] if "HYP" in line)
-    assert 50 < heard <= theirs["apf_ready"] if async_faults == "on" else heard == 0
+    least, most = (2, theirs["apf_ready"]) if async_faults == "on" else (0, 0)
+    assert least <= heard <= most, account
     assert events(trace, "apf_completed")["latency_ns"].null_count() == 0
     assert recorded["swap_in"] > 0
 

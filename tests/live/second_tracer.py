@@ -1,7 +1,4 @@
-"""What another tracer saw meanwhile: the kernel's ftrace in an instance of its own, on the recorder's clock.
-
-Not `perf`: while a BPF program is attached to a tracepoint, perf gets none of its events.
-"""
+"""What another tracer saw meanwhile: the kernel's ftrace, an instance of its own, on the recorder's clock."""
 
 from __future__ import annotations
 

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from tests.live.recording import GUEST, of_kind, record_command, wait_for, writing_to
+from tests.live.recording import GUEST, TRACEKIT, of_kind, record_command, wait_for, writing_to
 from tests.live.second_tracer import SecondTracer, second_tracer
-from tracekit.probes.plan import RecordPlan
-from tracekit.probes.run import record
 from tracekit.trace import Trace, open_trace
 from tracekit.trace.schema import FLAG_ZEROED, PAGE_BYTES
 
@@ -40,7 +39,9 @@ def same_window(trace: Trace, tracer: SecondTracer, own: set[int]) -> tuple[pl.D
     """Both tracers' rows between two quiet moments of the second one, without the recorder's own threads."""
     rows = tracer.rows.sort("ts_ns")
     quiet = rows.filter(pl.col("ts_ns").diff() > 50_000)["ts_ns"] - 25_000
-    start, end = quiet[1], quiet[-2]
+    # Its events are switched on one after the other: begin when all are.
+    quiet = quiet.filter(quiet.is_between(rows["ts_ns"][0] + 200_000_000, rows["ts_ns"][-1]))
+    start, end = quiet[0], quiet[-1]
     theirs = rows.filter(pl.col("ts_ns").is_between(start, end), ~pl.col("tid").is_in(list(own)))
     ours = trace.events.filter(pl.col("ts_ns").is_between(start, end)).collect()
     return ours.with_columns(pl.col("kind").cast(pl.String)), theirs
@@ -50,19 +51,20 @@ def test_pages_and_access_regions_of_this_machine_are_those_another_tracer_saw(t
     """This machine is a VM: from inside it, all that its kernel hands out, zeroed or not, and takes back."""
     path = tmp_path / "machine.trace"
     damon = DAMON_STATE.exists() and DAMON_STATE.read_text().strip() == "on"
-    over = tmp_path / "over"
-    until_over = ("sh", "-c", f"until [ -e {over} ]; do sleep 0.1; done")
-    recorder = threading.Thread(target=record, args=(RecordPlan(out=path, guest=True, command=until_over),))
-    recorder.start()
+    # Another process: reading what ftrace saw must not keep the recorder waiting.
+    recorder = subprocess.Popen([*TRACEKIT, "record", "--guest", "--buffer", "128M", "-o", str(path)])
     try:
         wait_for((path / "meta.json").exists)
         time.sleep(0.5)
         with second_tracer(*PAGES, *([DAMON] if damon else [])) as tracer:
             time.sleep(6.5 if damon else 2)  # DAMON here speaks every 5 s
-            own = {int(task.name) for task in Path("/proc/self/task").iterdir()}
+            own = {int(task.name) for task in Path(f"/proc/{recorder.pid}/task").iterdir()}
+        recorder.send_signal(signal.SIGINT)
+        assert recorder.wait(timeout=60) == 0
     finally:
-        over.touch()
-        recorder.join()
+        if recorder.poll() is None:
+            recorder.kill()
+            recorder.wait()
     trace = open_trace(path)
     ours, theirs = same_window(trace, tracer, own)
     for kind, event in (("page_alloc", "mm_page_alloc"), ("page_free", "mm_page_free")):

@@ -18,7 +18,7 @@ import pytest
 from tests.live.recording import TRACEKIT, of_kind, record_command, wait_for
 from tracekit.probes.plan import RecordPlan
 from tracekit.probes.run import record
-from tracekit.trace import Trace, open_trace
+from tracekit.trace import Trace, open_trace, recover
 from tracekit.trace.schema import FLAG_ZEROED, PAGE_BYTES
 
 pytestmark = pytest.mark.live("bpf", "root")
@@ -162,6 +162,21 @@ def test_a_flight_recorder_writes_the_last_seconds_when_triggered(tmp_path: Path
         assert {(b - a) % (1 << 20) for a, b in pairwise(addresses)} == {4096}
     assert abs(span(dump)[1] - triggered) < 1_000_000_000
     assert span(last)[0] > span(dump)[0]
+
+
+def test_a_killed_recorder_leaves_the_vms_it_had_met(tmp_path: Path) -> None:
+    path = tmp_path / "killed.trace"
+    command = ["sh", "-c", f"sleep 0.5; {sys.executable} -c 'import time; time.sleep(20)'; true"]
+    with subprocess.Popen([*TRACEKIT, "record", "-o", str(path), "--", *command]) as recorder:
+        try:
+            wait_for(lambda: "time.sleep(20)" in str(json.loads((path / "meta.json").read_text())["vms"][1:]))
+        finally:
+            recorder.kill()
+    assert not json.loads((path / "meta.json").read_text())["finalised"]
+    recover(path)
+    shell, *others = open_trace(path).meta.vms
+    assert {vm["parent_pid"] for vm in others} == {shell["pid"]}  # type: ignore[typeddict-item]
+    assert any("time.sleep(20)" in " ".join(vm["argv"]) for vm in others)
 
 
 def span(trace: Trace) -> tuple[int, int]:

@@ -56,9 +56,11 @@ class Tiny:
     batch_rows: int = 1 << 20
     start_ns: int = 1_000_000_000
     filters: dict[str, Any] = field(default_factory=dict)
+    host: dict[str, Any] = field(default_factory=dict)
     rss_bytes: float | None = None
     hva: int = 1 << 40
     known_by: str = "synthetic"
+    slots_from_ns: int = 0
 
     @property
     def meta(self) -> Any:
@@ -70,6 +72,7 @@ class Tiny:
             source=self.source,
             marks=self.marks,
             filters=self.filters,
+            host=self.host,
         )
 
     @property
@@ -96,7 +99,7 @@ class Tiny:
                 "size_bytes": self.memory_pages * PAGE_BYTES,
                 "hva": self.hva,
                 "flags": 0,
-                "from_ns": 0,
+                "from_ns": self.slots_from_ns,
                 "to_ns": None,
                 "known_by": self.known_by,
             }
@@ -180,19 +183,26 @@ def free(us: float, gfn: int, *, vcpu: int = 0, pages: int = 1) -> dict[str, Any
     return {"us": us, "kind": "page_free", "gfn": gfn, "vcpu": vcpu, "pages": pages}
 
 
+BESIDE = ("exit", "cold_touch_4k", "guest_zero_4k")
+
+
+def _usual(name: str) -> float:
+    return 0.0 if name in BESIDE else 1000.0
+
+
 def costs(**ns: float) -> Profile:
-    """A cost profile with round numbers: every cost 1 us unless given (ns), all without spread."""
-    table = {
-        name: Cost(ns.get(name, 1000.0), ns.get(name, 1000.0), ns.get(name, 1000.0), "the test")
-        for name in COSTS
-    }
+    """A cost profile with round numbers: every cost 1 us unless given (ns), all without spread.
+
+    What is beside the stall (`BESIDE`) costs nothing unless given.
+    """
+    table = {name: Cost(*(ns.get(name, _usual(name)),) * 3, "the test") for name in COSTS}
     assert ns.keys() <= table.keys()
     return Profile("test", "test", table)
 
 
 def ranged(**given: tuple[float, float, float]) -> Profile:
     """A cost profile of 1 us each, but for those given as (ns, low, high)."""
-    table = {name: Cost(*given.get(name, (1000.0,) * 3), "the test") for name in COSTS}
+    table = {name: Cost(*given.get(name, (_usual(name),) * 3), "the test") for name in COSTS}
     assert given.keys() <= table.keys()
     return Profile("test", "test", table)
 

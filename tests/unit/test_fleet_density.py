@@ -303,3 +303,53 @@ def test_bad_questions_and_files_are_refused(tmp_path: Path) -> None:
         load_curves([str(tmp_path / "folder")])
     with pytest.raises(UsageError, match="no results"):
         load_curves([])
+
+
+def band_rows(trace: str, scenario: str, point: float, low: float | None, high: float | None) -> pl.DataFrame:
+    return rows(trace, scenario, [(0, point), (100, point)]).with_columns(
+        low_bytes=pl.lit(low, pl.Float64()), high_bytes=pl.lit(high, pl.Float64())
+    )
+
+
+def test_the_band_is_all_vms_at_one_end_and_no_part_of_the_interval() -> None:
+    known = pl.concat(
+        [band_rows(f"vm{i}", "baseline", 10, 10, 10) for i in range(9)]
+        + [band_rows(f"vm{i}", "half", 5, 4, 10) for i in range(9)]
+    )
+    base, half = density(Curves.of(known), 100.0, 0.01, moments=500, populations=10).fits
+    assert (base.vms, half.vms, half.extra) == (10, 20, 10)
+    assert (base.band.low, base.band.high) == (10, 10)
+    assert (half.band.low, half.band.high) == (10, 25)  # 100 / 10 and 100 / 4
+    assert (half.extra_band.low, half.extra_band.high) == (0, 15)
+    assert half.interval.low == half.interval.high == 20  # all VMs are alike: chance has no part in it
+    points = known.drop("low_bytes", "high_bytes")
+    alone = density(Curves.of(points), 100.0, 0.01, moments=500, populations=10).fits
+    assert [fit.vms for fit in alone] == [10, 20]
+    assert alone[1].interval == half.interval
+    assert (alone[1].band.low, alone[1].band.high) == (None, None)  # nobody said
+
+
+def test_a_baseline_that_is_unsure_makes_what_is_gained_unsure() -> None:
+    table = pl.concat([band_rows("a", "baseline", 10, 10, 20), band_rows("a", "half", 5, 5, None)])
+    base, half = density(Curves.of(table), 100.0, 0.01, moments=200).fits
+    assert (base.band.low, base.band.high) == (5, 10)
+    assert (half.band.low, half.band.high) == (None, 20)  # one VM without an upper bound: none for the host
+    assert (half.extra_band.low, half.extra_band.high) == (None, 15)
+    crossed = band_rows("a", "baseline", 10, 11, 12)
+    with pytest.raises(UsageError, match="outside its own"):
+        Curves.of(crossed)
+
+
+@pytest.mark.parametrize("together", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("risk", [0.02, 0.2])
+def test_the_answer_is_the_largest_number_within_the_enumerated_risk(together: float, risk: float) -> None:
+    """At most the risk with so many VMs, more with one more; only where two risks are too close to tell."""
+    curves: Steps = [[1, 4, 2, 0], [3, 0], [2, 2, 5]]
+    room = 9.0
+    exact = [exact_risk(curves, n, room, together) for n in (1, 2, 3, 4)]
+    assert min(abs(one - risk) for one in exact) > 0.005  # else chance could decide
+    truth = sum(one <= risk for one in exact)
+    found = density(curves_of(baseline=curves), room, risk, together=together, moments=100_000).fits[0]
+    if truth < 4:
+        assert found.vms == truth
+        assert found.risk <= risk < found.risk_of_one_more

@@ -116,6 +116,18 @@ def test_rows_are_those_of_a_single_replay(traces: Path, tmp_path: Path) -> None
     assert curves.grids["baseline"].values.max() == 810 * 4096  # db/host1 touches the most pages
 
 
+def test_curves_hold_what_the_trace_leaves_open(traces: Path, tmp_path: Path) -> None:
+    replay_all(traces / "web", tmp_path, question("zeroing"))
+    curves = pl.read_parquet(tmp_path / "curves", hive_partitioning=True)
+    recorded, replayed = curves.partition_by("scenario", maintain_order=True)
+    assert recorded["scenario"][0] == "baseline"
+    assert (recorded["low_bytes"] == recorded["high_bytes"]).all()  # recorded from the start, nothing lost
+    # A host cannot tell which first writes were zeroing: between none of them and all.
+    last = replayed.filter(pl.col("trace") == "host0")[-2]
+    assert last["resident_bytes"].item() == last["low_bytes"].item() == 0
+    assert last["high_bytes"].item() == 500 * 4096
+
+
 def test_what_is_done_is_kept_and_what_changed_is_done_again(traces: Path, tmp_path: Path) -> None:
     mine, results = tmp_path / "traces", tmp_path / "results"
     shutil.copytree(traces / "web", mine / "web")

@@ -122,13 +122,23 @@ def test_the_mean_of_other_faults_is_a_price_with_the_quartiles_as_its_range() -
     assert metrics(replayed(Tiny(rows)), "baseline")["stall"]["label"] == "assumed"
 
 
-def test_a_shortened_fault_takes_between_nothing_and_its_latency() -> None:
-    # Ready 2 us after the touch (see the mechanisms' tests): 2 of 4 us saved, if the worker takes the 3 us it
-    # was given; a quicker one saves all 4, a slower one nothing.
+def test_a_shortened_fault_takes_what_its_price_ranges_over() -> None:
+    # Hinted 1 us before the touch at 96 us, worked on for 3 us: ready at 98, 2 of 4 us saved. A worker that
+    # takes 1.5 us is ready at 96.5: 3.5 us saved; one that takes 6 us, at 101: after the fault would be over.
     name = "hot_hint,lead_ms=0.001,via=pre_fault"
-    row = figure(Tiny([fault(100, 1, 4)]), name, "stall", profile=costs(prefault_4k=3_000, hypercall=0))
-    assert (row["low"], row["saved"], row["high"]) == (0, 2_000, 4_000)
+    profile = ranged(prefault_4k=(3_000, 1_500, 6_000), hypercall=(0, 0, 0))
+    row = figure(Tiny([fault(100, 1, 4)]), name, "stall", profile=profile)
+    assert (row["low"], row["saved"], row["high"]) == (0, 2_000, 3_500)
     assert row["label"] == "assumed"
+
+
+def test_prices_move_what_is_resident_too() -> None:
+    # The fault that maps 2 MiB takes 50 us, 40 to 90: 512 pages come up to 40 us later or 10 us earlier.
+    profile = ranged(ept_2m=(50_000, 40_000, 90_000))
+    row = figure(Tiny([fault(100, 0, 4)], span_us=1_000), "hugepages", "resident_time", profile=profile)
+    unit = PAGE_BYTES / 2**30 * 1e-6
+    assert row["high"] - row["saved"] >= 512 * 40 * unit * 0.999
+    assert row["saved"] - row["low"] >= 512 * 10 * unit
 
 
 def test_a_quantile_is_no_finer_than_its_cell() -> None:

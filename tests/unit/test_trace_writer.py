@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from tracekit.errors import FailedError, UsageError
-from tracekit.trace import Meta, TraceWriter, events_batch, open_trace
+from tracekit.trace import Meta, TraceWriter, events_batch, open_trace, recover
 from tracekit.trace.schema import EVENTS, KINDS
 
 MS = 1_000_000
@@ -255,6 +255,20 @@ def test_nothing_can_be_written_after_closing(tmp_path):
     assert writer.close() is writer.close()
     with pytest.raises(FailedError, match="closed"):
         writer.append(rows([1]))
+
+
+def test_what_meta_learned_and_saved_outlives_a_crash(tmp_path):
+    writer = TraceWriter(tmp_path / "x.trace", Meta(source="synthetic"))
+    writer.append(rows([10, 20]))
+    writer.meta.vms.append({"pid": 7, "vcpus": 2})
+    writer.save_meta()
+    assert not json.loads((tmp_path / "x.trace" / "meta.json").read_text())["finalised"]
+    writer.meta.vms.append({"pid": 8, "vcpus": 1})  # too late
+    writer.abort()
+    assert recover(tmp_path / "x.trace").rows == 2
+    assert [vm["pid"] for vm in open_trace(tmp_path / "x.trace").meta.vms] == [7]
+    with pytest.raises(FailedError, match="aborted"):
+        writer.save_meta()
 
 
 def test_flush_tells_how_many_rows_are_safe(tmp_path):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tracekit.cli import lab_host, lab_swap
+from tracekit.cli import lab_host, lab_swap, lab_validate
 from tracekit.cli.output import next_command, print_json, stderr, stdout
 from tracekit.cli.sizes import parse_size
 
@@ -15,6 +15,7 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Real guests on this host.", no_args_is_help=True)
 app.add_typer(lab_host.app, name="host")
+app.command()(lab_validate.validate)
 app.command()(lab_swap.swap)
 
 _PAGE_BYTES = {"4k": 4096, "2m": 2 << 20}
@@ -23,6 +24,9 @@ _PAGE_BYTES = {"4k": 4096, "2m": 2 << 20}
 @app.command()
 def guest(
     pages: Annotated[int, typer.Option(min=1, help="Pages to touch, one write or read each.")] = 4096,
+    use: Annotated[
+        int, typer.Option(min=0, metavar="PAGES", help="Touch only so many of them (0: all); all are zeroed.")
+    ] = 0,
     memory: Annotated[
         int | None,
         typer.Option(parser=parse_size, metavar="SIZE", help="Guest memory (default: just enough)."),
@@ -60,6 +64,9 @@ def guest(
         Literal["off", "port", "hyperv"],
         typer.Option(help="The guest asks what is zeroed, by I/O port or Hyper-V's calls."),
     ] = "off",
+    unanswered: Annotated[
+        bool, typer.Option("--unanswered", help="The VMM knows none of an enlightened guest's calls.")
+    ] = False,
     hint: Annotated[
         Literal["hot", "cold", "discard"] | None, typer.Option(help="Heat hints an enlightened guest gives.")
     ] = None,
@@ -82,6 +89,7 @@ def guest(
 
     plan = GuestPlan(
         pages=pages,
+        use_pages=use,
         memory_bytes=memory or 0,
         order=order,
         stride=stride,
@@ -96,6 +104,7 @@ def guest(
         think=think,
         hot_add_pages=hot_add,
         enlightened=enlightened,
+        answered=not unanswered,
         hint=hint,
         hint_batch=hint_batch,
         hint_lead=hint_lead,

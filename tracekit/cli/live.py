@@ -58,6 +58,7 @@ class LiveView:
 
     def _tables(self, status: Status) -> Group:
         from rich.console import Group
+        from rich.text import Text
 
         room = self._console.height - _OTHER_LINES - len(status.kinds)
         faults = self._faults.table(
@@ -65,7 +66,8 @@ class LiveView:
             rows=max(_FEWEST_FAULTS, min(_FAULTS, room)),
             ascii_only=self._console.options.ascii_only,
         )
-        return Group(self._table(status), "", faults) if faults.row_count else Group(self._table(status))
+        rates = Group(self._table(status), Text(self._caption(status), style="dim"))
+        return Group(rates, "", faults) if faults.row_count else rates
 
     def _table(self, status: Status) -> Table:
         from rich.table import Table
@@ -78,8 +80,6 @@ class LiveView:
         for kind, count in sorted(status.kinds.items(), key=lambda item: -item[1]):
             rate = (count - before.kinds.get(kind, 0)) / seconds if before is not status else 0.0
             table.add_row(kind, f"{count:,}", f"{rate:,.0f}")
-        table.caption = self._caption(status)
-        table.caption_justify = "left"
         return table
 
     @staticmethod

@@ -59,6 +59,10 @@ def record(
             help="Ring between kernel and recorder (a power of 2).",
         ),
     ] = 32 << 20,
+    sample: Annotated[
+        float | None,
+        typer.Option(metavar="RATE", help="Write only this share of the guest's memory (by a hash)."),
+    ] = None,
     monitor: Annotated[
         Path | None, typer.Option(metavar="SOCKET", help="QEMU's QMP socket, to ask for memory ranges.")
     ] = None,
@@ -100,6 +104,7 @@ def record(
         user=user,
         group=group,
         monitor=monitor,
+        sample=sample,
         least_privilege=True,
     )
     console = stderr()

@@ -39,12 +39,18 @@ class Enlightenment:
     """Answers calls for these backings; the prefault thread ends with the with block, its queue dropped.
 
     `map_pages(gpa, bytes)` also maps prefaulted memory into the guest, where the host has a call for that.
+    Unless `answers`, every call is refused as unknown: a VMM without the enlightenments.
     """
 
     def __init__(
-        self, backings: list[Backing], *, map_pages: Callable[[int, int], None] | None = None
+        self,
+        backings: list[Backing],
+        *,
+        answers: bool = True,
+        map_pages: Callable[[int, int], None] | None = None,
     ) -> None:
         self._backings = backings
+        self._answers = answers
         self._map_pages = map_pages
         self._hot: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
         self._counts: Counter[str] = Counter()
@@ -56,6 +62,8 @@ class Enlightenment:
         """Answer a call: (Hyper-V status with the repetitions done in bits 32-43, output page or b"")."""
         code, repetitions = control & 0xFFFF, control >> 32 & 0xFFF
         self._counts[f"call_{code:#x}"] += 1
+        if not self._answers:
+            return hyperv.STATUS_INVALID_CODE, b""
         if code == hyperv.QUERY_CAPABILITIES:
             return 0, struct.pack("<Q", _CAPABILITIES).ljust(4096, b"\0")
         if code == hyperv.GET_BOOT_ZEROED:

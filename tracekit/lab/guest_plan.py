@@ -40,17 +40,19 @@ class Phase:
 class GuestPlan:
     """What a small guest does; every field has the meaning of `tracekit lab guest`'s option of that name.
 
-    `pages` are touched, `step_bytes` apart (default: `page_bytes`), in `order`, by `vcpus` on interleaved
-    shares, `passes` times; `hot_add_pages` more are added behind them at run time. `page_bytes` is the
+    `pages`, `step_bytes` apart (default: `page_bytes`), are zeroed if asked; `use_pages` of them (default:
+    all) are touched in `order`, by `vcpus` on interleaved shares, `passes` times; `hot_add_pages` more are
+    added behind them at run time. `page_bytes` is the
     host's backing: 4096 or 2 MiB. `think` is a count of loop turns between touches. An `enlightened` guest
-    asks which memory is zeroed and skips zeroing it; it hints `hint_batch` pages at a time, `hint_lead`
-    batches ahead (negative: behind). Raises `UsageError` for what can't be.
+    asks which memory is zeroed and skips zeroing it, where its VMM `answered`; it hints `hint_batch` pages at
+    a time, `hint_lead` batches ahead (negative: behind). Raises `UsageError` for what can't be.
 
     >>> GuestPlan(pages=7, vcpus=2).share(1), GuestPlan(pages=7).gfns(0)[:2].tolist()
     (3, [512, 513])
     """
 
     pages: int = 4096
+    use_pages: int = 0
     memory_bytes: int = 0
     order: Order = "seq"
     stride: int = 2
@@ -65,6 +67,7 @@ class GuestPlan:
     think: int = 0
     hot_add_pages: int = 0
     enlightened: Literal["off", "port", "hyperv"] = "off"
+    answered: bool = True
     hint: Heat | None = None
     hint_batch: int = 512
     hint_lead: int = 1
@@ -75,7 +78,10 @@ class GuestPlan:
         object.__setattr__(self, "step_bytes", self.step_bytes or self.page_bytes)
         if self.step_bytes % 4096 or not 4096 <= self.step_bytes <= _GIB:
             raise UsageError("--step must be a multiple of 4 KiB, at most 1 GiB", hint="--step 4k")
-        if not 1 <= self.vcpus <= min(self.pages, self.hot_add_pages or self.pages, 64):
+        object.__setattr__(self, "use_pages", self.use_pages or self.pages)
+        if self.use_pages > self.pages:
+            raise UsageError("--use can't be more than --pages", hint="leave --use out to touch them all")
+        if not 1 <= self.vcpus <= min(self.use_pages, self.hot_add_pages or self.use_pages, 64):
             raise UsageError("each vCPU needs a page to touch, and 64 vCPUs is the most", hint="--vcpus 1")
         if self.stride < 1 or self.passes < 1 or not 0 <= self.think < 1 << 31:
             raise UsageError("--stride and --passes are at least 1, --think at most 2^31", hint="--stride 7")
@@ -111,12 +117,12 @@ class GuestPlan:
         return -(-self.hot_add_pages * self.step_bytes // HUGE_BYTES) * HUGE_BYTES
 
     def share(self, vcpu: int, pages: int | None = None) -> int:
-        """Return how many pages a vCPU touches, of `pages` (default: the range's)."""
-        return ((self.pages if pages is None else pages) - vcpu + self.vcpus - 1) // self.vcpus
+        """Return how many pages a vCPU touches, of `pages` (default: those of the range that it uses)."""
+        return ((self.use_pages if pages is None else pages) - vcpu + self.vcpus - 1) // self.vcpus
 
     def mixer(self) -> Mixer:
         """Return the bijection of the random order, wide enough for every share."""
-        most = max(self.share(0), self.share(0, self.hot_add_pages))
+        most = max(self.share(0, self.pages), self.share(0, self.hot_add_pages))
         return Mixer.from_seed(self.seed, bits=random_bits(most))
 
     def gfns(self, vcpu: int) -> npt.NDArray[np.int64]:
@@ -138,15 +144,16 @@ class GuestPlan:
 
     def phases(self) -> Iterator[Phase]:
         """Yield what each vCPU does: ask, zero, touch (each pass), then the same for added memory."""
-        ranges = [("", RANGE_GPA, self.pages, self.passes)]
+        ranges = [("", RANGE_GPA, self.pages, self.use_pages, self.passes)]
         if self.hot_add_pages:
-            ranges.append(("_added", self.memory_bytes, self.hot_add_pages, 1))
-        for suffix, gpa, pages, passes in ranges:
+            ranges.append(("_added", self.memory_bytes, self.hot_add_pages, self.hot_add_pages, 1))
+        for suffix, gpa, pages, used, passes in ranges:
             names = {"ask": "ask"} if self.enlightened != "off" else {}
             names |= {"zero": "zero"} if self.zero_first else {}
             names |= {"touch" if turn == 1 else f"touch{turn}": "touch" for turn in range(1, passes + 1)}
             for position, (name, loop) in enumerate(names.items()):
-                yield Phase(name + suffix, loop, gpa, pages, adds_memory=bool(suffix) and position == 0)
+                touched = used if loop == "touch" else pages
+                yield Phase(name + suffix, loop, gpa, touched, adds_memory=bool(suffix) and position == 0)
 
 
 @dataclass(frozen=True)
@@ -175,7 +182,8 @@ class VcpuRun:
 class GuestRun:
     """What a small guest did: counts are the guest's own, `resident_pages` is the kernel's (4 KiB units).
 
-    `calls` counts what an enlightened guest asked of its VMM and what that did.
+    `calls` counts what an enlightened guest asked of its VMM and what that did; `prealloc_ns` is how long the
+    host took to populate memory before.
     """
 
     plan: GuestPlan
@@ -187,6 +195,7 @@ class GuestRun:
     resident_pages: int
     kvm_counters: dict[str, int]
     calls: dict[str, int]
+    prealloc_ns: int
 
     @property
     def touched_pages(self) -> int:
@@ -232,4 +241,5 @@ class GuestRun:
             ],
             "kvm_counters": self.kvm_counters,
             "calls": self.calls,
+            "prealloc_ns": self.prealloc_ns,
         }

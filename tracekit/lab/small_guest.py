@@ -72,10 +72,11 @@ class SmallGuest:
             self.kvm = cleanup.enter_context(Kvm())
             if plan.enlightened == "hyperv":
                 self._need_hyperv()
-            self.low = cleanup.enter_context(GuestMemory(LOW_BYTES, page_bytes=4096))
+            self.low = cleanup.enter_context(GuestMemory(LOW_BYTES, page_bytes=plan.page_bytes))
             self.memory = cleanup.enter_context(
                 GuestMemory(plan.memory_bytes - RANGE_GPA, page_bytes=plan.page_bytes)
             )
+            self._prealloc_ns = self._populate() if plan.prealloc else 0
             self._backings = [Backing(RANGE_GPA, self.memory)]
             if plan.hot_add_pages:
                 added = cleanup.enter_context(GuestMemory(plan.added_bytes, page_bytes=plan.page_bytes))
@@ -94,8 +95,6 @@ class SmallGuest:
 
     def run(self) -> GuestRun:
         """Run every phase on every vCPU, side by side, and return what happened."""
-        if self.plan.prealloc:
-            self.memory.advise(MADV_POPULATE_WRITE)
         runs = [VcpuRun(index, 0) for index in range(self.plan.vcpus)]
         failures: list[BaseException] = []
         barrier = threading.Barrier(self.plan.vcpus)
@@ -133,6 +132,7 @@ class SmallGuest:
             resident_pages=sum(backing.memory.resident_pages() for backing in self._backings),
             kvm_counters=self._counters(),
             calls=self._enlightenment.counts() if self._enlightenment else {},
+            prealloc_ns=self._prealloc_ns,
         )
 
     def close(self) -> None:
@@ -144,6 +144,13 @@ class SmallGuest:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _populate(self) -> int:
+        """Back all memory, before there is a VM (as QEMU's -mem-prealloc does); return the ns it took."""
+        started = time.monotonic_ns()
+        for memory in (self.low, self.memory):
+            memory.advise(MADV_POPULATE_WRITE)
+        return time.monotonic_ns() - started
 
     def _need_hyperv(self) -> None:
         if not self.kvm.extension(CAP_HYPERV) or not can_run_linux_under_kvm():
@@ -172,7 +179,7 @@ class SmallGuest:
         mapper = None
         if self.kvm.extension(CAP_PRE_FAULT_MEMORY):
             mapper = self._create_vcpu(self.plan.vcpus, cleanup).pre_fault
-        return Enlightenment(self._backings, map_pages=mapper)
+        return Enlightenment(self._backings, answers=self.plan.answered, map_pages=mapper)
 
     @contextlib.contextmanager
     def _kicked_out(self, threads: list[threading.Thread], left: list[threading.Event]) -> Iterator[None]:

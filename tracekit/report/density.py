@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tracekit.replay.fleet import Density
     from tracekit.replay.fleet.capacity import Fit
     from tracekit.replay.uncertainty import Statistical
+    from tracekit.replay.uncertainty.answers import Identification
 
 __all__ = ["density_json", "density_table"]
 
@@ -32,7 +33,10 @@ def density_table(answer: Density, vm_class: str = "") -> RenderableType:
         f"VMs{whose} per host with {human(answer.room_bytes, 'bytes')} for them, over at most"
         f" {answer.risk:g} of the time ({answer.vms_seen} VMs seen, {phase})"
     )
-    blocks: list[RenderableType] = [Text(head, style="bold"), _fits(answer), Text(""), _overflows(answer)]
+    blocks: list[RenderableType] = [Text(head, style="bold"), _fits(answer), Text("")]
+    if any(fit.band.low != fit.band.high or fit.band.low is None for fit in answer.fits):
+        blocks += [_bands(answer), Text("")]
+    blocks.append(_overflows(answer))
     blocks += [Text(f"note: {plain(note)}", style="yellow") for note in answer.notes]
     return Group(*blocks)
 
@@ -58,6 +62,14 @@ def _fits(answer: Density) -> Table:
             f"{fit.risk_of_one_more:.2g}",
         ]
         table.add_row(*cells, *([_saving(fit)] if money else []))
+    return table
+
+
+def _bands(answer: Density) -> Table:
+    """Return what the traces of these VMs leave open; no statistics in it."""
+    table = _table("what the traces leave open", "VMs between", "extra between")
+    for fit in answer.fits:
+        table.add_row(plain(fit.scenario), _ends(fit.band), _ends(fit.extra_band))
     return table
 
 
@@ -96,7 +108,7 @@ def _table(first: str, *others: str) -> Table:
     return table
 
 
-def _ends(interval: Statistical) -> str:
-    if interval.low is None or interval.high is None:
-        return "[?, ?]"
-    return f"[{math.floor(interval.low):,}, {math.ceil(interval.high):,}]"
+def _ends(interval: Statistical | Identification) -> str:
+    low = "?" if interval.low is None else f"{math.floor(interval.low):,}"
+    high = "?" if interval.high is None else f"{math.ceil(interval.high):,}"
+    return f"[{low}, {high}]"

@@ -43,7 +43,7 @@ _COLOURS: Final = {
     },
 }
 
-_TITLE_LETTERS: Final = 110
+_TITLE_LETTERS: Final = 140
 """Letters in a line below a picture's title: what fits the charts' width."""
 
 INK: Final = "ink"

@@ -103,6 +103,13 @@ class Entry:
         return any(v is None or v != 0 for v in (self.baseline, self.saved, self.low, self.high))
 
     @property
+    def at_most(self) -> bool:
+        """Whether the value is what the trace leaves possible at the best, so that it reads "at most"."""
+        low, saved = self.low, self.saved
+        best = self.label == "bounded" and saved is not None and saved == self.high
+        return best and saved != 0 and (low is None or low < (saved or 0))
+
+    @property
     def spread(self) -> str:
         """What stands for an interval of no width: exact, or not questioned because it was assumed."""
         return "no spread" if self.label == "assumed" else "exact"
@@ -148,7 +155,8 @@ class Entry:
         if self.exact and self.saved == 0:
             return f"{name}: unchanged at {whole}, {self.label}"
         value, interval = human_interval(*self.amount, self.unit)
-        said = value if self.exact else f"{value} {interval}"
+        limit = "" if not self.at_most else "at most " if self.verb == "saves" else "at least "
+        said = value if self.exact else f"{limit}{value} {interval}"
         share = f" ({self.share.lstrip('-')})" if self.share else ""
         return f"{name}: {self.verb} {said} of {whole}{share}, {self.label}"
 

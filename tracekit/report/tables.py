@@ -129,7 +129,8 @@ def _shares(frame: pl.DataFrame, scenario: str) -> list[RenderableType]:
 def _saving(entry: Entry) -> tuple[str, str]:
     if entry.exact and entry.saved is not None:
         return human(entry.saved, entry.unit), entry.spread
-    return human_interval(entry.saved, entry.low, entry.high, entry.unit)
+    value, interval = human_interval(entry.saved, entry.low, entry.high, entry.unit)
+    return f"<= {value}" if entry.at_most else value, interval
 
 
 def _summary(frame: pl.DataFrame, scenario: str) -> Text:

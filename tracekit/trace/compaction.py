@@ -6,6 +6,7 @@ import copy
 import os
 import shutil
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,10 +19,14 @@ from tracekit.errors import FailedError, UsageError
 from tracekit.trace.decode import TIE
 from tracekit.trace.folder import EVENTS_DIR, Folder
 from tracekit.trace.holdback import EMPTY, times
-from tracekit.trace.journal import SIDE_TABLES
+from tracekit.trace.journal import SIDE_TABLES, write_table
+from tracekit.trace.memslots import MemslotMap
+from tracekit.trace.merging import rebatch
 from tracekit.trace.meta import tool_version
 from tracekit.trace.part import PartLine
-from tracekit.trace.reader import open_folder, open_trace
+from tracekit.trace.reader import Trace, open_folder, open_trace
+from tracekit.trace.rebasing import Rebase, anonymous
+from tracekit.trace.sampling import Sampler
 from tracekit.trace.schema import EVENTS
 
 __all__ = ["GROUP_ROWS", "CompactReport", "compact"]
@@ -39,41 +44,62 @@ _ENCODINGS: Final = ("DELTA_BINARY_PACKED", "BYTE_STREAM_SPLIT")
 
 @dataclass(frozen=True)
 class CompactReport:
-    """Sizes of the events on disk before and after, in bytes."""
+    """Rows written, rows that were there, and sizes of the events on disk before and after, in bytes."""
 
     path: str
     rows: int
+    rows_before: int
     bytes_before: int
     bytes_after: int
 
 
-def compact(source: Path | str, out: Path | str, *, force: bool = False) -> CompactReport:
+def compact(
+    source: Path | str,
+    out: Path | str,
+    *,
+    force: bool = False,
+    sample: float | None = None,
+    seed: int = 0,
+    rebase: bool = False,
+) -> CompactReport:
     """Write the trace `source` as a compacted trace `out`; the same rows in the same order.
+
+    `sample` keeps only a share of the guest's 2 MiB blocks, chosen by `seed` (see `Sampler`); `rebase` takes
+    out names and addresses that a replay doesn't need (see `Rebase` and `anonymous`).
 
     Every 1,048,576 rows in time order are one Parquet file, inside which they are grouped by VM and
     vCPU: a vCPU's own addresses and times lie close together, so their differences are small. Memory
     is bounded by a few such groups. `out` appears only when it is whole.
 
-    Raises UsageError when `out` exists (unless `force`, and then only a trace is replaced), DamagedError
-    when the source is damaged, FailedError when the disk refuses.
+    Raises UsageError when `out` exists (unless `force`, and then only a trace is replaced) or the source is a
+    sample already, DamagedError when the source is damaged, FailedError when the disk refuses.
     """
     trace, out = open_trace(source), Path(out)
     if out.exists() and trace.path.samefile(out):
         raise UsageError(f"{out} is the trace itself", hint="choose another name with -o")
+    if sample is not None and trace.meta.sampling:
+        raise UsageError(f"{source} is a sample already", hint="without --sample")
     Folder.refuse_unless_replaceable(out, force=force)
+    sampler = Sampler(sample, seed, MemslotMap(trace.memslots)) if sample is not None else None
+    moved = Rebase(trace.memslots) if rebase else None
     working = out.with_name(f".{out.name}.compacting-{os.getpid()}")
     folder = Folder.create(working)
     try:
         ties = _Ties()
         lines = [
             _write_part(folder, number, batch, ties.of(times(batch)))
-            for number, batch in enumerate(trace.batches(batch_rows=GROUP_ROWS))
+            for number, batch in enumerate(_rows(trace, sampler, moved))
         ]
         lines = lines or [_write_part(folder, 0, EMPTY, np.zeros(0, np.uint32))]
         meta = copy.deepcopy(trace.meta)
-        meta.parts = len(lines)
+        meta.parts, meta.rows = len(lines), sum(line.rows for line in lines)
         meta.notes.append(f"compacted from {trace.path.name} by tracekit {tool_version()}")
         _copy_side_tables(trace.path, folder)
+        if sampler is not None:
+            meta.sampling = sampler.facts()
+        if moved is not None:
+            meta = anonymous(meta)
+            meta.tables["memslots.arrow"] = write_table(folder, "memslots.arrow", moved.memslots.to_dicts())
         folder.replace("manifest.jsonl", "".join(line.to_json() for line in lines).encode())
         folder.replace("meta.json", meta.to_json().encode())
         folder.publish(out, force=force)
@@ -84,7 +110,16 @@ def compact(source: Path | str, out: Path | str, *, force: bool = False) -> Comp
     finally:
         folder.close()
         shutil.rmtree(working, ignore_errors=True)
-    return CompactReport(str(out), trace.rows, trace.bytes, sum(line.bytes for line in lines))
+    after = sum(line.bytes for line in lines)
+    return CompactReport(str(out), meta.rows or 0, trace.rows, trace.bytes, after)
+
+
+def _rows(trace: Trace, sampler: Sampler | None, moved: Rebase | None) -> Iterator[pa.RecordBatch]:
+    """Yield what is to be written, a part at a time."""
+    batches = trace.batches(batch_rows=GROUP_ROWS)
+    if sampler is not None:
+        batches = rebatch(filter(len, map(sampler.thin, batches)), GROUP_ROWS)
+    return batches if moved is None else map(moved.batch, batches)
 
 
 def _write_part(folder: Folder, number: int, batch: pa.RecordBatch, ties: np.ndarray) -> PartLine:

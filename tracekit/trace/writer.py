@@ -124,6 +124,14 @@ class TraceWriter:
         self.meta.marks.append({"name": name, "ts_ns": int(ts_ns)})
         return len(self.meta.marks) - 1
 
+    def save_meta(self) -> None:
+        """Write `meta` as it stands, unfinalised: what was learned since the start then outlives a crash."""
+        self._must_be_open()
+        try:
+            self._folder.replace("meta.json", self.meta.to_json().encode())
+        except OSError as error:
+            raise self._fail(error) from None
+
     def flush(self, *, everything: bool = False) -> int:
         """Write what is due, or everything, and sync it; returns `rows_durable`.
 

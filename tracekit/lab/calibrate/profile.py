@@ -12,13 +12,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tracekit.errors import UsageError
+from tracekit.errors import CapabilityError, UsageError
 from tracekit.lab.calibrate.measure import RECIPES, measure_costs, measure_zeroing
+from tracekit.lab.calibrate.recorded import RECORDED, measure_recorded
 
 __all__ = ["SIZES", "Calibration", "Spread", "calibrate"]
 
 SIZES: Final = tuple(mib << 20 for mib in (32, 64, 128, 256, 512, 1024, 2048))
 """Memory sizes of the zeroing chart, in bytes."""
+
+
+_RECIPES: Final = {**RECIPES, **RECORDED}
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Calibration:
         return {
             "host": self.host,
             "elapsed_s": self.elapsed_s,
-            "costs": {name: {**asdict(cost), "recipe": RECIPES[name]} for name, cost in self.costs.items()},
+            "costs": {name: {**asdict(cost), "recipe": _RECIPES[name]} for name, cost in self.costs.items()},
             "zeroing": [
                 {"side": side, "size_bytes": size, "zero_ns": one.ns, "low_ns": one.low, "high_ns": one.high}
                 for side, size, one in self.zeroing
@@ -74,7 +78,7 @@ class Calibration:
         for name, cost in self.costs.items():
             lines += ["", f"[costs.{name}]", f"ns = {cost.ns:.1f}", f"low = {cost.low:.1f}"]
             lines += [f"high = {cost.high:.1f}", f"samples = {cost.samples}"]
-            lines.append(f"source = {json.dumps('measured: ' + RECIPES[name])}")
+            lines.append(f"source = {json.dumps('measured: ' + _RECIPES[name])}")
         for side, size, one in self.zeroing:
             lines += [
                 "",
@@ -108,7 +112,13 @@ def calibrate(
         raise UsageError("a spread needs at least 2 rounds", hint="--rounds 25")
     started = time.monotonic()
     say("measuring faults, prefaulting, discarding, exits")
-    costs = {name: Spread.of(values) for name, values in measure_costs(rounds, say=say).values.items()}
+    values = measure_costs(rounds, say=say).values
+    try:
+        say("recording small guests: what a trace's latencies hold of a fault")
+        values |= measure_recorded(rounds).values
+    except CapabilityError as error:
+        say(f"left out {', '.join(RECORDED)}: {error.message}")
+    costs = {name: Spread.of(samples) for name, samples in values.items()}
     free = _available_bytes()
     fitting = tuple(size for size in sizes if 2 * size < free)
     if left_out := len(sizes) - len(fitting):

@@ -1,0 +1,74 @@
+"""`tracekit lab validate`: predictions against reality, on this host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tracekit.cli.output import next_command, print_json, quoted, stderr, stdout
+
+__all__ = ["validate"]
+
+
+def validate(
+    mechanism: Annotated[
+        list[str] | None, typer.Argument(metavar="[MECHANISM]…", help="Which (default: all).")
+    ] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Runs of each case, each with a seed of its own.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
+    profile: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Costs of this host (default: calibrated now).")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="DIR", help="Keep traces, costs, result and chart here."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print every check as JSON.")] = False,
+) -> None:
+    """Record a baseline, predict a scenario, really run it, and compare the two."""
+    import tempfile
+    from contextlib import ExitStack
+
+    from tracekit.errors import UsageError
+    from tracekit.lab.calibrate.profile import calibrate
+    from tracekit.lab.validate.running import validate as run_cases
+    from tracekit.report.validation import validation_table
+
+    console = stderr()
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
+    with ExitStack() as stack:
+        if out is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tracekit-validate-")))
+        else:
+            folder = out
+            if folder.exists() and not folder.is_dir():
+                raise UsageError(f"{folder} is a file", hint="tracekit lab validate -o FOLDER")
+            folder.mkdir(parents=True, exist_ok=True)
+        if profile is None:
+            profile = folder / "host.toml"
+            say("calibrating this host")
+            calibrate(sizes=()).save(profile, force=True)
+        found = run_cases(mechanism or [], folder, profile=profile, repeat=repeat, seed=seed, say=say)
+        document = found.to_json()
+        if out:
+            _keep(folder, document)
+    if json:
+        print_json(document)
+    else:
+        stdout().print(validation_table(document))
+    next_command(f"tracekit lab validate --repeat 20 -o {quoted(out or Path('validation'))}")
+
+
+def _keep(folder: Path, document: dict[str, object]) -> None:
+    import json
+
+    from tracekit.report.figure import save_figures
+    from tracekit.report.validation import validation_figure
+
+    (folder / "validation.json").write_text(json.dumps(document, indent=2) + "\n")
+    save_figures([validation_figure(document)], folder)

@@ -1,0 +1,103 @@
+"""Costs as a recorder sees them: what a trace's latencies hold of a fault, and what they leave out.
+
+Replay sets prices beside recorded latencies, so these are taken from a recording: small guests touch fresh
+memory and memory populated ahead, twice each, and the trace says how long their faults took.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+
+from tracekit.errors import FailedError
+from tracekit.lab.calibrate.measure import Sample, Samples
+from tracekit.lab.guest_plan import GuestPlan
+from tracekit.lab.small_guest import SmallGuest
+from tracekit.probes.plan import RecordPlan
+from tracekit.probes.run import record
+from tracekit.trace import open_trace
+
+__all__ = ["RECORDED", "measure_recorded"]
+
+RECORDED: Final[dict[str, str]] = {
+    "exit": "recorded small guest: time per fresh page, less the same touch when warm, less the latency",
+    "ept_backed_4k": "recorded small guest, populated ahead: mean latency of the faults that are left",
+    "cold_touch_4k": "the same guest: time per first touch, less faults with their exits, less a warm touch",
+}
+"""How each of these costs is measured."""
+
+PAGES: Final = 16381
+"""Pages of a guest: 64 MiB, more than the caches hold."""
+
+
+def measure_recorded(rounds: int) -> Samples:
+    """Return `rounds` samples of every cost in `RECORDED`.
+
+    Raises `CapabilityError` where this host can't record, `FailedError` where the guests fail.
+    """
+    with tempfile.TemporaryDirectory(prefix="tracekit-calibrate-") as folder:
+        said, path = Path(folder) / "rounds.json", Path(folder) / "rounds.trace"
+        command = (sys.executable, "-m", __name__, str(rounds), str(said))
+        report = record(RecordPlan(out=path, command=command))
+        if report.exit_code or report.lost:
+            raise FailedError(f"recording small guests failed: exit {report.exit_code}, lost {report.lost}")
+        faults = (
+            open_trace(path)
+            .events.filter(pl.col("kind") == "ept_violation")
+            .select("ts_ns", "latency_ns")
+            .collect()
+        )
+        samples = Samples()
+        for one in json.loads(said.read_text()):
+            samples.add(_round(one, faults))
+    return samples
+
+
+def _round(phases: Mapping[str, Mapping[str, int]], faults: pl.DataFrame) -> Iterator[Sample]:
+    """Take a round apart: fresh and populated memory, each touched cold (`touch`) and warm (`touch2`)."""
+    count, latency, beside = {}, {}, {}
+    for kind in ("fresh", "populated"):
+        cold, warm = phases[f"{kind}.touch"], phases[f"{kind}.touch2"]
+        here = faults.filter(
+            pl.col("ts_ns").is_between(cold["start_ns"], cold["start_ns"] + cold["elapsed_ns"])
+        )
+        took = here["latency_ns"].to_numpy().astype(float)
+        # A fault that took ten times as long waited for a CPU: the thread's CPU time does not hold that.
+        count[kind], latency[kind] = len(took), float(np.minimum(took, 10 * np.median(took)).sum())
+        beside[kind] = cold["cpu_ns"] - warm["cpu_ns"] - latency[kind]
+    leaving = max(0.0, beside["fresh"] / count["fresh"])
+    yield "exit", leaving
+    yield "ept_backed_4k", latency["populated"] / count["populated"]
+    yield "cold_touch_4k", max(0.0, (beside["populated"] - count["populated"] * leaving) / PAGES)
+
+
+def _guests(rounds: int) -> list[dict[str, Any]]:
+    """Run the guests: each round in both orders of touches; the first round only warms memory up."""
+    found = []
+    for turn in range(-1, rounds):
+        phases: dict[str, Any] = {}
+        for kind in ("fresh", "populated"):
+            plan = GuestPlan(
+                pages=PAGES,
+                passes=2,
+                order="random" if turn % 2 else "seq",
+                seed=turn + 1,
+                prealloc=kind == "populated",
+            )
+            with SmallGuest(plan) as guest:
+                run = guest.run().vcpus[0].phases
+            phases |= {f"{kind}.{name}": vars(phase) for name, phase in run.items()}
+        if turn >= 0:
+            found.append(phases)
+    return found
+
+
+if __name__ == "__main__":
+    Path(sys.argv[2]).write_text(json.dumps(_guests(int(sys.argv[1]))))

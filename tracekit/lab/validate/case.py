@@ -1,0 +1,87 @@
+"""A case: two runs that differ in just what a scenario switches on, and what to compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from tracekit.trace import Trace, open_trace
+
+__all__ = ["GOALS", "UNITS", "Case", "Recording", "Run"]
+
+UNITS: Final[Mapping[str, str]] = {
+    "faults": "count",
+    "exits": "count",
+    "stall": "ns",
+    "time": "ns",
+    "startup": "ns",
+    "zeroed_twice": "bytes",
+    "resident_mean": "bytes",
+    "resident_peak": "bytes",
+    "resident_end": "bytes",
+}
+"""What can be compared: metrics of the ledger; `time`: of the guest's phases; `resident_end`: by mincore."""
+
+GOALS: Final[Mapping[str, float]] = {metric: 0.2 if unit == "ns" else 0.1 for metric, unit in UNITS.items()}
+"""The point error (a fraction) that each prediction is meant to stay below."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recorded run: words after `tracekit`, and what is around them while they run.
+
+    `around` is entered before the recording begins, undoes all it did, and gives words to put before the
+    command (none, or a program that sets something and then becomes the command).
+    """
+
+    words: tuple[str, ...]
+    around: Callable[[], AbstractContextManager[tuple[str, ...]]] = lambda: nullcontext(())
+
+    def plus(self, *more: str) -> Run:
+        """Return the same run with more words."""
+        return Run((*self.words, *more), self.around)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A run's trace on disk, and what the run said of itself (its --json)."""
+
+    path: Path
+    account: Mapping[str, Any]
+
+    @cached_property
+    def trace(self) -> Trace:
+        """The trace, opened."""
+        return open_trace(self.path)
+
+
+def _nothing_more(recording: Recording) -> Mapping[str, float]:
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One what-if with a real counterpart: `scenario` over a recording of `baseline` predicts `real`.
+
+    The scenario may take a parameter (how long ahead) from that recording.
+
+    `compare` names metrics of `UNITS`. `measure` gives what only this case can tell of a recording, by
+    metric. With `guest_events` the guest's account of its pages is merged into the baseline, as a trace of
+    `record --guest` would be. `emulated` runs have no times of a real machine. Where
+    the model says no more than a bound (`bound_only`), there is no point to be in error.
+    """
+
+    mechanism: str
+    name: str
+    scenario: str | Callable[[Recording], str]
+    baseline: Run
+    real: Run
+    compare: tuple[str, ...]
+    guest_events: Callable[[Recording], Any] | None = None
+    measure: Callable[[Recording], Mapping[str, float]] = field(default=_nothing_more)
+    emulated: bool = False
+    bound_only: bool = False

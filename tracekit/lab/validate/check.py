@@ -1,0 +1,231 @@
+"""Prediction against measurement: one check for each metric of a case, and what many of them say."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from tracekit.lab.validate.case import GOALS, UNITS, Case, Recording
+from tracekit.replay import Result
+
+__all__ = ["Check", "Summary", "check_all", "guest_time", "measured", "predicted", "summarise"]
+
+
+MANY: Final = 5
+"""Fewer runs than this say nothing about chance."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One metric of one run: predicted [low, high] and measured; an end that is None is not bounded.
+
+    `error` is |predicted - measured| / measured (where nothing is left to measure: / baseline).
+    """
+
+    mechanism: str
+    case: str
+    scenario: str
+    seed: int
+    metric: str
+    unit: str
+    before: float
+    predicted: float
+    low: float | None
+    high: float | None
+    measured: float
+    emulated: bool
+    bound_only: bool
+
+    @property
+    def error(self) -> float | None:
+        """Return the point error as a fraction of what was measured; None: there is no point to judge."""
+        if self.bound_only:
+            return None
+        scale = abs(self.measured or self.before)
+        if scale:
+            return abs(self.predicted - self.measured) / scale
+        return 0.0 if self.predicted == 0 else None
+
+    @property
+    def held(self) -> bool:
+        """Say whether the interval holds what was measured."""
+        return self.within(1.0, 1.0)
+
+    def within(self, least: float, most: float) -> bool:
+        """Say whether the interval, its ends times these factors, holds what was measured."""
+        slack = 1e-9 * abs(self.measured)  # sums of floats; nothing else
+        return (self.low is None or self.low * least - slack <= self.measured) and (
+            self.high is None or self.measured <= self.high * most + slack
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the check with its verdict, JSON-ready."""
+        return {**asdict(self), "error": self.error, "held": self.held}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One metric of one case over all its runs: medians, the point errors, how often the interval held.
+
+    The interval is that of the *recorded* run; a new one differs from it by chance. `noise` is how far the
+    baseline's own figure lies from its median in 5 % … 95 % of the runs, as two factors (1, 1 where there are
+    too few runs); `held_with_noise` counts the runs that lie in the interval times these. `reached`: the
+    median error is within the goal, and so held in 90 % of the runs or more.
+    """
+
+    mechanism: str
+    case: str
+    metric: str
+    unit: str
+    runs: int
+    before: float
+    predicted: float
+    low: float | None
+    high: float | None
+    measured: float
+    error: float | None
+    worst_error: float | None
+    held: int
+    noise: tuple[float, float]
+    held_with_noise: int
+    goal: float
+    reached: bool
+    emulated: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary as a JSON-ready document."""
+        return asdict(self)
+
+
+def guest_time(recording: Recording) -> float:
+    """Return the time (ns) from the start of a small guest's first phase to the end of its last one."""
+    phases = [phase for vcpu in recording.account["vcpus"] for phase in vcpu["phases"].values()]
+    first = min(phase["start_ns"] for phase in phases)
+    return float(max(phase["start_ns"] + phase["elapsed_ns"] for phase in phases) - first)
+
+
+def measured(case: Case, recording: Recording, ledger: Result) -> dict[str, float]:
+    """Return the metrics of a recording: `ledger` is its own, with nothing enabled."""
+    found = {row["metric"]: row["baseline"] for row in ledger.rows.iter_rows(named=True)}
+    found["resident_end"] = ledger.curves["resident_bytes"][-1]
+    account = recording.account
+    if "vcpus" in account:
+        found["time"] = guest_time(recording)
+        found["startup"] = account["prealloc_ns"]
+        found["exits"] = found.get("exits", 0.0) + sum(
+            n for name, n in account["calls"].items() if name.startswith("call_")
+        )
+    return {**found, **case.measure(recording)}
+
+
+def predicted(
+    result: Result, baseline: Mapping[str, float]
+) -> dict[str, tuple[float, float | None, float | None]]:
+    """Return (value, low, high) of what the scenario leaves of each metric.
+
+    `time` is the baseline's own, less what the critical path gains without the start-up work (which is
+    compared by itself): the guest's phases begin after that.
+    """
+    figures = {row["metric"]: row for row in result.rows.iter_rows(named=True)}
+    found = {
+        name: (
+            row["counterfactual"],
+            None if row["high"] is None else row["baseline"] - row["high"],
+            None if row["low"] is None else row["baseline"] - row["low"],
+        )
+        for name, row in figures.items()
+    }
+    end = result.curves["resident_bytes"][-1]
+    found["resident_end"] = (end, end, end)
+    if "time" in baseline and "critical_path" in figures:
+        path, startup = figures["critical_path"], figures.get("startup", {"saved": 0, "low": 0, "high": 0})
+        at = {
+            end: None if path[end] is None else baseline["time"] - (path[end] - startup[end])
+            for end in ("saved", "low", "high")
+        }
+        found["time"] = (float(at["saved"] or 0), at["high"], at["low"])
+    return found
+
+
+def check_all(
+    case: Case,
+    scenario: str,
+    seed: int,
+    *,
+    prediction: Mapping[str, tuple[float, float | None, float | None]],
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+) -> list[Check]:
+    """Return a check for each metric that the case compares; `KeyError` would be a case's mistake."""
+    return [
+        Check(
+            case.mechanism,
+            case.name,
+            scenario,
+            seed,
+            metric,
+            UNITS[metric],
+            before.get(metric, 0.0),
+            *prediction[metric],
+            after[metric],
+            case.emulated and UNITS[metric] == "ns",
+            case.bound_only,
+        )
+        for metric in case.compare
+    ]
+
+
+def summarise(checks: Sequence[Check]) -> list[Summary]:
+    """Return one summary for each metric of each case, in the order of the checks."""
+    groups: dict[tuple[str, str, str], list[Check]] = {}
+    for check in checks:
+        groups.setdefault((check.mechanism, check.case, check.metric), []).append(check)
+    return [_summary(group) for group in groups.values()]
+
+
+def _summary(group: Sequence[Check]) -> Summary:
+    first = group[0]
+    errors = [math.inf if one.error is None else one.error for one in group]
+    error, worst = statistics.median(errors), max(errors)
+    held = sum(one.held for one in group)
+    noise = _noise([one.before for one in group])
+    in_noise = sum(one.within(*noise) for one in group)
+    goal = GOALS[first.metric]
+    exact = first.bound_only or error <= goal
+    return Summary(
+        first.mechanism,
+        first.case,
+        first.metric,
+        first.unit,
+        len(group),
+        statistics.median(one.before for one in group),
+        statistics.median(one.predicted for one in group),
+        _median([one.low for one in group]),
+        _median([one.high for one in group]),
+        statistics.median(one.measured for one in group),
+        None if math.isinf(error) else error,
+        None if math.isinf(worst) else worst,
+        held,
+        noise,
+        in_noise,
+        goal,
+        exact and in_noise >= 0.9 * len(group),
+        first.emulated,
+    )
+
+
+def _noise(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 5 % and the 95 % quantile of the values as factors of their median."""
+    middle = statistics.median(values)
+    if len(values) < MANY or not middle:
+        return 1.0, 1.0
+    cuts = statistics.quantiles(values, n=20, method="inclusive")
+    return cuts[0] / middle, cuts[-1] / middle
+
+
+def _median(ends: Sequence[float | None]) -> float | None:
+    known = [end for end in ends if end is not None]
+    return statistics.median(known) if len(known) == len(ends) else None

@@ -1,0 +1,110 @@
+"""Runs cases: record, predict, really run, compare; again with other seeds."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tracekit.errors import CapabilityError, UsageError
+from tracekit.lab import validate as room
+from tracekit.lab.validate.case import Case, Recording
+from tracekit.lab.validate.check import Check, check_all, measured, predicted, summarise
+from tracekit.lab.validate.recording import record_run
+from tracekit.replay import Profile, Result, load_profile
+from tracekit.replay import run as replay
+
+__all__ = ["Validation", "mechanisms", "validate"]
+
+Cases = Callable[[int], list[Case]]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Every check that was made, with what was left out and why; `about` names profile, host and seeds."""
+
+    checks: tuple[Check, ...]
+    left_out: dict[str, str]
+    about: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as one JSON-ready document."""
+        return {
+            "about": self.about,
+            "summary": [one.to_json() for one in summarise(self.checks)],
+            "checks": [one.to_json() for one in self.checks],
+            "left_out": self.left_out,
+        }
+
+
+@cache
+def mechanisms() -> dict[str, Cases]:
+    """Return the cases by mechanism, each a function of the seed.
+
+    >>> sorted(mechanisms())[-1]
+    'zeroing'
+    """
+    found: dict[str, Cases] = {}
+    for info in pkgutil.iter_modules(room.__path__):
+        module = importlib.import_module(f"{room.__name__}.{info.name}")
+        if hasattr(module, "cases"):
+            found[info.name] = module.cases
+    return found
+
+
+def validate(
+    names: Sequence[str],
+    folder: Path,
+    *,
+    profile: Path | str,
+    repeat: int = 1,
+    seed: int = 0,
+    first_only: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Validation:
+    """Check the mechanisms of these names (none: all), each case `repeat` times with seeds from `seed` on.
+
+    `first_only` runs just the first case of each. Traces are left in `folder`. A mechanism whose counterpart
+    this host can't run is left out, with the reason. Raises `UsageError` for an unknown mechanism,
+    `FailedError` where a run fails.
+    """
+    known = mechanisms()
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(f"no validation of {unknown[0]}", hint=", ".join(known))
+    if repeat < 1:
+        raise UsageError("--repeat is at least 1", hint="--repeat 20")
+    costs = load_profile(profile)
+    checks: list[Check] = []
+    left_out: dict[str, str] = {}
+    for name in names or list(known):
+        try:
+            for turn in range(seed, seed + repeat):
+                for case in known[name](turn)[: 1 if first_only else None]:
+                    say(f"{name}: {case.name}, seed {turn}")
+                    checks += run_case(case, turn, folder, costs)
+        except CapabilityError as error:
+            left_out[name] = error.message
+            say(f"{name} is left out: {error.message}")
+    about = {"profile": str(profile), "repeat": repeat, "seed": seed}
+    return Validation(tuple(checks), left_out, about)
+
+
+def run_case(case: Case, seed: int, folder: Path, profile: Profile) -> list[Check]:
+    """Record the baseline, predict, really run, and compare."""
+    stem = "-".join([case.mechanism, *case.name.replace(",", "").split(), str(seed)])
+    before = record_run(case.baseline, folder, f"{stem}-baseline")
+    source = case.guest_events(before) if case.guest_events else before.trace
+    scenario = case.scenario if isinstance(case.scenario, str) else case.scenario(before)
+    result = replay(source, [scenario], profile=profile)
+    after = record_run(case.real, folder, f"{stem}-real")
+    first = measured(case, before, _ledger(before, profile))
+    last = measured(case, after, _ledger(after, profile))
+    return check_all(case, scenario, seed, prediction=predicted(result, first), before=first, after=last)
+
+
+def _ledger(recording: Recording, profile: Profile) -> Result:
+    return replay(recording.trace, ["baseline"], profile=profile)

@@ -1,0 +1,77 @@
+"""Small KVM guests as runs, and their own account of their pages as a guest's trace."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from tracekit.lab.guest_plan import GuestPlan
+from tracekit.lab.validate.case import Recording, Run
+from tracekit.trace import Meta, Trace, TraceWriter
+from tracekit.trace.batch import events_batch
+from tracekit.trace.merge import given_offset, merge
+
+__all__ = ["ORDERS", "guest", "plan_of", "with_account"]
+
+ORDERS: Final[dict[str, tuple[str, ...]]] = {
+    "sequential": ("--order", "seq"),
+    "random": ("--order", "random"),
+}
+"""Touch orders by name."""
+
+
+def guest(pages: int, seed: int, *words: str) -> Run:
+    """Return the run of a small guest that touches so many pages."""
+    return Run(("lab", "guest", "--pages", str(pages), "--seed", str(seed), *words))
+
+
+def plan_of(recording: Recording) -> GuestPlan:
+    """Return the plan of a recorded small guest."""
+    return GuestPlan(**recording.account["plan"])
+
+
+def with_account(recording: Recording, *, behind: tuple[int, int] | None = None) -> Trace:
+    """Return the recording merged with what its guest knows: pages are free, then allocated, one by one.
+
+    What `tracekit record --guest` sees in a Linux guest, the small guest's plan says: all memory is free
+    when it starts; a page is allocated when the guest uses it, in the plan's order, spread evenly over the
+    phase. Its zeroing of free memory is no allocation. `behind` = (pages of a batch, batches): a guest that
+    frees, when it begins a batch, the one so many batches before.
+    """
+    plan, account = plan_of(recording), recording.account
+    start = min(phase["start_ns"] for vcpu in account["vcpus"] for phase in vcpu["phases"].values()) - 1
+    all_memory = np.arange(recording.account["first_gfn"], plan.memory_bytes >> 12, plan.step_bytes >> 12)
+    told = [_told(np.full(len(all_memory), start), "page_free", all_memory)]
+    for vcpu in account["vcpus"]:
+        gfns = plan.gfns(vcpu["vcpu"])
+        for name in ("touch", *(f"touch{turn}" for turn in range(2, plan.passes + 1))):
+            phase = vcpu["phases"][name]
+            when = phase["start_ns"] + (np.arange(len(gfns)) + 0.5) / len(gfns) * phase["elapsed_ns"]
+            told.append(_told(when.astype(np.int64), "page_alloc", gfns))
+            if behind:
+                batch, back = behind
+                begins = np.arange(back * batch, len(gfns), batch)
+                at = np.repeat(when[begins].astype(np.int64) - 1, batch)
+                told.append(_told(at, "page_free", gfns[: len(at)]))
+    rows = pl.concat(told).sort("ts_ns", maintain_order=True)
+    path = recording.path.with_suffix(".guest.trace")
+    meta = Meta(source="synthetic", start_ns=start, stop_ns=int(rows["ts_ns"][-1]), extra={"side": "guest"})
+    with TraceWriter(path, meta, force=True) as writer:
+        writer.append(
+            events_batch(ts_ns=rows["ts_ns"].to_numpy(), kind=list(rows["kind"]), gfn=rows["gfn"].to_numpy())
+        )
+    merged, _ = merge(
+        recording.path,
+        path,
+        recording.path.with_suffix(".merged.trace"),
+        offset=given_offset(0, 0),
+        force=True,
+    )
+    return merged
+
+
+def _told(ts_ns: npt.NDArray[np.int64], kind: str, gfn: npt.NDArray[np.int64]) -> pl.DataFrame:
+    return pl.DataFrame({"ts_ns": ts_ns, "gfn": gfn}).with_columns(kind=pl.lit(kind))

@@ -1,0 +1,56 @@
+"""zeroing: a guest that zeroes its free memory first, against one that skips what came zeroed (0x8002)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import polars as pl
+
+from tracekit.lab.validate.case import Case, Recording
+from tracekit.lab.validate.small import ORDERS, guest, with_account
+from tracekit.trace.schema import PAGE_BYTES
+
+__all__ = ["cases"]
+
+_PAGES = 32749
+_USED = 20011
+
+
+def zeroed_twice(recording: Recording) -> Mapping[str, float]:
+    """Return the memory that the guest zeroed just after the host had: its faults while it zeroed."""
+    spans = [
+        (phase["start_ns"], phase["start_ns"] + phase["elapsed_ns"])
+        for vcpu in recording.account["vcpus"]
+        for name, phase in vcpu["phases"].items()
+        if name.startswith("zero")
+    ]
+    faults = recording.trace.events.filter(
+        pl.col("kind") == "ept_violation",
+        pl.col("gfn") >= recording.account["first_gfn"],
+        pl.any_horizontal(pl.col("ts_ns").is_between(*span) for span in spans),
+    )
+    return {"zeroed_twice": float(faults.select(pl.len()).collect().item() * PAGE_BYTES)}
+
+
+def cases(seed: int) -> list[Case]:
+    """Return the cases: with the guest's own events, and from the host alone (bounds only)."""
+    found = []
+    for name, order in ORDERS.items():
+        enlightened = guest(
+            _PAGES, seed, *order, "--zero-first", "--use", str(_USED), "--enlightened", "port"
+        )
+        for side in ("guest events", "host only"):
+            found.append(
+                Case(
+                    mechanism="zeroing",
+                    name=f"{name} use, {side}",
+                    scenario="zeroing",
+                    baseline=enlightened.plus("--unanswered"),
+                    real=enlightened,
+                    compare=("faults", "stall", "time", "zeroed_twice", "resident_peak"),
+                    guest_events=with_account if side == "guest events" else None,
+                    measure=zeroed_twice,
+                    bound_only=side == "host only",
+                )
+            )
+    return found
