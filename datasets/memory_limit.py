@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from tracekit.errors import CapabilityError
 
-__all__ = ["join_when_started", "memory_limit"]
+__all__ = ["file_swap", "join_when_started", "memory_limit", "zram_swap"]
 
 _CONTROL = Path("/sys/class/zram-control")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -25,26 +26,72 @@ def memory_limit(limit_bytes: int, swap_bytes: int) -> Iterator[Path]:
     root.
     """
     group, limit = _group()
+    with contextlib.ExitStack() as cleanup:
+        cleanup.enter_context(zram_swap(swap_bytes))
+        try:
+            group.mkdir()
+            cleanup.callback(group.rmdir)
+            (group / limit).write_text(str(limit_bytes))
+        except PermissionError as error:
+            raise CapabilityError(f"cannot write {error.filename}: not root", hint="run it as root") from None
+        except OSError as error:
+            raise CapabilityError(f"cannot set up a memory limit: {error}", hint="tracekit doctor") from None
+        yield group
+
+
+@contextlib.contextmanager
+def zram_swap(size_bytes: int) -> Iterator[None]:
+    """Swap to a zram device of our own while the block runs, before any other swap there is.
+
+    Raises CapabilityError where zram is missing, or without root.
+    """
     if not _CONTROL.exists():
         raise CapabilityError("zram is not there", hint="modprobe zram")
     with contextlib.ExitStack() as cleanup:
         try:
             number = int((_CONTROL / "hot_add").read_text())
             cleanup.callback((_CONTROL / "hot_remove").write_text, str(number))
-            block, device = Path(f"/sys/block/zram{number}"), f"/dev/zram{number}"
-            (block / "disksize").write_text(str(swap_bytes))
+            block, device = Path(f"/sys/block/zram{number}"), Path(f"/dev/zram{number}")
+            (block / "disksize").write_text(str(size_bytes))
             cleanup.callback((block / "reset").write_text, "1")
-            subprocess.run(["mkswap", device], check=True, capture_output=True)
-            subprocess.run(["swapon", device], check=True, capture_output=True)
-            cleanup.callback(subprocess.run, ["swapoff", device], check=False, capture_output=True)
-            group.mkdir()
-            cleanup.callback(group.rmdir)
-            (group / limit).write_text(str(limit_bytes))
+            cleanup.enter_context(_swapping_to(device))
         except PermissionError as error:
             raise CapabilityError(f"cannot write {error.filename}: not root", hint="run it as root") from None
         except (OSError, subprocess.CalledProcessError) as error:
-            raise CapabilityError(f"cannot set up a memory limit: {error}", hint="tracekit doctor") from None
-        yield group
+            raise CapabilityError(f"cannot swap to zram: {error}", hint="tracekit doctor") from None
+        yield
+
+
+@contextlib.contextmanager
+def file_swap(size_bytes: int, folder: Path) -> Iterator[None]:
+    """Swap to a file of our own in `folder` while the block runs, before any other swap there is.
+
+    Raises CapabilityError without root, or where that file system can't hold swap.
+    """
+    with contextlib.ExitStack() as cleanup:
+        path = folder / "tracekit.swap"
+        cleanup.callback(path.unlink, missing_ok=True)
+        try:
+            with path.open("xb") as file:
+                path.chmod(0o600)
+                for _ in range(0, size_bytes, 1 << 20):  # no holes
+                    file.write(bytes(1 << 20))
+                file.flush()
+                os.fsync(file.fileno())
+            cleanup.enter_context(_swapping_to(path))
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise CapabilityError(f"cannot swap to {path}: {error}", hint="run it as root") from None
+        yield
+
+
+@contextlib.contextmanager
+def _swapping_to(path: Path) -> Iterator[None]:
+    subprocess.run(["mkswap", path], check=True, capture_output=True)
+    subprocess.run(["swapon", "--priority", "32767", path], check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["swapoff", path], check=False, capture_output=True)
 
 
 def join_when_started(

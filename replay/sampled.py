@@ -56,16 +56,19 @@ class Sample:
     def standard_error(self, metric: str, baseline: float, saved: float) -> float:
         """Return how far chance moves `saved`: as if each block were saved as a whole or not at all.
 
-        How many faults there were is known, how long pages stayed is not: memory has the error of a total.
+        How many faults there were is known, how long pages stayed is not: memory has the error of a total, of
+        what there was or of what there would be, whichever is more.
 
         >>> sample = Sample(share=0.1, count_scale=10, time_scale=10, memory_scale=10, blocks=100, spread=0.1)
         >>> [sample.standard_error("faults", 1000, part) for part in (500, 1000, -20)]
         [50.0, 0.0, 2.0]
-        >>> sample.standard_error("resident_mean", 1000, 1000)
-        100.0
+        >>> [sample.standard_error("resident_mean", 1000, part) for part in (1000, -500)]
+        [100.0, 150.0]
         """
         part = saved / baseline if baseline else -1.0
-        if metric in _MEMORY or not 0 <= part <= 1:
+        if metric in _MEMORY:
+            return max(baseline, baseline - saved) * self.spread
+        if not 0 <= part <= 1:
             return abs(saved) * self.spread
         return baseline * math.sqrt(part * (1 - part)) * self.spread
 

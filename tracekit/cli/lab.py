@@ -72,6 +72,9 @@ def guest(
     ] = None,
     hint_batch: Annotated[int, typer.Option(min=1, help="Pages of a hint (a power of 2).")] = 512,
     hint_lead: Annotated[int, typer.Option(help="Batches that a hint is ahead; negative: behind.")] = 1,
+    cgroup: Annotated[
+        str, typer.Option(metavar="FOLDER", help="Charge the guest's memory to this cgroup.")
+    ] = "",
     wait: Annotated[
         bool, typer.Option("--wait", help="Start on a line on stdin (to attach to the VM before).")
     ] = False,
@@ -108,6 +111,7 @@ def guest(
         hint=hint,
         hint_batch=hint_batch,
         hint_lead=hint_lead,
+        cgroup=cgroup,
     )
     with SmallGuest(plan) as small_guest:
         if wait:

@@ -53,10 +53,16 @@ def validate(
             profile = folder / "host.toml"
             say("calibrating this host")
             calibrate(sizes=()).save(profile, force=True)
-        found = run_cases(mechanism or [], folder, profile=profile, repeat=repeat, seed=seed, say=say)
+        found = run_cases(
+            mechanism or [],
+            folder,
+            profile=profile,
+            repeat=repeat,
+            seed=seed,
+            say=say,
+            keep=lambda so_far: _keep(folder, so_far.to_json()),
+        )
         document = found.to_json()
-        if out:
-            _keep(folder, document)
     if json:
         print_json(document)
     else:

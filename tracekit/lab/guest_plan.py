@@ -45,7 +45,8 @@ class GuestPlan:
     added behind them at run time. `page_bytes` is the
     host's backing: 4096 or 2 MiB. `think` is a count of loop turns between touches. An `enlightened` guest
     asks which memory is zeroed and skips zeroing it, where its VMM `answered`; it hints `hint_batch` pages at
-    a time, `hint_lead` batches ahead (negative: behind). Raises `UsageError` for what can't be.
+    a time, `hint_lead` batches ahead (negative: behind). The memory it touches is charged
+    to `cgroup`, a folder (default: the caller's). Raises `UsageError` for what can't be.
 
     >>> GuestPlan(pages=7, vcpus=2).share(1), GuestPlan(pages=7).gfns(0)[:2].tolist()
     (3, [512, 513])
@@ -71,6 +72,7 @@ class GuestPlan:
     hint: Heat | None = None
     hint_batch: int = 512
     hint_lead: int = 1
+    cgroup: str = ""
 
     def __post_init__(self) -> None:
         if self.page_bytes not in (4096, HUGE_BYTES):

@@ -95,6 +95,8 @@ class SmallGuest:
 
     def run(self) -> GuestRun:
         """Run every phase on every vCPU, side by side, and return what happened."""
+        if self.plan.cgroup:  # what was touched until now stays charged to the caller's
+            Path(self.plan.cgroup, "cgroup.procs").write_text(str(os.getpid()))
         runs = [VcpuRun(index, 0) for index in range(self.plan.vcpus)]
         failures: list[BaseException] = []
         barrier = threading.Barrier(self.plan.vcpus)

@@ -12,9 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tracekit.errors import CapabilityError, UsageError
+from tracekit.errors import CapabilityError, FailedError, UsageError
+from tracekit.lab.calibrate.fit import Fit, best_fit
 from tracekit.lab.calibrate.measure import RECIPES, measure_costs, measure_zeroing
 from tracekit.lab.calibrate.recorded import RECORDED, measure_recorded
+from tracekit.lab.calibrate.swapping import SWAPPING, measure_swap_in
+from tracekit.lab.calibrate.system import SYSTEM, measure_system
+from tracekit.replay.costs import COSTS
 
 __all__ = ["SIZES", "Calibration", "Spread", "calibrate"]
 
@@ -22,27 +26,30 @@ SIZES: Final = tuple(mib << 20 for mib in (32, 64, 128, 256, 512, 1024, 2048))
 """Memory sizes of the zeroing chart, in bytes."""
 
 
-_RECIPES: Final = {**RECIPES, **RECORDED}
+_RECIPES: Final = {**RECIPES, **RECORDED, **SWAPPING, **SYSTEM}
+_SLOW_ROUNDS: Final = 9
+"""Most rounds of what is slow to set up (recording, swap)."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A measured time: median, 10th and 90th percentile, in ns, of so many samples."""
+    """A measured time: median, 10th and 90th percentile, in ns, of so many samples, and what fits them."""
 
     ns: float
     low: float
     high: float
     samples: int
+    fit: Fit | None = None
 
     @classmethod
     def of(cls, values: list[float]) -> Spread:
         """Return the spread of at least two values.
 
         >>> Spread.of([3.0, 1.0, 2.0])
-        Spread(ns=2.0, low=1.2, high=2.8, samples=3)
+        Spread(ns=2.0, low=1.2, high=2.8, samples=3, fit=None)
         """
         deciles = statistics.quantiles(values, n=10, method="inclusive")
-        return cls(statistics.median(values), deciles[0], deciles[-1], len(values))
+        return cls(statistics.median(values), deciles[0], deciles[-1], len(values), best_fit(values))
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,13 @@ class Calibration:
             *(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in self.host.items()),
         ]
         for name, cost in self.costs.items():
-            lines += ["", f"[costs.{name}]", f"ns = {cost.ns:.1f}", f"low = {cost.low:.1f}"]
+            # What replay has no use for stands beside its costs, in a table that it does not read.
+            lines += [
+                "",
+                f"[{'costs' if name in COSTS else 'beside'}.{name}]",
+                f"ns = {cost.ns:.1f}",
+                f"low = {cost.low:.1f}",
+            ]
             lines += [f"high = {cost.high:.1f}", f"samples = {cost.samples}"]
             lines.append(f"source = {json.dumps('measured: ' + _RECIPES[name])}")
         for side, size, one in self.zeroing:
@@ -115,9 +128,12 @@ def calibrate(
     values = measure_costs(rounds, say=say).values
     try:
         say("recording small guests: what a trace's latencies hold of a fault")
-        values |= measure_recorded(rounds).values
-    except CapabilityError as error:
+        values |= measure_recorded(min(rounds, _SLOW_ROUNDS)).values
+    except (CapabilityError, FailedError) as error:
         say(f"left out {', '.join(RECORDED)}: {error.message}")
+    say("measuring context switches, a balloon's discards, KSM, swap-in")
+    values |= measure_system(rounds, say=say).values
+    values |= measure_swap_in(min(rounds, _SLOW_ROUNDS), say=say).values
     costs = {name: Spread.of(samples) for name, samples in values.items()}
     free = _available_bytes()
     fitting = tuple(size for size in sizes if 2 * size < free)

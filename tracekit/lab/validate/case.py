@@ -34,8 +34,7 @@ GOALS: Final[Mapping[str, float]] = {metric: 0.2 if unit == "ns" else 0.1 for me
 class Run:
     """A recorded run: words after `tracekit`, and what is around them while they run.
 
-    `around` is entered before the recording begins, undoes all it did, and gives words to put before the
-    command (none, or a program that sets something and then becomes the command).
+    `around` is entered before the recording begins, undoes all it did, and gives more words for the command.
     """
 
     words: tuple[str, ...]

@@ -39,8 +39,8 @@ def record_run(run: Run, folder: Path, name: str) -> Recording:
     into = f'exec "$@" >{json.dumps(str(said))} 2>{json.dumps(str(talk))}'
     for _ in range(_ATTEMPTS):
         warm_up()
-        with run.around() as before:
-            words = (*before, sys.executable, "-m", "tracekit", *run.words, "--json")
+        with run.around() as more:
+            words = (sys.executable, "-m", "tracekit", *run.words, *more, "--json")
             path = folder / f"{name}.trace"
             report = record(RecordPlan(out=path, command=("sh", "-c", into, "sh", *words), force=True))
         if report.exit_code:

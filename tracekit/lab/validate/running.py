@@ -65,12 +65,13 @@ def validate(
     seed: int = 0,
     first_only: bool = False,
     say: Callable[[str], None] = lambda _: None,
+    keep: Callable[[Validation], None] = lambda _: None,
 ) -> Validation:
     """Check the mechanisms of these names (none: all), each case `repeat` times with seeds from `seed` on.
 
-    `first_only` runs just the first case of each. Traces are left in `folder`. A mechanism whose counterpart
-    this host can't run is left out, with the reason. Raises `UsageError` for an unknown mechanism,
-    `FailedError` where a run fails.
+    `first_only` runs just the first case of each; `keep` is given all there is after each seed. Traces are
+    left in `folder`. A mechanism whose counterpart this host can't run is left out, with the reason. Raises
+    `UsageError` for an unknown mechanism, `FailedError` where a run fails.
     """
     known = mechanisms()
     if unknown := [name for name in names if name not in known]:
@@ -80,17 +81,22 @@ def validate(
     costs = load_profile(profile)
     checks: list[Check] = []
     left_out: dict[str, str] = {}
-    for name in names or list(known):
-        try:
-            for turn in range(seed, seed + repeat):
+    found = Validation((), {}, {})
+    for turn in range(seed, seed + repeat):
+        for name in names or list(known):
+            if name in left_out:
+                continue
+            try:
                 for case in known[name](turn)[: 1 if first_only else None]:
                     say(f"{name}: {case.name}, seed {turn}")
                     checks += run_case(case, turn, folder, costs)
-        except CapabilityError as error:
-            left_out[name] = error.message
-            say(f"{name} is left out: {error.message}")
-    about = {"profile": str(profile), "repeat": repeat, "seed": seed}
-    return Validation(tuple(checks), left_out, about)
+            except CapabilityError as error:
+                left_out[name] = error.message
+                say(f"{name} is left out: {error.message}")
+        about = {"profile": str(profile), "seeds": list(range(seed, turn + 1))}
+        found = Validation(tuple(checks), dict(left_out), about)
+        keep(found)
+    return found
 
 
 def run_case(case: Case, seed: int, folder: Path, profile: Profile) -> list[Check]:

@@ -33,13 +33,16 @@ def plan_of(recording: Recording) -> GuestPlan:
     return GuestPlan(**recording.account["plan"])
 
 
-def with_account(recording: Recording, *, behind: tuple[int, int] | None = None) -> Trace:
+def with_account(
+    recording: Recording, *, behind: tuple[int, int] | None = None, uses: str = "page_alloc"
+) -> Trace:
     """Return the recording merged with what its guest knows: pages are free, then allocated, one by one.
 
     What `tracekit record --guest` sees in a Linux guest, the small guest's plan says: all memory is free
     when it starts; a page is allocated when the guest uses it, in the plan's order, spread evenly over the
     phase. Its zeroing of free memory is no allocation. `behind` = (pages of a batch, batches): a guest that
-    frees, when it begins a batch, the one so many batches before.
+    frees, when it begins a batch, the one so many batches before. `uses`: the kind of event that a touch
+    becomes (`access`: a sample of each).
     """
     plan, account = plan_of(recording), recording.account
     start = min(phase["start_ns"] for vcpu in account["vcpus"] for phase in vcpu["phases"].values()) - 1
@@ -50,7 +53,7 @@ def with_account(recording: Recording, *, behind: tuple[int, int] | None = None)
         for name in ("touch", *(f"touch{turn}" for turn in range(2, plan.passes + 1))):
             phase = vcpu["phases"][name]
             when = phase["start_ns"] + (np.arange(len(gfns)) + 0.5) / len(gfns) * phase["elapsed_ns"]
-            told.append(_told(when.astype(np.int64), "page_alloc", gfns))
+            told.append(_told(when.astype(np.int64), uses, gfns))
             if behind:
                 batch, back = behind
                 begins = np.arange(back * batch, len(gfns), batch)
@@ -61,7 +64,9 @@ def with_account(recording: Recording, *, behind: tuple[int, int] | None = None)
     meta = Meta(source="synthetic", start_ns=start, stop_ns=int(rows["ts_ns"][-1]), extra={"side": "guest"})
     with TraceWriter(path, meta, force=True) as writer:
         writer.append(
-            events_batch(ts_ns=rows["ts_ns"].to_numpy(), kind=list(rows["kind"]), gfn=rows["gfn"].to_numpy())
+            events_batch(
+                ts_ns=rows["ts_ns"].to_numpy(), kind=list(rows["kind"]), gfn=rows["gfn"].to_numpy(), arg=1
+            )
         )
     merged, _ = merge(
         recording.path,
