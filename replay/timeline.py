@@ -31,6 +31,7 @@ from tracekit.replay.reduction import (
     kernel,
     new_lanes,
 )
+from tracekit.trace.sampling import scale_of
 from tracekit.trace.schema import KIND_CODE, PAGE_BYTES
 
 __all__ = ["Timeline", "TraceLike"]
@@ -86,7 +87,8 @@ class Timeline:
         if len(trace.memslots):
             vms = max(vms, int(np.asarray(trace.memslots["vm"]).max()) + 1)
         self.vms = vms
-        self.share = float((getattr(trace.meta, "sampling", None) or {}).get("gfn_hash", 1.0))
+        self._sampling = getattr(trace.meta, "sampling", None) or {}
+        self.share = float(self._sampling.get("gfn_hash", 1.0))
         self.index = PageIndex(vms, self.slots)
         self.lanes: Lanes = new_lanes(vms)
         self.seen = np.zeros(32, np.int64)
@@ -114,7 +116,7 @@ class Timeline:
     def memory_bytes(self) -> int | None:
         """Guest memory by the memslots (bytes, overlaps counted once); None if the trace has none.
 
-        Of a sample, the share of it that the trace is about.
+        Of a sample, what comes to this when it is scaled up like the pages that faulted.
         """
         if not len(self.slots):
             return None
@@ -126,7 +128,7 @@ class Timeline:
             for _, first, end in rows:
                 total += max(0, int(end) - max(int(first), reach))
                 reach = max(reach, int(end))
-        return round(total * self.share) * PAGE_BYTES
+        return round(total / scale_of(self._sampling, "pages")) * PAGE_BYTES
 
     @property
     def mapped_around(self) -> int:
