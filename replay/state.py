@@ -130,7 +130,7 @@ class Replay:
         `by_block`: replay each batch block by block where that gives the same numbers (None: where it is
         quicker too). Neither changes any number.
         """
-        rows = int(timeline.seen.sum())
+        rows = max(int(timeline.seen.sum()), timeline.rows)
         plain = rows <= PLAIN_ROWS if plain is None else plain
         special = rows * len(settings) >= SPECIAL_WORK
         if by_block is None:
