@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from tracekit.replay.engine import make_drive
 from tracekit.replay.jit import compiled, hot
@@ -24,38 +23,50 @@ from tracekit.replay.mechanisms import Mechanism
 __all__ = ["Chain", "chain_of"]
 
 _ENGINE = ("accounts", "engine", "events", "freeing", "index", "jit", "pages")
-HOOKS = ("look", "fault", "event", "tick")
+HOOKS = ("fetch", "look", "fault", "event", "tick")
 _HEADS = {
+    "fetch": "def fetch(page, on, own):",
     "look": "def look(s, e, w, on, own):",
     "fault": "def fault(s, e, w, verdict, who, service, on, own):",
     "event": "def event(s, e, w, on, own):",
     "tick": "def tick(s, now, on, own):",
 }
 _CALLS = {
-    "look": "        w = {name}(s, e, w, own[{k}], {me})",
-    "fault": "        w, now, service = {name}(s, e, w, verdict, service, own[{k}], {me})\n"
-    "        if now != verdict:\n"
-    "            verdict = now\n"
-    "            who = 0 if now == 0 else {me}",
-    "event": "        w = {name}(s, e, w, own[{k}], {me})",
-    "tick": "        {name}(s, now, own[{k}], {me})",
+    "fetch": "{name}(page, own[{k}])",
+    "look": "w = {name}(s, e, w, own[{k}], {me})",
+    "fault": "w, now, service = {name}(s, e, w, verdict, service, own[{k}], {me})\n"
+    "if now != verdict:\n"
+    "    verdict = now\n"
+    "    who = 0 if now == 0 else {me}",
+    "event": "w = {name}(s, e, w, own[{k}], {me})",
+    "tick": "{name}(s, now, own[{k}], {me})",
 }
 _TAILS = {
-    "look": "    return w",
-    "fault": "    return w, verdict, who, service",
-    "event": "    return w",
-    "tick": "    return None",
+    "fetch": "return None",
+    "look": "return w",
+    "fault": "return w, verdict, who, service",
+    "event": "return w",
+    "tick": "return None",
 }
 
 
 @dataclass(frozen=True)
 class Chain:
-    """The kernel over an ordered set of mechanisms: `plain` is Python, `fast` its compiled twin."""
+    """The kernel over an ordered set of mechanisms: `plain` is Python, `fast` its compiled twin.
+
+    `on` is a number with bit k set if mechanism k is on.
+    """
 
     mechanisms: tuple[Mechanism, ...]
     source: str
     plain: Callable[..., None]
     fast: Callable[..., None]
+
+    def kernel(self, on: int, *, plain: bool = False, special: bool = False) -> Callable[..., None]:
+        """Return the event loop; a `special` one holds only what is on: quicker, but a compile of its own."""
+        if plain:
+            return self.plain
+        return _only(self.mechanisms, on) if special else self.fast
 
 
 def chain_of(mechanisms: Iterable[Mechanism]) -> Chain:
@@ -65,32 +76,55 @@ def chain_of(mechanisms: Iterable[Mechanism]) -> Chain:
 
 @cache
 def _chain(ordered: tuple[Mechanism, ...]) -> Chain:
-    namespace: dict[str, Any] = {}
+    source, drive = _drive(ordered, None)
+    return Chain(ordered, source, drive, compiled(drive))
+
+
+@cache
+def _only(ordered: tuple[Mechanism, ...], on: int) -> Callable[..., None]:
+    return compiled(_drive(ordered, on)[1])
+
+
+def _drive(ordered: tuple[Mechanism, ...], only: int | None) -> tuple[str, Callable[..., None]]:
+    """Return the source of the joined hooks, and the event loop over them.
+
+    Without `only`, each call asks first whether its mechanism is on.
+    """
+    chosen = {k: m for k, m in enumerate(ordered) if only is None or only >> k & 1}
+    hooks = {
+        (hook, k): function
+        for hook in HOOKS
+        for k, m in chosen.items()
+        if (function := getattr(m, hook)) is not None
+    }
     lines: list[str] = []
     for hook in HOOKS:
         lines.append(_HEADS[hook])
-        for k, mechanism in enumerate(ordered):
-            function = getattr(mechanism, hook)
-            if function is None:
+        for name, k in hooks:
+            if name != hook:
                 continue
-            name = f"{hook}_{k}"
-            namespace[name] = function
-            lines += [f"    if on[{k}]:", _CALLS[hook].format(name=name, k=k, me=k + 1)]
-        lines += [_TAILS[hook], ""]
+            call = _CALLS[hook].format(name=f"{hook}_{k}", k=k, me=k + 1)
+            lines += (
+                _indented(call, 1) if only is not None else [f"    if on & {1 << k}:", *_indented(call, 2)]
+            )
+        lines += [*_indented(_TAILS[hook], 1), ""]
     source = "\n".join(lines)
     digest = hashlib.sha256(source.encode())
     digest.update(_own_sources())
-    for mechanism in ordered:
+    for mechanism in chosen.values():
         digest.update(_source_of(mechanism))
     module = types.ModuleType(f"tracekit_chain_{digest.hexdigest()[:24]}")
-    module.__dict__.update(namespace)
+    module.__dict__.update({f"{hook}_{k}": function for (hook, k), function in hooks.items()})
     filename = f"<{module.__name__}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     exec(compile(source, filename, "exec"), module.__dict__)  # noqa: S102  (our own few lines, shown above)
     # By name from a registered module is how numba's cache key can name the hooks.
     sys.modules[module.__name__] = module
-    drive = make_drive(*(hot(getattr(module, hook)) for hook in HOOKS))
-    return Chain(ordered, source, drive, compiled(drive))
+    return source, make_drive(*(hot(getattr(module, hook)) for hook in HOOKS))
+
+
+def _indented(text: str, steps: int) -> list[str]:
+    return ["    " * steps + line for line in text.split("\n")]
 
 
 @cache

@@ -33,7 +33,7 @@ from tracekit.replay.events import Columns, Event
 from tracekit.replay.jit import hot, int64, prefetch
 from tracekit.replay.pages import World
 
-__all__ = ["fault_classes", "make_drive"]
+__all__ = ["fault_class", "make_drive", "run_ahead"]
 
 AHEAD: Final = 24
 """Events ahead whose page words are called into the cache: a miss costs as much as several events."""
@@ -47,17 +47,6 @@ def fault_class(bits: int, level: int) -> int:
     else:
         taker = ev.EPT_MAJOR if bits & ev.MAJOR else ev.EPT
     return taker * ev.LEVELS + min(level, 3)
-
-
-def fault_classes(bits: NDArray[np.int32], level: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Return the classes of many faults at once (`fault_class` for arrays)."""
-    major = bits & ev.MAJOR != 0
-    taker = np.where(
-        bits & ev.ON_HOST != 0,
-        np.where(major, ev.HOST_MAJOR, ev.HOST_MINOR),
-        np.where(major, ev.EPT_MAJOR, ev.EPT),
-    )
-    return np.asarray(taker * ev.LEVELS + np.minimum(level, 3), np.int64)
 
 
 @hot
@@ -178,33 +167,39 @@ def recorded(s: World, w: int, t: int, e: Event) -> int:
 
 
 def make_drive(
+    fetch: Callable[..., None],
     look: Callable[..., int],
     fault: Callable[..., Any],
     event: Callable[..., int],
     tick: Callable[..., None],
-) -> Callable[[Columns, World, Any, Any], None]:
-    """Return the event loop over one batch, with these hooks."""
+) -> Callable[..., None]:
+    """Return the event loop over one batch, with these hooks.
 
-    def drive(c: Columns, s: World, on: Any, own: Any) -> None:
+    In time order `row` and `gains` are empty (`blocks.IN_ORDER`). Else the batch is sorted by block, and what
+    each fault got shorter is left in `gains[row]` for `blocks.settle`.
+    """
+
+    def drive(
+        c: Columns, s: World, on: int, own: Any, row: NDArray[np.int32], gains: NDArray[np.int64]
+    ) -> None:
+        in_order = len(gains) == 0
         for i in range(len(c.t)):
-            if i + AHEAD < len(c.t):
-                prefetch(s.words, c.page[i + AHEAD])
-            t, lane = int64(c.t[i]), int64(c.lane[i])
-            op = int64(c.op[i])
+            ahead = int64(c.page[min(i + AHEAD, len(c.t) - 1)])
+            prefetch(s.words, ahead)
+            fetch(ahead, on, own)
+            t, lane, op = int64(c.t[i]), int64(c.lane[i]), int64(c.op[i])
             page, n = int64(c.page[i]), int64(c.pages[i])
-            bits = int64(c.bits[i])
-            level = int64(c.level[i])
+            bits, level = int64(c.bits[i]), int64(c.level[i])
             mapped = maps(s, bits, level)
             tick(s, t - int64(s.shift[lane]), on, own)
             end = t - int64(s.shift[lane])
             if op == ev.FAULT and not bits & ev.CONTINUED:
-                cls = fault_class(bits, level)
-                measured = bits & ev.MEASURED != 0
+                cls, measured = fault_class(bits, level), bits & ev.MEASURED != 0
                 latency = int64(c.latency[i]) if measured else int64(s.cost[cls])
                 verdict, who, service = KEPT, 0, latency
                 if page >= 0:
                     e = Event(op, page, n, level, bits, lane, end - latency, end, latency)
-                    w = look(s, e, s.words[page], on, own)
+                    w = look(s, e, int64(s.words[page]), on, own)
                     if bits & ev.PRESENT:
                         w = found_there(s, w, t)
                     if w & pg.B_BACKED:
@@ -215,27 +210,28 @@ def make_drive(
                     s.words[page] = w
                     if mapped or w & pg.B_BACKED:
                         w, verdict, who, service = fault(s, e, w, verdict, who, service, on, own)
-                        spared = verdict == SKIPPED
-                        done = end - latency + service
+                        spared, done = verdict == SKIPPED, end - latency + service
                         s.words[page] = touch(s, w & ~pg.C_UNUSED, t, done, spared)
                         for p in range(page + 1, page + n):
                             e = Event(op, p, page + n - p, level, bits | ev.CONTINUED, lane, done, done, 0)
-                            s.words[p] = touch(s, look(s, e, s.words[p], on, own), t, done, spared)
+                            s.words[p] = touch(s, look(s, e, int64(s.words[p]), on, own), t, done, spared)
                         if verdict not in (SKIPPED, HIT) and not bits & ev.ON_HOST:
                             pg.map_around(s, page)
                         s.clock[pg.CLOCK_SPARED] = 1 if spared else 0
                 book_fault(s, lane, who, verdict, cls, latency, measured, service)
-                run_ahead(s, lane, t, latency, service)
+                if in_order:
+                    run_ahead(s, lane, t, latency, service)
+                elif latency != service:
+                    gains[row[i]] = latency - service
             elif page >= 0:
                 spared = op == ev.FAULT and s.clock[pg.CLOCK_SPARED] != 0
                 for p in range(page, page + n):
                     e = Event(op, p, page + n - p, level, bits, lane, end, end, 0)
-                    w = look(s, e, s.words[p], on, own)
+                    w = look(s, e, int64(s.words[p]), on, own)
                     if op == ev.FAULT:
                         s.words[p] = touch(s, w, t, end, spared) if mapped or w & pg.B_BACKED else w
                     else:
-                        w = event(s, e, w, on, own)
-                        s.words[p] = recorded(s, w, t, e)
+                        s.words[p] = recorded(s, event(s, e, w, on, own), t, e)
                     bits |= ev.CONTINUED
 
     return drive

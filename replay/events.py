@@ -104,9 +104,9 @@ class Columns(NamedTuple):
     t: NDArray[np.int64]
     latency: NDArray[np.int64]
     page: NDArray[np.int64]
-    pages: NDArray[np.int32]
+    pages: NDArray[np.uint16]
     lane: NDArray[np.int32]
-    bits: NDArray[np.int32]
+    bits: NDArray[np.uint16]
     op: NDArray[np.uint8]
     level: NDArray[np.uint8]
 

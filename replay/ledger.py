@@ -16,6 +16,7 @@ from tracekit.replay import accounts as ac
 from tracekit.replay import events as ev
 from tracekit.replay.amounts import Amount
 from tracekit.replay.mechanisms import Context, Mechanism, Stage
+from tracekit.replay.pages import held
 from tracekit.replay.pricing import Prices, class_name
 from tracekit.replay.quantiles import moved, quantile
 from tracekit.replay.state import Replay, union_ns, vcpu_lanes
@@ -281,8 +282,8 @@ class Ledger:
         lanes = vcpu_lanes(self.timeline)
         ahead = int(world.shift[lanes].min()) if len(lanes) else 0
         horizon = max(span - ahead, 1)
-        before = float(world.resident[0]) * span - world.hold[0]
-        after = float(world.resident[1]) * horizon - world.hold[1]
+        before = float(int(world.resident[0]) * span - held(world, 0))
+        after = float(int(world.resident[1]) * horizon - held(world, 1))
         curve = world.curve.reshape(2, -1).cumsum(axis=1).max(axis=1)
         # Prices move each change of what is resident by as much as they move the stall before it.
         spread = self._spread(np.ones(ev.CLASSES, bool))[0] if self.contexts else Amount.exact(0)

@@ -16,7 +16,7 @@ from tracekit.replay.events import BLOCK_PAGES
 from tracekit.replay.index import VM_SHIFT, Directory, block_of, in_slots
 from tracekit.replay.jit import hot, int64
 
-__all__ = ["World", "back", "drop", "gfn_of", "map_around", "neighbour", "owner_of"]
+__all__ = ["World", "back", "drop", "gfn_of", "held", "map_around", "neighbour", "owner_of"]
 
 # Baseline half.
 B_BACKED: Final = 1 << 0
@@ -41,31 +41,29 @@ C_UNMAPPED: Final = (
 # Who last backed it or took it away in the counterfactual: 0 = the recorded events, k = mechanism k.
 OWNER_SHIFT: Final = 16
 OWNER_MASK: Final = 0xFF << OWNER_SHIFT
-# Bits 32 and up are free for mechanisms of your own.
+# Bits 24 to 30 are free for mechanisms.
 
 CURVE_BINS: Final = 4096
 """The resident curves are kept as changes in this many equal spans of time."""
 
-# Rows of World.hold: sums of n * t over changes of resident pages.
-HOLD_BASELINE: Final = 0
-HOLD_CLOSED: Final = 1
-HOLD_OPEN: Final = 2
+HOLD_BITS: Final = 24
+"""World.hold has two cells for each world: sums of n * (t >> HOLD_BITS), and of n * what that leaves."""
 
 
 class World(NamedTuple):
     """Everything that the kernels change, shared by all mechanisms of one scenario.
 
     words[page]: state bits. shift[lane]: ns that the lane runs ahead of the recording (closed loop).
-    resident[0|1]: pages backed now, baseline and counterfactual. hold[3]: page·ns sums. curve[2, bins]:
+    resident[0|1]: pages backed now, baseline and counterfactual. hold: see `held`. curve[2, bins]:
     changes of resident pages. faults, added, tally, histogram, by_lane: see `tracekit.replay.accounts`.
     """
 
-    words: NDArray[np.int64]
+    words: NDArray[np.int32]
     shift: NDArray[np.int64]
     busy: NDArray[np.int64]
     host_of: NDArray[np.int64]
     resident: NDArray[np.int64]
-    hold: NDArray[np.float64]
+    hold: NDArray[np.int64]
     curve: NDArray[np.int64]
     faults: NDArray[np.int64]
     added: NDArray[np.int64]
@@ -98,9 +96,15 @@ def owner_of(word: int) -> int:
 def resident_change(s: World, world: int, t: int, n: int) -> None:
     """Account `n` pages more (or less) from time `t` on; world 0 = baseline, 1 = counterfactual."""
     s.resident[world] += n
-    s.hold[world] += float(n) * t
+    s.hold[2 * world] += n * (t >> HOLD_BITS)
+    s.hold[2 * world + 1] += n * (t & ((1 << HOLD_BITS) - 1))
     at = max(t, 0) >> s.clock[CLOCK_BIN_SHIFT]
     s.curve[world * CURVE_BINS + min(at, CURVE_BINS - 1)] += n
+
+
+def held(s: World, world: int) -> int:
+    """Return the sum of n * t over all changes of resident pages, page·ns: whole, so in any order."""
+    return (int(s.hold[2 * world]) << HOLD_BITS) + int(s.hold[2 * world + 1])
 
 
 @hot

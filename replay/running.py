@@ -24,7 +24,7 @@ from tracekit.replay.pricing import Prices
 from tracekit.replay.result import Result, Row, notes, provenance
 from tracekit.replay.sampled import Sample, require_local, sample_of
 from tracekit.replay.scenarios import Scenario, parse_scenario
-from tracekit.replay.state import Replay
+from tracekit.replay.state import Replay, Setting
 from tracekit.replay.survey import Survey, survey
 from tracekit.replay.timeline import Timeline, TraceLike
 
@@ -176,16 +176,15 @@ class Room:
         `curve` names the scenario whose resident curves are to be kept.
         """
         kept: list[tuple[pl.DataFrame, pl.DataFrame]] = []
-        more = kept if curve else None
-        point = self.once(contexts, curves=more)
-        others = []
+        asked = [(contexts, self.closed)]
         if any(self.known[name].bounded(context) for name, context in contexts.items()):
             for end in ("low", "high"):
                 assumed = {name: replace(c, hypothesis=end) for name, c in contexts.items()}
-                others.append(self.once(assumed, curves=more))
+                asked.append((assumed, self.closed))
         if contexts:
             # Some of the guest's work follows its stalls, some a clock of its own: the truth lies between.
-            others.append(self.once(contexts, closed=not self.closed, curves=more))
+            asked.append((contexts, not self.closed))
+        point, *others = self.all_of(asked, curves=kept if curve else None)
         if kept:
             self._keep(curve, kept)
         figures = {
@@ -208,35 +207,34 @@ class Room:
         for name, mine in zip((BASELINE, scenario), zip(*curves, strict=True), strict=True):
             self.curves[name] = banded(name, mine, earlier_bytes=earlier, lost=lost, scale=scale)
 
-    def once(
+    def all_of(
         self,
-        contexts: Mapping[str, Context],
+        asked: Sequence[tuple[Mapping[str, Context], bool]],
         *,
-        closed: bool | None = None,
         curves: list[tuple[pl.DataFrame, pl.DataFrame]] | None = None,
-    ) -> dict[str, Figure]:
-        """Replay once and return the figures; `closed` overrides the loop.
+    ) -> list[dict[str, Figure]]:
+        """Replay for each of these contexts, in a closed loop or not; return the figures of each.
 
-        `curves` gets resident memory over time, as recorded and as replayed.
+        They share their passes over the events. `curves` gets resident memory over time of each, as recorded
+        and as replayed.
         """
-        hypothesis = next((context.hypothesis for context in contexts.values()), "point")
-        costs = self.prices.kernel(hypothesis)
-        loop = self.closed if closed is None else closed
+        settings = []
+        for contexts, closed in asked:
+            hypothesis = next((context.hypothesis for context in contexts.values()), "point")
+            around = self.timeline.mapped_around if hypothesis != "low" else 1
+            settings.append(Setting(contexts, self.prices.kernel(hypothesis), closed, around))
         ends = [t for phase in self.phases for t in (phase.start_ns, phase.end_ns)]
-        replay = Replay.run(
-            self.timeline,
-            self.chain,
-            contexts,
-            costs,
-            around=self.timeline.mapped_around if hypothesis != "low" else 1,
-            closed=loop,
-            plain=self.plain,
-            at=ends,
-        )
-        if curves is not None:
-            curves.append(
-                (resident_curve(replay, self.timeline, 0), resident_curve(replay, self.timeline, 1))
-            )
+        replays = Replay.run_all(self.timeline, self.chain, settings, plain=self.plain, at=ends)
+        found = []
+        for setting, replay in zip(settings, replays, strict=True):
+            if curves is not None:
+                curves.append(
+                    (resident_curve(replay, self.timeline, 0), resident_curve(replay, self.timeline, 1))
+                )
+            found.append(self._figures_of(replay, setting.contexts))
+        return found
+
+    def _figures_of(self, replay: Replay, contexts: Mapping[str, Context]) -> dict[str, Figure]:
         ledger = Ledger(replay, self.timeline, self.facts, self.chain.mechanisms, contexts, self.prices)
         figures = ledger.figures()
         figures |= {**phase_figures(ledger, self.phases), **vcpu_figures(ledger, figures)}
@@ -264,9 +262,9 @@ class Room:
     def rows(self, scenario: Scenario, *, steps: bool = True) -> list[Row]:
         """Return the rows of a scenario: of its one mechanism; or of all, each step, without each."""
         chosen = [m for m in self.chain.mechanisms if m in scenario.mechanisms]
-        if self.sample is not None:
-            require_local(chosen, scenario.params)
         contexts = {m.name: self.context(scenario, m) for m in chosen}
+        if self.sample is not None:
+            require_local(chosen, contexts)
         whole = self.figures(contexts, curve=scenario.name)
         if len(chosen) <= 1:
             return _rows(scenario.name, chosen[0].name if chosen else NONE, whole)

@@ -2,7 +2,7 @@
 
 A sample (`tracekit compact --sample`, `tracekit record --sample`) holds all events of some of the guest's 2
 MiB blocks. What a mechanism does to a page then follows from its own block, for mechanisms that look no
-further (`page_local`); others would see a guest that does a share of its work, and are refused.
+further (`block_local`); others would see a guest that does a share of its work, and are refused.
 
 Scales: faults before over faults in the sample, and the same of their latencies for what is counted in time
 and of their pages for memory, all counted when the sample was taken (ratio estimators: a share of the
@@ -22,7 +22,7 @@ import numpy as np
 from tracekit.errors import UsageError
 from tracekit.replay import events as ev
 from tracekit.replay.ledger import Figure, weaker
-from tracekit.replay.mechanisms import Mechanism
+from tracekit.replay.mechanisms import Context, Mechanism
 from tracekit.replay.timeline import Timeline
 from tracekit.trace.sampling import scale_of
 
@@ -127,13 +127,13 @@ def sample_of(timeline: Timeline) -> Sample | None:
     )
 
 
-def require_local(mechanisms: Iterable[Mechanism], params: Mapping[str, Mapping[str, Any]]) -> None:
+def require_local(mechanisms: Iterable[Mechanism], contexts: Mapping[str, Context]) -> None:
     """Refuse, for a sample, what does not follow from a page's own block (UsageError)."""
     for m in mechanisms:
-        if not m.page_local:
+        if contexts[m.name].params.get("size") == "1g":
+            raise UsageError(f"{m.name} by 1 GiB needs all blocks; this trace is a sample", hint="size=2m")
+        if not m.block_local(contexts[m.name]):
             raise UsageError(
                 f"{m.name} looks at more than a page's own block, and this trace is a sample of blocks",
                 hint="replay it on a whole trace",
             )
-        if params.get(m.name, {}).get("size") == "1g":
-            raise UsageError(f"{m.name} by 1 GiB needs all blocks; this trace is a sample", hint="size=2m")

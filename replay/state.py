@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tracekit.replay import accounts as ac
 from tracekit.replay import pages as pg
+from tracekit.replay.blocks import IN_ORDER, block_order, replay_blocks
 from tracekit.replay.chain import Chain
 from tracekit.replay.events import BLOCK_PAGES, CLASSES, Columns
 from tracekit.replay.mechanisms import Context, Own, Setup
@@ -18,10 +19,49 @@ from tracekit.replay.pages import World
 from tracekit.replay.reduction import OWN_CLOCK
 from tracekit.replay.timeline import Timeline
 
-__all__ = ["Replay", "Stand", "union_ns", "vcpu_lanes"]
+__all__ = ["Replay", "Setting", "Stand", "union_ns", "vcpu_lanes"]
 
 PLAIN_ROWS = 20_000
 """Traces up to this long run as plain Python: quicker than loading the compiled kernel, the same numbers."""
+
+SPECIAL_WORK = 30_000_000
+"""From so many rows times settings on: a kernel of just what is on, compiled once (seconds), then quicker."""
+
+BY_BLOCK_SETTINGS = 8
+"""With so many replays in a pass, sorting its batches by block costs less than it saves."""
+
+STATE_BYTES = 2 << 30
+"""Replays share a pass while the states of their pages are smaller than this together."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one replay assumes: mechanisms with their contexts, prices, closed or open loop.
+
+    `costs` (ns, by fault class, then of a fault on a page backed ahead) price faults without a recorded
+    latency and those that were added or shortened. `around`: pages that one fault of the guest maps at most
+    where the host has them already.
+    """
+
+    contexts: Mapping[str, Context]
+    costs: NDArray[np.int64]
+    closed: bool = True
+    around: int = 1
+
+    def block_local(self, chain: Chain) -> bool:
+        """Say whether blocks can be replayed one after another: nothing in it asks what happens elsewhere."""
+        on = [m for m in chain.mechanisms if m.name in self.contexts]
+        return not self.closed and all(m.block_local(self.contexts[m.name]) for m in on)
+
+    def mask(self, chain: Chain) -> int:
+        """Return which mechanisms are on, as a number: bit k is mechanism k of the chain."""
+        return sum(1 << k for k, m in enumerate(chain.mechanisms) if m.name in self.contexts)
+
+    def state_bytes(self, timeline: Timeline, chain: Chain) -> int:
+        """Return about how much memory the states of all pages take."""
+        on = [m for m in chain.mechanisms if m.name in self.contexts]
+        per_block = BLOCK_PAGES * (4 + 8 * sum(m.page_words for m in on)) + 8 * sum(m.block_words for m in on)
+        return max(timeline.index.blocks, 1) * per_block
 
 
 @dataclass(frozen=True)
@@ -67,13 +107,82 @@ class Replay:
         plain: bool | None = None,
         at: Sequence[int] = (),
     ) -> Replay:
-        """Replay with those mechanisms of `chain` that have a context; keep how things stand `at` some times.
+        """Replay with those mechanisms of `chain` that have a context; see `run_all`."""
+        return next(
+            cls.run_all(timeline, chain, [Setting(contexts, costs, closed, around)], plain=plain, at=at)
+        )
 
-        `costs` (ns, by fault class, then of a fault on a page backed ahead) price faults without a recorded
-        latency and those that were added or shortened. `around`: pages that one fault of the guest maps at
-        most where the host has them already.
+    @classmethod
+    def run_all(
+        cls,
+        timeline: Timeline,
+        chain: Chain,
+        settings: Sequence[Setting],
+        *,
+        plain: bool | None = None,
+        by_block: bool | None = None,
+        at: Sequence[int] = (),
+    ) -> Iterator[Replay]:
+        """Yield a replay for each setting, in order; as many as fit into `STATE_BYTES` share a pass.
+
+        Each keeps how things stand `at` some times (`stands`).
         The timeline must have been surveyed. `plain`: run the same functions uncompiled (the oracle).
+        `by_block`: replay each batch block by block where that gives the same numbers (None: where it is
+        quicker too). Neither changes any number.
         """
+        rows = max(int(timeline.seen.sum()), timeline.rows)
+        plain = rows <= PLAIN_ROWS if plain is None else plain
+        special = rows * len(settings) >= SPECIAL_WORK
+        if by_block is None:
+            by_block = special and sum(one.block_local(chain) for one in settings) >= BY_BLOCK_SETTINGS
+        at_once = 1
+        if by_block or not timeline.kept:
+            largest = max((one.state_bytes(timeline, chain) for one in settings), default=1)
+            at_once = max(STATE_BYTES // largest, 1)
+        for begin in range(0, len(settings), at_once):
+            some = settings[begin : begin + at_once]
+            kernels = [chain.kernel(one.mask(chain), plain=plain, special=special) for one in some]
+            yield from cls._pass(timeline, chain, some, kernels, by_block=by_block, at=sorted(set(at)))
+
+    @classmethod
+    def _pass(
+        cls,
+        timeline: Timeline,
+        chain: Chain,
+        settings: Sequence[Setting],
+        kernels: Sequence[Callable[..., None]],
+        *,
+        by_block: bool,
+        at: Sequence[int],
+    ) -> list[Replay]:
+        """Replay these settings side by side."""
+        replays = [cls._new(timeline, chain, setting) for setting in settings]
+        local = [by_block and one.block_local(chain) for one in settings]
+        last = np.zeros(len(timeline.lanes.vm), np.int64)
+        for columns, then in _cut(timeline, at):
+            if columns is not None:
+                blocks = block_order(columns, timeline.index.blocks) if any(local) else None
+                for replay, setting, drive, is_local in zip(replays, settings, kernels, local, strict=True):
+                    state = replay.world, setting.mask(chain), replay.own
+                    if blocks is not None and is_local:
+                        replay_blocks(drive, columns, blocks, *state)
+                    else:
+                        drive(columns, *state, *IN_ORDER)
+                if at:
+                    last[columns.lane] = columns.t  # in time order: the last one stays
+            if then is not None:
+                for replay in replays:
+                    replay.stands[then] = Stand.of(replay.world, last)
+        for replay, setting in zip(replays, settings, strict=True):
+            for k, m in enumerate(chain.mechanisms):
+                if replay.on[k] and m.finish is not None:
+                    m.finish(setting.contexts[m.name], replay.world, replay.own[k], k + 1)
+        return replays
+
+    @classmethod
+    def _new(cls, timeline: Timeline, chain: Chain, setting: Setting) -> Replay:
+        """Return the state before the first event."""
+        contexts = setting.contexts
         mechanisms = chain.mechanisms
         on = np.array([m.name in contexts for m in mechanisms], np.int64)
         setups = [m.setup(contexts[m.name]) if m.name in contexts else Setup() for m in mechanisms]
@@ -84,12 +193,12 @@ class Replay:
         index, lanes = timeline.index, timeline.lanes
         span = max(timeline.span_ns, 1)
         world = World(
-            words=np.full(max(index.pages, BLOCK_PAGES), initial, np.int64),
+            words=_words(max(index.pages, BLOCK_PAGES), initial),
             shift=np.zeros(len(lanes.vm), np.int64),
             busy=np.full(len(lanes.vm), np.iinfo(np.int64).min, np.int64),
             host_of=lanes.vm.copy(),
             resident=np.zeros(2, np.int64),
-            hold=np.zeros(2, np.float64),
+            hold=np.zeros(4, np.int64),
             curve=np.zeros(2 * pg.CURVE_BINS, np.int64),
             faults=np.zeros((len(setups) + 1) * ac.VERDICTS * CLASSES * ac.CELLS, np.int64),
             added=np.zeros((len(setups) + 1) * ac.REASONS * CLASSES * 2, np.int64),
@@ -97,15 +206,15 @@ class Replay:
             histogram=np.zeros(ac.HISTOGRAM_CELLS, np.int64),
             by_lane=np.zeros(len(lanes.vm) * ac.LANE_CELLS, np.int64),
             spans=np.zeros(2 * (ac.SPAN_DEPTH + 2), np.int64),
-            cost=costs,
+            cost=setting.costs,
             directory=index.directory,
             clock=np.zeros(pg.CLOCK_CELLS, np.int64),
         )
         world.clock[pg.CLOCK_BIN_SHIFT] = max(int(span).bit_length() - 12, 0)
-        world.clock[pg.CLOCK_CLOSED] = int(closed)
+        world.clock[pg.CLOCK_CLOSED] = int(setting.closed)
         world.clock[pg.CLOCK_LEVELS] = int(timeline.levels_known)
         world.clock[pg.CLOCK_END] = span
-        world.clock[pg.CLOCK_AROUND] = around
+        world.clock[pg.CLOCK_AROUND] = setting.around
         own = tuple(
             Own(
                 par=np.asarray(setup.par or [0.0], np.float64),
@@ -115,41 +224,23 @@ class Replay:
             )
             for m, setup, is_on in zip(mechanisms, setups, on.tolist(), strict=True)
         )
-        replay = cls(world, own, on)
-        replay._drive(timeline, chain, contexts, plain, sorted(set(at)))
-        return replay
-
-    def _drive(
-        self,
-        timeline: Timeline,
-        chain: Chain,
-        contexts: Mapping[str, Context],
-        plain: bool | None,
-        at: Sequence[int],
-    ) -> None:
-        for k, m in enumerate(chain.mechanisms):
-            if self.on[k] and m.begin is not None:
-                m.begin(contexts[m.name], self.world, self.own[k], k + 1)
-        if plain is None:
-            plain = max(int(timeline.seen.sum()), timeline.rows) <= PLAIN_ROWS
-        drive = chain.plain if plain else chain.fast
-        last = np.zeros(len(self.world.shift), np.int64)
-        for columns, then in _cut(timeline, at):
-            if columns is not None:
-                drive(columns, self.world, self.on, self.own)
-                if at:
-                    last[columns.lane] = columns.t  # in time order: the last one stays
-            if then is not None:
-                self.stands[then] = Stand.of(self.world, last)
-        for k, m in enumerate(chain.mechanisms):
-            if self.on[k] and m.finish is not None:
-                m.finish(contexts[m.name], self.world, self.own[k], k + 1)
+        for k, m in enumerate(mechanisms):
+            if on[k] and m.begin is not None:
+                m.begin(contexts[m.name], world, own[k], k + 1)
+        return cls(world, own, on)
 
     def unused(self) -> NDArray[np.int64]:
         """Return by mechanism (0 = none) the pages that it backed ahead of a use that never came."""
         words = self.world.words
         owners = (words[words & pg.C_UNUSED != 0] & pg.OWNER_MASK) >> pg.OWNER_SHIFT
         return np.bincount(owners, minlength=len(self.on) + 1)
+
+
+def _words(pages: int, initial: int) -> NDArray[np.int32]:
+    """Return the pages' first words; zeros cost nothing where no event ever comes."""
+    if initial:
+        return np.full(pages, initial, np.int32)
+    return np.zeros(pages, np.int32)
 
 
 def _cut(timeline: Timeline, at: Sequence[int]) -> Iterator[tuple[Columns | None, int | None]]:

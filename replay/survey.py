@@ -6,16 +6,22 @@ The totals are summed here without any page state: the baseline replay must repr
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from tracekit.replay import events as ev
-from tracekit.replay.accounts import HISTOGRAM_CELLS, histogram_cells
-from tracekit.replay.engine import fault_classes
+from tracekit.replay.accounts import HISTOGRAM_CELLS, histogram_cell
+from tracekit.replay.engine import fault_class
+from tracekit.replay.events import Columns
+from tracekit.replay.jit import compiled, int64
 from tracekit.replay.quantiles import quantile
+from tracekit.replay.reduction import PLAIN_ROWS
 from tracekit.replay.timeline import Timeline
 
 __all__ = ["Survey", "survey"]
@@ -67,38 +73,68 @@ class Survey:
         return float(self.latency_ns[cls]) / int(self.measured[cls]) if self.measured[cls] else None
 
 
+class Totals(NamedTuple):
+    """What `add_batch` sums: see `Survey`; `writes` holds writes and known accesses."""
+
+    faults: NDArray[np.int64]
+    measured: NDArray[np.int64]
+    latency_ns: NDArray[np.int64]
+    histograms: NDArray[np.int64]
+    last_ns: NDArray[np.int64]
+    writes: NDArray[np.int64]
+
+    def grown(self, lanes: int) -> Totals:
+        """Return the same with room for so many lanes."""
+        return self._replace(last_ns=_longer(self.last_ns, lanes))
+
+
+def add_batch(c: Columns, totals: Totals) -> None:
+    """Add the rows of one batch to the totals."""
+    for i in range(len(c.t)):
+        totals.last_ns[c.lane[i]] = c.t[i]  # in time order: the last one stays
+        bits = int64(c.bits[i])
+        if c.op[i] != ev.FAULT or bits & ev.CONTINUED:
+            continue
+        cls = fault_class(bits, int64(c.level[i]))
+        totals.faults[cls] += 1
+        totals.writes[0] += 1 if bits & ev.WRITE else 0
+        totals.writes[1] += 1 if bits & (ev.READ | ev.WRITE | ev.EXECUTE) else 0
+        if bits & ev.MEASURED:
+            latency = int64(c.latency[i])
+            totals.measured[cls] += 1
+            totals.latency_ns[cls] += latency
+            totals.histograms[cls * HISTOGRAM_CELLS + histogram_cell(latency)] += 1
+
+
+@cache
+def _compiled() -> Callable[[Columns, Totals], None]:
+    return compiled(add_batch)
+
+
 def survey(timeline: Timeline) -> Survey:
     """Read the whole trace once; the timeline then knows its pages, lanes and bounds."""
-    faults = np.zeros(ev.CLASSES, np.int64)
-    measured = np.zeros(ev.CLASSES, np.int64)
-    total = np.zeros(ev.CLASSES, np.int64)
-    histograms = np.zeros((ev.CLASSES, HISTOGRAM_CELLS), np.int64)
-    last = np.zeros(0, np.int64)
-    writes = known = 0
+    totals = Totals(
+        faults=np.zeros(ev.CLASSES, np.int64),
+        measured=np.zeros(ev.CLASSES, np.int64),
+        latency_ns=np.zeros(ev.CLASSES, np.int64),
+        histograms=np.zeros(ev.CLASSES * HISTOGRAM_CELLS, np.int64),
+        last_ns=np.zeros(0, np.int64),
+        writes=np.zeros(2, np.int64),
+    )
     for c in timeline:
-        is_fault = (c.op == ev.FAULT) & (c.bits & ev.CONTINUED == 0)
-        bits, latency = c.bits[is_fault], c.latency[is_fault]
-        cls = fault_classes(bits, c.level[is_fault])
-        has = bits & ev.MEASURED != 0
-        faults += np.bincount(cls, minlength=ev.CLASSES)
-        measured += np.bincount(cls[has], minlength=ev.CLASSES)
-        for one in np.unique(cls[has]):
-            mine = latency[has & (cls == one)]
-            total[one] += int(mine.sum())
-            histograms[one] += np.bincount(histogram_cells(mine), minlength=HISTOGRAM_CELLS)
-        last = _longer(last, len(timeline.lanes.vm))
-        last[c.lane] = c.t  # in time order: the last one stays
-        writes += int(np.count_nonzero(bits & ev.WRITE))
-        known += int(np.count_nonzero(bits & 7))
+        totals = totals.grown(len(timeline.lanes.vm))
+        add = _compiled() if len(c.t) > PLAIN_ROWS else add_batch
+        add(c, totals)
+    totals = totals.grown(len(timeline.lanes.vm))
     return Survey(
         counts=timeline.seen,
-        faults=faults,
-        measured=measured,
-        latency_ns=total,
-        histograms=histograms,
-        last_ns=_longer(last, len(timeline.lanes.vm)),
-        writes=writes,
-        access_known=known,
+        faults=totals.faults,
+        measured=totals.measured,
+        latency_ns=totals.latency_ns,
+        histograms=totals.histograms.reshape(ev.CLASSES, HISTOGRAM_CELLS),
+        last_ns=totals.last_ns,
+        writes=int(totals.writes[0]),
+        access_known=int(totals.writes[1]),
         outside_rows=timeline.outside_rows,
         earlier_bytes=earlier_bytes(timeline),
         assumed_slots=bool((timeline.trace.memslots["known_by"] == "assumed").any()),

@@ -97,15 +97,24 @@ class Sweep:
         ]
         # Whole-number parameters make many rows the same scenario: each is replayed once.
         distinct = list({one.name: one for one in scenarios}.values())
+        values: dict[str, float] = {}
         with ThreadPoolExecutor(self.jobs) as pool:
-            values = dict(zip((one.name for one in distinct), pool.map(self._one, distinct), strict=True))
+            for found in pool.map(self._some, [distinct[k :: self.jobs] for k in range(self.jobs)]):
+                values.update(found)
         return np.array([values[one.name] for one in scenarios])
 
-    def _one(self, scenario: Scenario) -> float:
-        contexts = {m.name: self.room.context(scenario, m) for m in scenario.mechanisms}
-        figures = self.room.once(contexts)
-        if self.metric not in figures:
-            raise UsageError(
-                f"this scenario has no metric {self.metric}", hint=f"--metric {nearest(self.metric, figures)}"
-            )
-        return figures[self.metric].saved.value
+    def _some(self, scenarios: Sequence[Scenario]) -> dict[str, float]:
+        """Return what each scenario saves, by name."""
+        asked = [
+            ({m.name: self.room.context(one, m) for m in one.mechanisms}, self.room.closed)
+            for one in scenarios
+        ]
+        values = {}
+        for scenario, figures in zip(scenarios, self.room.all_of(asked), strict=True):
+            if self.metric not in figures:
+                raise UsageError(
+                    f"this scenario has no metric {self.metric}",
+                    hint=f"--metric {nearest(self.metric, figures)}",
+                )
+            values[scenario.name] = figures[self.metric].saved.value
+        return values

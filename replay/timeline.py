@@ -1,7 +1,7 @@
 """From a trace to the columns that the kernels read: batch by batch, so any trace fits.
 
 Kinds become operations on pages, gfns become dense pages, vCPUs (or threads) become lanes, and an event
-that spans several blocks becomes one row per block. Every number is int64 from here on.
+that spans several blocks becomes one row per block. Hooks see every number as int64.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ COLUMNS: Final = ["ts_ns", "kind", "vm", "tid", "vcpu", "gfn", "hva", "pages", "
                   "latency_ns", "arg"]  # fmt: skip
 
 _PIECE_ROWS: Final = 1 << 20
-_ROW_BYTES: Final = 48
+_ROW_BYTES: Final = 34
 _VM_BYTES: Final = 4 * (TOPS + MAX_VCPU)  # of the tables that every VM has
 _MOST_ROWS: Final = 1 << 28
 _MOST_ROWS_PER_EVENT: Final = 64
@@ -78,7 +78,7 @@ class Timeline:
     """A trace as batches of `Columns`, with the tables that give its pages and lanes their numbers.
 
     Iterate it once per pass; pages and lanes keep their numbers over passes. A trace of up to `keep_rows`
-    rows stays in memory (48 bytes a row) after the first pass; a larger one is read again each time.
+    rows stays in memory (34 bytes a row) after the first pass; a larger one is read again each time.
     `share` is the share of guest memory that the trace is a sample of (1 = all of it).
     `start_ns` is the trace's zero, `span_ns` its length; `seen` counts the events of each operation, `rows`
     those of the columns: one for each block that an event spans.
@@ -121,6 +121,11 @@ class Timeline:
     def span_ns(self) -> int:
         """Length of the trace: to its recorded stop, or to its last event if that is later or alone."""
         return max(int(self.trace.meta.stop_ns or 0), self.last_ns) - self.start_ns
+
+    @property
+    def kept(self) -> bool:
+        """Whether the columns are in memory: then a further pass costs nothing."""
+        return self._passes > 0 and self._kept is not None
 
     @property
     def memory_bytes(self) -> int | None:
@@ -227,7 +232,8 @@ class Timeline:
             self.own_faults += int(counts[OWN_FAULTS])
 
     def _note(self, out: Columns, filled: int) -> None:
-        self.levels_known |= bool(np.any((out.level[:filled] > 0) & _guest_faults(out, filled)))
+        if not self.levels_known:
+            self.levels_known = bool(np.any((out.level[:filled] > 0) & _guest_faults(out, filled)))
         self.rows += filled
         if self.rows > _MOST_ROWS_PER_EVENT * self._events + _MOST_ROWS:
             raise DamagedError(
@@ -242,9 +248,9 @@ def _new_columns(rows: int) -> Columns:
         t=np.empty(rows, np.int64),
         latency=np.empty(rows, np.int64),
         page=np.empty(rows, np.int64),
-        pages=np.empty(rows, np.int32),
+        pages=np.empty(rows, np.uint16),
         lane=np.empty(rows, np.int32),
-        bits=np.empty(rows, np.int32),
+        bits=np.empty(rows, np.uint16),
         op=np.empty(rows, np.uint8),
         level=np.empty(rows, np.uint8),
     )

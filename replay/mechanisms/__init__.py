@@ -1,7 +1,7 @@
 """The interface of a mechanism: one small file each; adding one touches nothing else.
 
 A mechanism is a module of this package (found by its constant `MECHANISM`) or any `Mechanism` object that
-you give to `tracekit.replay.run`. It has up to four *hooks*, plain functions marked `@hot`, written in the
+you give to `tracekit.replay.run`. It has up to five *hooks*, plain functions marked `@hot`, written in the
 part of Python that numba compiles (numbers, loops, the arrays it is given); the same functions run
 uncompiled as the oracle of the tests. All times in hooks are counterfactual int64 ns since the start of
 the trace. `s` is the shared `World`, `e` the `Event`, `w` the word of the event's first page (bits of
@@ -18,6 +18,8 @@ the trace. `s` is the shared `World`, `e` the `Event`, `w` the word of the event
   event's recorded effect on the page. Several pages: the hook sees the first and loops over
   `s.words[e.page + 1 : e.page + e.pages]` itself where it cares; `e.page` is -1 when unknown.
 - `tick(s, now, m, me)`: called before every event with the time, for work of its own clock.
+- `fetch(page, m)`: called some events ahead, to `prefetch` what the other hooks will read of that page (-1 =
+  none); it must change nothing.
 
 Hooks change pages only through `pages.back` and `pages.drop`, and counters only through
 `accounts.count` and `accounts.add_fault`, so residency and conservation can't go wrong.
@@ -31,8 +33,8 @@ combination follows this order.
 (index `e.page * page_words + k`; zero at first), `block_words` per block of 512 pages in `m.block`.
 `begin(context, world, own, me)` may change the state before the first event, `finish` (same arguments)
 after the last one; both are ordinary Python. `costs(tally, context)` prices its tallies: for each metric a
-count for each cost of the profile. `page_local` says that it looks at nothing but its own page and block
-(then it can run in block order, for sweeps).
+count for each cost of the profile. `block_local(context)` says that it looks at nothing but the event's own
+block of 512 pages (then an open loop may go block by block, for sweeps).
 """
 
 from __future__ import annotations
@@ -157,8 +159,8 @@ class Mechanism:
     params: tuple[Param, ...] = ()
     page_words: int = 0
     block_words: int = 0
-    page_local: bool = False
     prices_refaults: bool = False
+    fetch: Callable[..., None] | None = None
     look: Callable[..., int] | None = None
     fault: Callable[..., tuple[int, int, int]] | None = None
     event: Callable[..., int] | None = None
@@ -167,6 +169,7 @@ class Mechanism:
     begin: Callable[[Context, World, Own, int], None] | None = None
     finish: Callable[[Context, World, Own, int], None] | None = None
     costs: Callable[[NDArray[np.int64], Context], Mapping[str, Mapping[str, float]]] = _no_costs
+    block_local: Callable[[Context], bool] = _same
     bounded: Callable[[Context], bool] = _same
     open_below: Callable[[Context], bool] = _same
     label: Callable[[Context], str] = _measured

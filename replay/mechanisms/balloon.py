@@ -25,7 +25,7 @@ from tracekit.errors import UsageError
 from tracekit.replay import events as ev
 from tracekit.replay.accounts import RANGES, REFAULT, UNMAPS, add_fault, advance, count
 from tracekit.replay.events import Event
-from tracekit.replay.jit import hot
+from tracekit.replay.jit import hot, prefetch
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
 from tracekit.replay.pages import B_BACKED, C_BACKED, CLOCK_END, World, back, drop
 from tracekit.trace.schema import PAGE_BYTES
@@ -158,6 +158,12 @@ def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
 
 
 @hot
+def fetch(page: int, m: Own) -> None:
+    """Call what is known of the page into the cache."""
+    prefetch(m.page, page * WORDS)
+
+
+@hot
 def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
     """A page that faults is in use, whether or not its allocation was seen."""
     if m.par[MONITOR] != 0:
@@ -263,6 +269,7 @@ MECHANISM = Mechanism(
         Param("page", "4k", "what the balloon is made of", choices=("4k", "2m")),
     ),
     page_words=WORDS,
+    fetch=fetch,
     look=look,
     fault=fault,
     event=event,

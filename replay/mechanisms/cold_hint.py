@@ -23,7 +23,16 @@ from tracekit.errors import UsageError
 from tracekit.replay import events as ev
 from tracekit.replay.accounts import HYPERCALLS, RANGES, TALLIES, UNMAPS, count
 from tracekit.replay.events import Event
-from tracekit.replay.freeing import FREE_WORDS, note_free, note_used, take_all_due, take_at, take_due
+from tracekit.replay.freeing import (
+    FREE_BLOCK_WORDS,
+    FREE_WORDS,
+    fetch_group,
+    note_free,
+    note_used,
+    take_all_due,
+    take_at,
+    take_due,
+)
 from tracekit.replay.jit import hot
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
 from tracekit.replay.pages import C_BACKED, C_SWAPPED, CLOCK_END, World, drop
@@ -33,8 +42,14 @@ __all__ = ["MECHANISM"]
 POLICIES = ("on_free", "idle", "recorded", "oracle")
 ON_FREE, IDLE, RECORDED, ORACLE = range(4)
 # m.par
-POLICY, GROUP, DELAY, TAKES = range(4)
-LAST = 0  # word of a page for idle and oracle: 1 + time of its last use
+POLICY, ORDER, DELAY, TAKES = range(4)
+# The word of a page, for idle and oracle: 1 + time of its last use.
+
+
+@hot
+def fetch(page: int, m: Own) -> None:
+    """Call what is known of the page into the cache."""
+    fetch_group(m, page, int(m.par[ORDER]) if m.par[POLICY] == ON_FREE else 0)
 
 
 @hot
@@ -42,18 +57,18 @@ def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
     """Take what was due in the past, and note this use."""
     policy = int(m.par[POLICY])
     if policy == ON_FREE:
-        return take_due(s, e.page, w, e.start, m, me, int(m.par[GROUP]))
+        return take_due(s, e.page, w, e.start, m, me, int(m.par[ORDER]))
     if policy == RECORDED:
         return w
-    at = e.page * FREE_WORDS + LAST
+    last = m.page[e.page]
     if policy == IDLE:
-        due = m.page[at] - 1 + int(m.par[DELAY])
-        if m.page[at] > 0 and due <= e.start and w & C_BACKED:
+        due = last - 1 + int(m.par[DELAY])
+        if last > 0 and due <= e.start and w & C_BACKED:
             w = drop(s, w, due, me) | C_SWAPPED
             count(s, me, RANGES, 1)
             count(s, me, UNMAPS, 1)
     if e.op in (ev.FAULT, ev.ACCESSED, ev.ALLOC, ev.POPULATE, ev.SWAP_IN):
-        m.page[at] = max(e.end, 0) + 1  # a fault may have begun before the recording
+        m.page[e.page] = max(e.end, 0) + 1  # a fault may have begun before the recording
     return w
 
 
@@ -61,7 +76,7 @@ def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
 def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
     """A page that faults is in use, whether or not its allocation was seen."""
     if m.par[POLICY] == ON_FREE:
-        note_used(m, e.page, int(m.par[GROUP]))
+        note_used(m, e.page, int(m.par[ORDER]))
     return w, verdict, service
 
 
@@ -71,9 +86,9 @@ def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
     policy = int(m.par[POLICY])
     if policy == ON_FREE:
         if e.op == ev.FREE:
-            note_free(m, e.page, int(m.par[GROUP]), e.end + int(m.par[DELAY]))
+            note_free(m, e.page, int(m.par[ORDER]), e.end + int(m.par[DELAY]))
         elif e.op == ev.ALLOC:
-            note_used(m, e.page, int(m.par[GROUP]))
+            note_used(m, e.page, int(m.par[ORDER]))
     elif policy == RECORDED and e.op == ev.HINT and not e.bits & ev.HINT_HOT:
         if not e.bits & ev.CONTINUED:
             count(s, me, RANGES, 1)
@@ -105,18 +120,16 @@ def setup(context: Context) -> Setup:
         delay = context.number("idle_s") * 1e9
         delay += {"low": scan, "high": -scan}.get(context.hypothesis, 0.0)
     takes = policy != "oracle" or context.hypothesis != "low"
-    return Setup(
-        par=[POLICIES.index(policy), 1 << int(context.number("order")), max(delay, 0.0), float(takes)]
-    )
+    return Setup(par=[POLICIES.index(policy), context.number("order"), max(delay, 0.0), float(takes)])
 
 
 def finish(context: Context, world: World, own: Own, me: int) -> None:
     """Take what nothing came back to; put the ranges into hypercalls."""
     policy = int(own.par[POLICY])
     if policy == ON_FREE:
-        take_all_due(world, own, me, int(own.par[GROUP]))
+        take_all_due(world, own, me, int(own.par[ORDER]))
     elif policy != RECORDED and own.par[TAKES]:
-        last = own.page[: len(world.words) * FREE_WORDS].reshape(-1, FREE_WORDS)[:, LAST]
+        last = own.page[: len(world.words)]
         end = int(world.clock[CLOCK_END]) - int(world.shift.max(initial=0))
         due = last - 1 + (int(own.par[DELAY]) if policy == IDLE else 0)
         pages = np.flatnonzero((last > 0) & (due <= end) & (world.words & C_BACKED != 0))
@@ -135,6 +148,11 @@ def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[st
         else {"unmap_4k": float(tally[UNMAPS])},
         "hypercall_time": {"hypercall": float(tally[HYPERCALLS])},
     }
+
+
+def block_local(context: Context) -> bool:
+    """No policy looks beyond a group of pages, which is within a block."""
+    return True
 
 
 def bounded(context: Context) -> bool:
@@ -160,13 +178,15 @@ MECHANISM = Mechanism(
         Param("batch", 511, "ranges per hypercall (at most 511)", low=1, high=511),
     ),
     page_words=FREE_WORDS,
-    page_local=True,
+    block_words=FREE_BLOCK_WORDS,
+    fetch=fetch,
     look=look,
     fault=fault,
     event=event,
     setup=setup,
     finish=finish,
     costs=costs,
+    block_local=block_local,
     bounded=bounded,
     label=label,
 )

@@ -23,7 +23,7 @@ import numpy as np
 from tracekit.replay import events as ev
 from tracekit.replay.accounts import KEPT, OVERLAPPED, REASONS, REFAULT, advance, shorten_added
 from tracekit.replay.events import Event
-from tracekit.replay.jit import hot
+from tracekit.replay.jit import hot, prefetch
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
 from tracekit.replay.pages import B_BACKED, C_READ_AT_ONCE, C_SWAPPED, CLOCK_CLOSED, CLOCK_END, World
 
@@ -132,6 +132,12 @@ def tick(s: World, now: int, m: Own, me: int) -> None:
 
 
 @hot
+def fetch(page: int, m: Own) -> None:
+    """Call what is known of the page into the cache."""
+    prefetch(m.page, page * WORDS)
+
+
+@hot
 def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
     """Overlap a recorded wait of the guest in user mode."""
     waits = e.bits & (ev.MAJOR | ev.ON_HOST | ev.IN_KERNEL) == ev.MAJOR
@@ -197,6 +203,7 @@ MECHANISM = Mechanism(
         ),
     ),
     page_words=WORDS,
+    fetch=fetch,
     look=look,
     fault=fault,
     tick=tick,

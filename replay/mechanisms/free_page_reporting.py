@@ -18,7 +18,15 @@ from tracekit.errors import UsageError
 from tracekit.replay import events as ev
 from tracekit.replay.accounts import HYPERCALLS, RANGES, TALLIES, UNMAPS
 from tracekit.replay.events import Event
-from tracekit.replay.freeing import FREE_WORDS, note_free, note_used, take_all_due, take_due
+from tracekit.replay.freeing import (
+    FREE_BLOCK_WORDS,
+    FREE_WORDS,
+    fetch_group,
+    note_free,
+    note_used,
+    take_all_due,
+    take_due,
+)
 from tracekit.replay.jit import hot
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
 from tracekit.replay.pages import World
@@ -26,29 +34,35 @@ from tracekit.replay.pages import World
 __all__ = ["MECHANISM"]
 
 # m.par
-GROUP, DELAY, TAKES = range(3)
+ORDER, DELAY, TAKES = range(3)
+
+
+@hot
+def fetch(page: int, m: Own) -> None:
+    """Call the page's group into the cache."""
+    fetch_group(m, page, int(m.par[ORDER]))
 
 
 @hot
 def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
     """Take the block if it was due in the past."""
-    return take_due(s, e.page, w, e.start, m, me, int(m.par[GROUP]))
+    return take_due(s, e.page, w, e.start, m, me, int(m.par[ORDER]))
 
 
 @hot
 def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
     """Follow what is free."""
     if e.op == ev.FREE and m.par[TAKES] != 0:
-        note_free(m, e.page, int(m.par[GROUP]), e.end + int(m.par[DELAY]))
+        note_free(m, e.page, int(m.par[ORDER]), e.end + int(m.par[DELAY]))
     elif e.op == ev.ALLOC:
-        note_used(m, e.page, int(m.par[GROUP]))
+        note_used(m, e.page, int(m.par[ORDER]))
     return w
 
 
 @hot
 def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
     """A page that faults is in use, whether or not its allocation was seen."""
-    note_used(m, e.page, int(m.par[GROUP]))
+    note_used(m, e.page, int(m.par[ORDER]))
     return w, verdict, service
 
 
@@ -62,7 +76,7 @@ def setup(context: Context) -> Setup:
     lazily = context.text("discard") == "lazily"
     return Setup(
         par=[
-            1 << int(context.number("order")),
+            context.number("order"),
             context.number("delay_s") * 1e9,
             float(not lazily or context.hypothesis != "low"),
         ]
@@ -71,7 +85,7 @@ def setup(context: Context) -> Setup:
 
 def finish(context: Context, world: World, own: Own, me: int) -> None:
     """Take what stayed free to the end; put the blocks into reports."""
-    take_all_due(world, own, me, int(own.par[GROUP]))
+    take_all_due(world, own, me, int(own.par[ORDER]))
     tally = world.tally.reshape(-1, TALLIES)[me]
     tally[HYPERCALLS] += -(-int(tally[RANGES]) // int(context.number("batch")))
 
@@ -84,6 +98,11 @@ def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[st
         "host_cpu_background": {"unmap_2m": blocks} if huge else {"unmap_4k": float(tally[UNMAPS])},
         "hypercall_time": {"hypercall": float(tally[HYPERCALLS])},
     }
+
+
+def block_local(context: Context) -> bool:
+    """No policy looks beyond a group of pages, which is within a block."""
+    return True
 
 
 def bounded(context: Context) -> bool:
@@ -107,13 +126,15 @@ MECHANISM = Mechanism(
         Param("discard", "now", "MADV_DONTNEED (now) or MADV_FREE (lazily)", choices=("now", "lazily")),
     ),
     page_words=FREE_WORDS,
-    page_local=True,
+    block_words=FREE_BLOCK_WORDS,
+    fetch=fetch,
     look=look,
     fault=fault,
     event=event,
     setup=setup,
     finish=finish,
     costs=costs,
+    block_local=block_local,
     bounded=bounded,
     label=label,
 )

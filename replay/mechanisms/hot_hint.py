@@ -37,7 +37,7 @@ from tracekit.replay.accounts import (
     count,
 )
 from tracekit.replay.events import Event
-from tracekit.replay.jit import hot
+from tracekit.replay.jit import hot, prefetch
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
 from tracekit.replay.pages import (
     B_BACKED,
@@ -175,6 +175,12 @@ def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
         w = back(s, w, m.page[e.page], me) | C_UNUSED | int(m.par[UNMAPPED])
         m.page[e.page] = -m.page[e.page]
     return w
+
+
+@hot
+def fetch(page: int, m: Own) -> None:
+    """Call what is known of the page into the cache."""
+    prefetch(m.page, page)
 
 
 @hot
@@ -325,6 +331,7 @@ MECHANISM = Mechanism(
     ),
     page_words=1,
     block_words=ev.BLOCK_PAGES // GROUP,
+    fetch=fetch,
     look=look,
     fault=fault,
     event=event,

@@ -159,6 +159,11 @@ def setup(context: Context) -> Setup:
     return Setup(par=[level], ints=regions(context, level))
 
 
+def block_local(context: Context) -> bool:
+    """A region of 1 GiB goes over many blocks."""
+    return context.text("size") == "2m"
+
+
 def bounded(context: Context) -> bool:
     """Without the host addresses of guest memory, KVM may be able to map none of it huge."""
     slots = context.timeline.trace.memslots
@@ -176,10 +181,10 @@ MECHANISM = Mechanism(
     stage=Stage.BACK,
     params=(Param("size", "2m", "huge page size", choices=("2m", "1g")),),
     block_words=1,
-    page_local=True,
     fault=fault,
     event=event,
     setup=setup,
+    block_local=block_local,
     bounded=bounded,
     label=label,
 )

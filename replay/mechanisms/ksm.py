@@ -24,7 +24,7 @@ from tracekit.errors import UsageError
 from tracekit.replay import events as ev
 from tracekit.replay.accounts import MERGED, REFAULT, SCANNED, SKIPPED, TALLIES, add_fault, advance, count
 from tracekit.replay.events import Event
-from tracekit.replay.jit import hot
+from tracekit.replay.jit import hot, prefetch
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
 from tracekit.replay.pages import B_BACKED, C_BACKED, CLOCK_END, GUEST_USED, World, resident_change
 
@@ -120,6 +120,12 @@ def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
 
 
 @hot
+def fetch(page: int, m: Own) -> None:
+    """Call what is known of the page into the cache."""
+    prefetch(m.page, page)
+
+
+@hot
 def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
     """A first touch by a read leaves zeros; a write needs memory of its own."""
     m.ints[SPARED] = 1 if verdict == SKIPPED else 0
@@ -206,6 +212,7 @@ MECHANISM = Mechanism(
         Param("sleep_ms", 20.0, "how long ksmd sleeps", unit="ms", low=0.1),
     ),
     page_words=1,
+    fetch=fetch,
     look=look,
     fault=fault,
     event=event,

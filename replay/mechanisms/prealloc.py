@@ -82,6 +82,11 @@ def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[st
     return {"startup": {name: units / context.number("threads")}, "host_cpu_background": {name: units}}
 
 
+def block_local(context: Context) -> bool:
+    """An entry of 1 GiB goes over many blocks."""
+    return context.text("size") != "1g"
+
+
 def bounded(context: Context) -> bool:
     """What a fault on a backed page costs has a range, and the size of its entry may be open."""
     return context.text("via") == "populate"
@@ -112,12 +117,12 @@ MECHANISM = Mechanism(
         ),
     ),
     block_words=1,
-    page_local=True,
     look=look,
     fault=fault,
     setup=setup,
     begin=begin,
     costs=costs,
+    block_local=block_local,
     bounded=bounded,
     label=label,
     small_pages=small_pages,

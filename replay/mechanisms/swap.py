@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tracekit.replay import events as ev
 from tracekit.replay.accounts import REFAULT, SKIPPED, UNMAPS, add_fault, advance, count
 from tracekit.replay.events import Event
-from tracekit.replay.jit import hot
+from tracekit.replay.jit import hot, prefetch
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
 from tracekit.replay.pages import (
     B_BACKED,
@@ -206,6 +206,12 @@ def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
 
 
 @hot
+def fetch(page: int, m: Own) -> None:
+    """Call what is known of the page into the cache."""
+    prefetch(m.page, page * WORDS)
+
+
+@hot
 def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
     """A recorded fault backs its page, unless it is spared altogether."""
     m.ints[SPARED] = 1 if verdict == SKIPPED else 0
@@ -308,6 +314,7 @@ MECHANISM = Mechanism(
         Param("device", "nvme", "where swapped pages are", choices=DEVICES),
     ),
     page_words=WORDS,
+    fetch=fetch,
     look=look,
     fault=fault,
     event=event,

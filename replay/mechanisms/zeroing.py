@@ -30,7 +30,7 @@ from tracekit.replay.accounts import (
 )
 from tracekit.replay.events import Event
 from tracekit.replay.index import VM_SHIFT, block_of
-from tracekit.replay.jit import hot
+from tracekit.replay.jit import hot, prefetch
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
 from tracekit.replay.pages import (
     B_BACKED,
@@ -63,6 +63,12 @@ def in_scope(s: World, e: Event, m: Own) -> bool:
         return False
     gfn = gfn_of(s, e.page) & ((1 << VM_SHIFT) - 1)
     return bool(m.par[FROM_GFN] <= gfn < m.par[TO_GFN])
+
+
+@hot
+def fetch(page: int, m: Own) -> None:
+    """Call what is known of the page into the cache."""
+    prefetch(m.page, page)
 
 
 @hot
@@ -138,6 +144,11 @@ def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
     return w
 
 
+def block_local(context: Context) -> bool:
+    """A fault of 1 GiB that was put off goes over many blocks."""
+    return not context.survey.faults[3 :: ev.LEVELS].any()
+
+
 def bounded(context: Context) -> bool:
     """Only page_alloc events tell zeroing from use; without them both ends of the interval are run."""
     return True
@@ -182,12 +193,13 @@ MECHANISM = Mechanism(
         Param("to_gfn", 0, "past the last such gfn (0 = all of memory)", low=0),
     ),
     page_words=1,
-    page_local=True,
+    fetch=fetch,
     look=look,
     fault=fault,
     event=event,
     setup=setup,
     costs=costs,
+    block_local=block_local,
     bounded=bounded,
     label=label,
 )

@@ -68,6 +68,11 @@ def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[st
     }
 
 
+def block_local(context: Context) -> bool:
+    """Only the page itself counts."""
+    return True
+
+
 def bounded(context: Context) -> bool:
     """Only page_alloc events tell zeroing from use."""
     return not context.survey.guest_events
@@ -83,11 +88,11 @@ MECHANISM = Mechanism(
     summary="memory that the host took and gave back counts as zeroed",
     stage=Stage.SPARE,
     params=(),
-    page_local=True,
     fault=fault,
     event=event,
     setup=setup,
     costs=costs,
+    block_local=block_local,
     bounded=bounded,
     label=label,
 )

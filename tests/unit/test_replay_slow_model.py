@@ -19,7 +19,7 @@ from tracekit.errors import UsageError
 from tracekit.replay import accounts as ac
 from tracekit.replay import events as ev
 from tracekit.replay import load_profile
-from tracekit.replay.pages import CURVE_BINS
+from tracekit.replay.pages import CURVE_BINS, held
 from tracekit.replay.running import Room
 from tracekit.replay.scenarios import parse_scenario
 from tracekit.replay.state import Replay
@@ -54,9 +54,9 @@ class Compared:
         names = ["recorded", *(m.name for m in room.chain.mechanisms)]
         self.verdicts: list[tuple[str, str, int]] = []
 
-        def spy(columns: Any, world: Any, on: Any, own: Any) -> None:
+        def spy(columns: Any, world: Any, *rest: Any) -> None:
             before = world.faults.copy()
-            room.chain.plain(columns, world, on, own)
+            room.chain.plain(columns, world, *rest)
             cells = (world.faults - before).reshape(-1, ac.VERDICTS, ev.CLASSES, ac.CELLS)
             for who, verdict, cls in np.argwhere(cells[..., ac.COUNT]).tolist():
                 ns = int(cells[who, verdict, cls, ac.NEW_NS])
@@ -89,7 +89,7 @@ class Compared:
             "zeroed": int(tally[:, ac.ZEROING_SPARED].sum()),
             "candidates": int(tally[:, ac.CANDIDATES].sum()),
             "resident": world.resident.tolist(),
-            "held": [float(x) for x in world.hold],
+            "held": [float(held(world, which)) for which in (0, 1)],
             "curve": [np.flatnonzero(c).tolist() + c[c != 0].tolist() for c in world.curve.reshape(2, -1)],
         }
 

@@ -1,0 +1,156 @@
+"""The replay engine: events per second of the whole model, on one core.
+
+`pytest tests/bench/bench_replay.py --benchmark-only -o python_files='bench_*.py' -o norecursedirs=''
+--benchmark-timer=time.thread_time`. TRACEKIT_BENCH_EVENTS sets the length of the traces (default 32 Mi; they
+are made once and kept in the temp dir). `extra_info` holds Mev_per_s, of the best round.
+
+Every figure is of a whole replay: the state of a 64 GiB guest is made, all batches are driven, what is due at
+the end is done. `test_end_to_end` adds reading, checking and decoding the files, and the survey.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+from typing import Any
+
+import pytest
+
+from tests.bench.replay_traces import SHAPES, bench_trace
+from tracekit.replay import running, timeline
+from tracekit.replay.blocks import block_order
+from tracekit.replay.running import Room
+from tracekit.replay.scenarios import parse_scenario
+from tracekit.replay.state import Replay, Setting
+
+EVENTS = int(os.environ.get("TRACEKIT_BENCH_EVENTS", str(1 << 25)))
+SCENARIOS = (
+    "baseline",
+    "prealloc",
+    "zeroing",
+    "hot_hint,policy=stride",
+    "cold_hint",
+    "cold_hint,policy=idle",
+    "free_page_reporting",
+    "hugepages",
+    "swap,limit_mib=20000",
+    "epf,runnable=2",
+    "zeroing+hot_hint+cold_hint",
+)
+BY_BLOCK = ("baseline", "prealloc", "zeroing", "cold_hint", "cold_hint,policy=idle", "hugepages")
+DELAYS_S = (1, 2, 5, 10, 20, 30, 60, 120)
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def room(request: pytest.FixtureRequest) -> Room:
+    """A trace, surveyed, its columns in memory (34 bytes an event)."""
+    return in_memory(request.param)
+
+
+@pytest.fixture(scope="module")
+def mixed() -> Room:
+    return in_memory("mix")
+
+
+def in_memory(shape: str) -> Room:
+    events = EVENTS // 4 if shape == "thp" else EVENTS
+    with pytest.MonkeyPatch.context() as patch:
+        keep = timeline.Timeline.__init__.__kwdefaults__ | {"keep_rows": 1 << 40}
+        patch.setattr(timeline.Timeline.__init__, "__kwdefaults__", keep)
+        return Room.of(bench_trace(shape, events))
+
+
+def replay(room: Room, settings: list[Setting], by_block: bool | None = None) -> None:
+    for _ in Replay.run_all(room.timeline, room.chain, settings, plain=False, by_block=by_block):
+        pass
+
+
+def setting(room: Room, text: str, *, closed: bool = True) -> Setting:
+    scenario = parse_scenario(text)
+    contexts = {m.name: room.context(scenario, m) for m in scenario.mechanisms}
+    return Setting(contexts, room.prices.kernel("point"), closed)
+
+
+def rate(benchmark: Any, events: float) -> None:
+    benchmark.extra_info["Mev_per_s"] = round(events / benchmark.stats.stats.min / 1e6, 1)
+
+
+def rows(room: Room) -> int:
+    return int(room.timeline.seen.sum())
+
+
+@pytest.mark.parametrize("text", SCENARIOS)
+def test_time_order(benchmark: Any, room: Room, text: str) -> None:
+    """One scenario, closed loop."""
+    one = setting(room, text)
+    benchmark.pedantic(replay, args=(room, [one]), rounds=3, warmup_rounds=1)
+    rate(benchmark, rows(room))
+
+
+@pytest.mark.parametrize("text", BY_BLOCK)
+def test_by_block(benchmark: Any, room: Room, text: str) -> None:
+    """One scenario, open loop, block by block; sorting the batches included only in `with_sort`."""
+    one = setting(room, text, closed=False)
+    benchmark.pedantic(replay, args=(room, [one], True), rounds=3, warmup_rounds=1)
+    began = perf_counter()
+    for batch in room.timeline:
+        block_order(batch, room.timeline.index.blocks)
+    sorting = perf_counter() - began
+    benchmark.extra_info["with_sort"] = round(rows(room) / benchmark.stats.stats.min / 1e6, 1)
+    rate(benchmark, rows(room) / max(1 - sorting / benchmark.stats.stats.min, 0.01))
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
+def test_sweep(benchmark: Any, room: Room, closed: bool) -> None:
+    """Eight idle times in one pass: events x scenarios a second."""
+    all_of_them = [
+        setting(room, f"cold_hint,policy=idle,idle_s={delay}", closed=closed) for delay in DELAYS_S
+    ]
+    benchmark.pedantic(replay, args=(room, all_of_them), rounds=2, warmup_rounds=1)
+    rate(benchmark, rows(room) * len(DELAYS_S))
+
+
+def test_two_cores(benchmark: Any, mixed: Room) -> None:
+    """Two replays at once against one after another (run with the default timer, on an idle machine)."""
+    one = setting(mixed, "zeroing")
+
+    replay(mixed, [one])
+    began = perf_counter()
+    replay(mixed, [one])
+    replay(mixed, [one])
+    alone = perf_counter() - began
+    with ThreadPoolExecutor(2) as pool:
+        benchmark.pedantic(lambda: list(pool.map(replay, [mixed, mixed], [[one], [one]])), rounds=3)
+    benchmark.extra_info["speed_up"] = round(alone / benchmark.stats.stats.min, 2)
+    rate(benchmark, 2 * rows(mixed))
+
+
+@pytest.mark.parametrize("shape", ["mix", "rand"])
+def test_end_to_end(benchmark: Any, shape: str) -> None:
+    """From the files on disk to the rows of a scenario: survey and every hypothesis, columns not kept."""
+    trace = bench_trace(shape, EVENTS)
+    benchmark.pedantic(lambda: running.run(trace, ["zeroing"]), rounds=2)
+    rate(benchmark, EVENTS)
+
+
+@pytest.mark.parametrize("events", [1 << 20, 1 << 22, 1 << 24, EVENTS])
+def test_length(benchmark: Any, events: int) -> None:
+    """Time order, columns read again from the files: flat over the length, memory bounded."""
+    code = (
+        "import resource, sys, time; from tests.bench.replay_traces import bench_trace;"
+        "from tests.bench import bench_replay as b;"
+        f"room = b.running.Room.of(bench_trace('mix', {events})); one = b.setting(room, 'zeroing');"
+        "t = time.thread_time(); b.replay(room, [one]);"
+        "print(time.thread_time() - t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+
+    def other_process() -> list[str]:
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        return done.stdout.split()
+
+    found = benchmark.pedantic(other_process, rounds=2)
+    benchmark.extra_info["Mev_per_s"] = round(events / float(found[0]) / 1e6, 1)
+    benchmark.extra_info["peak_rss_MB"] = int(found[1]) // 1024
