@@ -1,9 +1,9 @@
 # tracekit: `make demo` shows the main job on a live guest, `make test` passes the tests.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint typecheck unit live bench lab clean
+.PHONY: help setup demo test check lint typecheck unit live bench lab fuzz faults soak dist-check clean
 
 help:  ## List these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:  ## Virtual environment and, as root on Debian, bcc
 	@.ci/setup demo
@@ -36,6 +36,21 @@ bench:  ## Benchmarks (minutes; never part of make test)
 
 lab:  ## The recorder inside a KVM host with nested paging (minutes; never part of make test)
 	@.venv/bin/pytest tests/lab -o norecursedirs=build
+
+fuzz:  ## Fuzz every reader, 4 minutes each (SECONDS_EACH=60); never part of make test
+	@.venv/bin/pip install -q -c constraints.txt atheris || echo "no atheris for this Python: hypothesis instead"
+	@for target in $$(.venv/bin/python -m tests.fuzz); do \
+	  .venv/bin/python -m tests.fuzz $$target $${SECONDS_EACH:-240} 2>build/fuzz-$$target.log || exit 1; \
+	done
+
+faults:  ## Full disks, killed recorders, two recorders, …: is every event accounted for? (minutes)
+	@.venv/bin/python -m tests.endurance.faults
+
+soak:  ## Half an hour at 200,000 events/s (MINUTES=30): memory, validity, accounts
+	@.venv/bin/python -m tests.endurance.soak $${MINUTES:-30}
+
+dist-check:  ## Wheel and sdist, each installed alone and its demo run, on every Python 3.11+ found
+	@.ci/dist-check
 
 clean:  ## Remove everything that setup and builds made
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from tracekit.probes.wire import VALID
-from tracekit.trace.memslots import MemslotMap
+from tracekit.trace.memslots import MemslotMap, is_memory
 from tracekit.trace.schema import KIND_CODE, MEMSLOTS, PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -76,6 +76,10 @@ class MemslotTable:
         if not len(rows):
             return
         for row in rows.tolist():
+            gpa, size, hva = (int(out[name][row]) for name in ("gfn", "rip", "hva"))
+            # The VMM can change what it passed after the kernel has read it and before we do.
+            if not is_memory(gpa * PAGE_BYTES, size, hva):
+                continue
             self.add(
                 Memslot(
                     vm=int(out["vm"][row]),

@@ -17,6 +17,7 @@ from tracekit.probes.filemap import fill_hvas
 from tracekit.probes.ledger import LossLedger
 from tracekit.probes.loader import LoadedProbes
 from tracekit.probes.losses import Loss
+from tracekit.probes.marks import MarkPipe
 from tracekit.probes.memslots import MemslotTable
 from tracekit.probes.plan import RecordPlan, RecordReport, Status
 from tracekit.probes.ring import MOST_RECORDS
@@ -50,7 +51,9 @@ class Recorder:
         catalogue: Sequence[Probe],
         switch: StatsSwitch,
         told: list[tuple[int, int, int]],
+        marks: MarkPipe,
     ) -> None:
+        self._marks = marks
         self._plan, self._probes, self._writer, self._vms = plan, probes, writer, vms
         self._meta = writer.meta
         self._mode = self._meta.host["mmu_mode"]
@@ -110,6 +113,7 @@ class Recorder:
             self._save_vms()
             self._attribution.note_cgroups()
             self._enter_losses()
+            self._enter_marks()
             self._writer.flush()
         if now - self._sampled_ns >= _SAMPLE_NS:
             self._sampled_ns = now
@@ -148,6 +152,7 @@ class Recorder:
             pass
         self._vms.refresh()
         self._enter_losses()
+        self._enter_marks()
         self._enter_misses()
         meta, report = self._meta, self.report
         meta.stop_ns = stop_ns
@@ -182,6 +187,10 @@ class Recorder:
             for metric, value in sample_process(pid):
                 self._samples[metric] = value
                 self._writer.add_sample(now_ns, vm, metric, value)
+
+    def _enter_marks(self) -> None:
+        for name, ts_ns in self._marks.read():
+            self._writer.mark(name, max(ts_ns, self._start_ns))
 
     def _enter_losses(self) -> None:
         for loss in self._losses.read():

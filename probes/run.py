@@ -15,6 +15,7 @@ from tracekit.probes.attach import attach
 from tracekit.probes.catalogue import GUEST_PROBES, HOST_PROBES, Probe
 from tracekit.probes.cost import StatsSwitch
 from tracekit.probes.loader import LoadedProbes, require_permission
+from tracekit.probes.marks import ENVIRONMENT, MarkPipe, pipe_of
 from tracekit.probes.plan import RecordPlan, RecordReport, Status
 from tracekit.probes.privileges import give_up
 from tracekit.probes.qemu_monitor import ask_monitor, memory_ranges
@@ -58,7 +59,8 @@ def record(plan: RecordPlan, watch: Callable[[Status], None] | None = None) -> R
     with ExitStack() as stack:
         child = None
         if plan.command:
-            child = target.start_child(plan.command, user=plan.user, group=plan.group)
+            told_marks = {ENVIRONMENT: str(pipe_of(plan.out).absolute())}
+            child = target.start_child(plan.command, user=plan.user, group=plan.group, told=told_marks)
             stack.callback(child.end)
         pids = [child.pid] if child else list(plan.pids)
         described = host.describe()
@@ -81,7 +83,10 @@ def record(plan: RecordPlan, watch: Callable[[Status], None] | None = None) -> R
             if plan.least_privilege and plan.user is not None:
                 error.hint = f"{error.hint}; --as-root writes as root"
             raise
-        recorder = Recorder(plan, probes, writer, vms, catalogue=catalogue, switch=switch, told=told)
+        marks = stack.enter_context(MarkPipe(pipe_of(plan.out), owner=_owner(plan)))
+        recorder = Recorder(
+            plan, probes, writer, vms, catalogue=catalogue, switch=switch, told=told, marks=marks
+        )
         stop = stack.enter_context(stop_signals())
         if child:
             child.release()
@@ -167,11 +172,15 @@ def _meta(plan: RecordPlan, described: Host, probes: LoadedProbes) -> Meta:
     )
 
 
+def _owner(plan: RecordPlan) -> tuple[int, int] | None:
+    return None if plan.user is None or plan.group is None else (plan.user, plan.group)
+
+
 def _writer(plan: RecordPlan, meta: Meta, stack: ExitStack) -> Writer:
-    owner = None if plan.user is None or plan.group is None else (plan.user, plan.group)
+    owner = _owner(plan)
 
     def open_trace(path: Path) -> TraceWriter:
-        return TraceWriter(path, copy.deepcopy(meta), force=plan.force, owner=owner)
+        return TraceWriter(path, copy.deepcopy(meta), force=plan.force, owner=owner, live=True)
 
     if plan.keep_last_seconds:
         flight = FlightWriter(plan.out, meta, open_trace, seconds=plan.keep_last_seconds)
@@ -179,4 +188,4 @@ def _writer(plan: RecordPlan, meta: Meta, stack: ExitStack) -> Writer:
         return flight
     if plan.rotate_seconds:
         return RotatingWriter(plan.out, meta, open_trace, seconds=plan.rotate_seconds, keep=plan.rotate_keep)
-    return stack.enter_context(TraceWriter(plan.out, meta, force=plan.force, owner=owner))
+    return stack.enter_context(TraceWriter(plan.out, meta, force=plan.force, owner=owner, live=True))

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -84,19 +84,27 @@ def _require_program(name: str) -> None:
     raise UsageError(f"no program {name!r} to run", hint="tracekit record -- PROGRAM ARGUMENTS…")
 
 
-def start_child(command: Sequence[str], *, user: int | None = None, group: int | None = None) -> Child:
+def start_child(
+    command: Sequence[str],
+    *,
+    user: int | None = None,
+    group: int | None = None,
+    told: Mapping[str, str] | None = None,
+) -> Child:
     """Start a command, held back; `user` and `group` are the ids it shall run as.
+
+    `told` comes into its environment.
 
     Raises UsageError when there is no such program, or it is a file that may not be executed.
     """
     _require_program(command[0])
     read_end, gate = os.pipe()
-    who, environment = ("", None) if user is None else _as_user(user, group)
+    who, environment = ("", dict(os.environ)) if user is None else _as_user(user, group)
     try:
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _WAIT_THEN_BECOME, str(read_end), who, *command],
             pass_fds=(read_end,),
-            env=environment,
+            env={**environment, **(told or {})},
         )
     except OSError as error:
         os.close(gate)

@@ -56,6 +56,9 @@ class Writer(Protocol):
     def add_loss(self, cpu: int | None, t0_ns: int, t1_ns: int, lost: int | None, reason: str) -> None:
         """Enter lost events into the ledger."""
 
+    def mark(self, name: str, ts_ns: int) -> object:
+        """Name a point in time."""
+
     def save_meta(self) -> None:
         """Make what `meta` says now safe against a crash."""
 
@@ -138,6 +141,10 @@ class RotatingWriter:
         """Enter lost events into the ledger of the trace that is being written."""
         self._writer.add_loss(cpu, t0_ns, t1_ns, lost, reason)
 
+    def mark(self, name: str, ts_ns: int) -> None:
+        """Name a point in time, in the trace that is being written."""
+        self._writer.mark(name, ts_ns)
+
     def save_meta(self) -> None:
         """Make what `meta` says now safe against a crash, in the trace that is being written."""
         _copy_facts(self.meta, self._writer.meta)
@@ -190,6 +197,7 @@ class FlightWriter:
         self._frames: deque[tuple[int, pa.Buffer]] = deque()
         self._samples: deque[tuple[int, int, str, float]] = deque()
         self._losses: deque[tuple[int | None, int, int, int | None, str]] = deque()
+        self._marks: deque[tuple[str, int]] = deque()
         self._dumps = 0
         self._wanted = False
 
@@ -219,6 +227,10 @@ class FlightWriter:
     def add_loss(self, cpu: int | None, t0_ns: int, t1_ns: int, lost: int | None, reason: str) -> None:
         """Enter lost events into the ledger."""
         self._losses.append((cpu, t0_ns, t1_ns, lost, reason))
+
+    def mark(self, name: str, ts_ns: int) -> None:
+        """Name a point in time; each dump from now on holds it, as long as its seconds are kept."""
+        self._marks.append((name, ts_ns))
 
     def save_meta(self) -> None:
         """Nothing is on the disk before a dump."""
@@ -250,6 +262,8 @@ class FlightWriter:
             self._samples.popleft()
         while self._losses and self._losses[0][2] < oldest:
             self._losses.popleft()
+        while self._marks and self._marks[0][1] < oldest:
+            self._marks.popleft()
 
     def _dump(self, path: Path) -> int:
         """Write what is kept as a trace; returns its number of rows."""
@@ -267,6 +281,8 @@ class FlightWriter:
                 writer.add_sample(*sample)
             for loss in self._losses:
                 writer.add_loss(*loss)
+            for mark in self._marks:
+                writer.mark(*mark)
         self.bytes_written += writer.bytes_written
         return writer.meta.rows or 0
 

@@ -14,12 +14,16 @@ from numpy.typing import NDArray
 
 from tracekit.replay.events import BLOCK_PAGES
 from tracekit.replay.jit import hot
+from tracekit.trace.room import require_memory
 
 __all__ = ["Directory", "PageIndex", "block_of", "in_slots"]
 
 LEAF_BLOCKS: Final = 1 << 15
 TOPS: Final = 1 << 16
 MAX_GFN: Final = TOPS * LEAF_BLOCKS * BLOCK_PAGES  # 2**40: the 52-bit physical address limit of x86-64
+
+PAGE_STATE_BYTES: Final = 32
+"""About what a replay keeps for a page: its word, and what mechanisms add."""
 
 VM_SHIFT: Final = 44  # block_gfn holds the first gfn of a block and, above it, the VM
 
@@ -117,9 +121,11 @@ class PageIndex:
         return self.blocks * BLOCK_PAGES
 
     def grow(self) -> None:
-        """Double whatever is full."""
+        """Double whatever is full; UsageError where this machine has no memory for it."""
         d = self.directory
         leaves, block_gfn = d.leaves, d.block_gfn
+        needed = leaves.nbytes * 2 + self.pages * PAGE_STATE_BYTES
+        require_memory(needed, f"a replay of {self.pages * 4096 / 2**30:,.1f} GiB of guest memory and more")
         if d.used[0] >= len(leaves):
             leaves = np.concatenate([leaves, np.full_like(leaves, -1)])
         if d.used[1] >= len(block_gfn):

@@ -130,14 +130,17 @@ class Room:
         sample = sample_of(timeline)
         return cls(trace, timeline, facts, profile, prices, chain, seed, closed_loop, plain, sample, parts)
 
-    def result(self, scenarios: Sequence[Scenario], *, jobs: int = 1, bootstrap: int = 0) -> Result:
+    def result(
+        self, scenarios: Sequence[Scenario], *, jobs: int = 1, bootstrap: int = 0, steps: bool = True
+    ) -> Result:
         """Replay scenarios, `jobs` at the same time; rows stand in the order of the scenarios.
 
-        `bootstrap` resamples give the rows the columns of `tracekit.replay.chance`.
+        Without `steps` a combination has rows as a whole only, for a share of the time. `bootstrap` resamples
+        give the rows the columns of `tracekit.replay.chance`.
         """
         if bootstrap and self.sample is not None:
             raise UsageError("a bootstrap over time says nothing of which blocks a sample holds")
-        found = _each(self.rows, scenarios, jobs)
+        found = _each(lambda one: self.rows(one, steps=steps), scenarios, jobs)
         chances = _each(lambda one: self.chances(one, bootstrap), scenarios if bootstrap else [], jobs)
         names = [BASELINE, *(scenario.name for scenario in scenarios)]
         curves = [self.curves[name] for name in names if name in self.curves]
@@ -258,7 +261,7 @@ class Room:
             seed=self.seed,
         )
 
-    def rows(self, scenario: Scenario) -> list[Row]:
+    def rows(self, scenario: Scenario, *, steps: bool = True) -> list[Row]:
         """Return the rows of a scenario: of its one mechanism; or of all, each step, without each."""
         chosen = [m for m in self.chain.mechanisms if m in scenario.mechanisms]
         if self.sample is not None:
@@ -268,6 +271,8 @@ class Room:
         if len(chosen) <= 1:
             return _rows(scenario.name, chosen[0].name if chosen else NONE, whole)
         rows = _rows(scenario.name, ALL, whole)
+        if not steps:
+            return rows
         every = frozenset(contexts)
         known: dict[frozenset[str], Mapping[str, Figure]] = {frozenset(): {}, every: whole}
 
@@ -279,8 +284,7 @@ class Room:
 
         names = [m.name for m in chosen]
         for k, name in enumerate(names):
-            steps = _step(with_these(names[:k]), with_these(names[: k + 1]))
-            rows += _rows(scenario.name, name, steps)
+            rows += _rows(scenario.name, name, _step(with_these(names[:k]), with_these(names[: k + 1])))
         for name in names:
             rows += _rows(scenario.name, f"{WITHOUT}{name}", _step(with_these(every - {name}), whole))
         return rows

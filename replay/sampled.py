@@ -24,11 +24,19 @@ from tracekit.replay import events as ev
 from tracekit.replay.ledger import Figure, weaker
 from tracekit.replay.mechanisms import Mechanism
 from tracekit.replay.timeline import Timeline
+from tracekit.trace.sampling import scale_of
 
 __all__ = ["Sample", "require_local", "sample_of"]
 
 _IN_TIME: Final = ("stall", "host_cpu_path", "critical_path")
-_MEMORY: Final = ("resident_mean", "resident_peak", "resident_time", "prefaults_wasted")
+_MEMORY: Final = (
+    "resident_mean",
+    "resident_peak",
+    "resident_time",
+    "prefaults_wasted",
+    "startup",
+    "host_cpu_background",
+)
 _SHAPES: Final = ("stall_p50", "stall_p99", "stall_p99.9")
 _WHOLE_BASELINE: Final = ("critical_path", "hypercalls", "hypercall_time")
 """Figures whose baseline the sample holds in full: the trace's length, and calls of no address."""
@@ -111,9 +119,9 @@ def sample_of(timeline: Timeline) -> Sample | None:
     squares = float((faults.astype(np.float64) ** 2).sum())
     return Sample(
         share=timeline.share,
-        count_scale=_ratio(facts, "faults_before", "faults_kept", timeline.share),
-        time_scale=_ratio(facts, "stall_before_ns", "stall_kept_ns", timeline.share),
-        memory_scale=_ratio(facts, "pages_before", "pages_kept", timeline.share),
+        count_scale=scale_of(facts, "faults"),
+        time_scale=scale_of(facts, "stall"),
+        memory_scale=scale_of(facts, "pages"),
         blocks=int(np.count_nonzero(faults)),
         spread=math.sqrt((1 - timeline.share) * squares) / total if total else math.inf,
     )
@@ -129,7 +137,3 @@ def require_local(mechanisms: Iterable[Mechanism], params: Mapping[str, Mapping[
             )
         if params.get(m.name, {}).get("size") == "1g":
             raise UsageError(f"{m.name} by 1 GiB needs all blocks; this trace is a sample", hint="size=2m")
-
-
-def _ratio(facts: Mapping[str, Any], before: str, kept: str, share: float) -> float:
-    return float(facts[before]) / float(facts[kept]) if facts.get(kept) else 1 / share

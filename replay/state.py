@@ -131,7 +131,7 @@ class Replay:
             if self.on[k] and m.begin is not None:
                 m.begin(contexts[m.name], self.world, self.own[k], k + 1)
         if plain is None:
-            plain = int(timeline.seen.sum()) <= PLAIN_ROWS
+            plain = max(int(timeline.seen.sum()), timeline.rows) <= PLAIN_ROWS
         drive = chain.plain if plain else chain.fast
         last = np.zeros(len(self.world.shift), np.int64)
         for columns, then in _cut(timeline, at):

@@ -14,14 +14,15 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tracekit.errors import FailedError
+from tracekit.errors import DamagedError, FailedError
 from tracekit.replay import events as ev
 from tracekit.replay.events import Columns
-from tracekit.replay.index import PageIndex
+from tracekit.replay.index import MAX_GFN, TOPS, PageIndex
 from tracekit.replay.own_time import own_time, without_own_time
 from tracekit.replay.reduction import (
     COUNTS,
     FULL,
+    MAX_VCPU,
     NEED_BLOCKS,
     NEED_LANES,
     OUTSIDE_ROWS,
@@ -31,6 +32,8 @@ from tracekit.replay.reduction import (
     kernel,
     new_lanes,
 )
+from tracekit.trace.room import require_memory
+from tracekit.trace.sampling import scale_of
 from tracekit.trace.schema import KIND_CODE, PAGE_BYTES
 
 __all__ = ["Timeline", "TraceLike"]
@@ -38,6 +41,12 @@ __all__ = ["Timeline", "TraceLike"]
 MADVISES: Final = (KIND_CODE["madvise"], KIND_CODE["process_madvise"])
 COLUMNS: Final = ["ts_ns", "kind", "vm", "tid", "vcpu", "gfn", "hva", "pages", "level", "access", "flags",
                   "latency_ns", "arg"]  # fmt: skip
+
+_PIECE_ROWS: Final = 1 << 20
+_ROW_BYTES: Final = 48
+_VM_BYTES: Final = 4 * (TOPS + MAX_VCPU)  # of the tables that every VM has
+_MOST_ROWS: Final = 1 << 28
+_MOST_ROWS_PER_EVENT: Final = 64
 
 
 class TraceLike(Protocol):
@@ -71,7 +80,8 @@ class Timeline:
     Iterate it once per pass; pages and lanes keep their numbers over passes. A trace of up to `keep_rows`
     rows stays in memory (48 bytes a row) after the first pass; a larger one is read again each time.
     `share` is the share of guest memory that the trace is a sample of (1 = all of it).
-    `start_ns` is the trace's zero, `span_ns` its length; `seen` counts the rows of each operation.
+    `start_ns` is the trace's zero, `span_ns` its length; `seen` counts the events of each operation, `rows`
+    those of the columns: one for each block that an event spans.
     `levels_known` says whether any fault of the guest has a level. `outside_rows` counts rows whose gfn is
     missing or in no memslot (they count as faults and stall, but no mechanism can save them), `own_faults`
     faults of the VMM on memory that is not the guest's (left out). `own_ns` is what own_time.py takes off.
@@ -86,7 +96,14 @@ class Timeline:
         if len(trace.memslots):
             vms = max(vms, int(np.asarray(trace.memslots["vm"]).max()) + 1)
         self.vms = vms
-        self.share = float((getattr(trace.meta, "sampling", None) or {}).get("gfn_hash", 1.0))
+        self._sampling = getattr(trace.meta, "sampling", None) or {}
+        self.share = float(self._sampling.get("gfn_hash", 1.0))
+        require_memory(vms * _VM_BYTES, f"a replay of {vms:,} VMs")
+        self._ends = np.full(vms, MAX_GFN, np.int64)
+        if len(self.slots):
+            self._ends[:] = 0
+            np.maximum.at(self._ends, self.slots[:, 0], np.minimum(self.slots[:, 2], MAX_GFN))
+        self.rows = self._events = 0
         self.index = PageIndex(vms, self.slots)
         self.lanes: Lanes = new_lanes(vms)
         self.seen = np.zeros(32, np.int64)
@@ -109,7 +126,7 @@ class Timeline:
     def memory_bytes(self) -> int | None:
         """Guest memory by the memslots (bytes, overlaps counted once); None if the trace has none.
 
-        Of a sample, the share of it that the trace is about.
+        Of a sample, what comes to this when it is scaled up like the pages that faulted.
         """
         if not len(self.slots):
             return None
@@ -121,7 +138,7 @@ class Timeline:
             for _, first, end in rows:
                 total += max(0, int(end) - max(int(first), reach))
                 reach = max(reach, int(end))
-        return round(total * self.share) * PAGE_BYTES
+        return round(total / scale_of(self._sampling, "pages")) * PAGE_BYTES
 
     @property
     def mapped_around(self) -> int:
@@ -141,20 +158,21 @@ class Timeline:
             yield from self._kept
             return
         for raw in self._rows(first_pass):
-            columns = self._columns(raw, count=first_pass)
-            if first_pass and self._kept is not None:
-                self._room -= len(columns.t)
-                self._kept = [*self._kept, columns] if self._room >= 0 else None
-            yield columns
+            for columns in self._columns(raw, count=first_pass):
+                if first_pass and self._kept is not None:
+                    self._room -= len(columns.t)
+                    self._kept = [*self._kept, columns] if self._room >= 0 else None
+                yield columns
 
     def _rows(self, first_pass: bool) -> Iterator[Raw]:
         previous = -1
         for batch in self.trace.batches(COLUMNS, self.batch_rows):
             if batch.num_rows == 0:
                 continue
-            raw = without_own_time(_raw(batch, self.trace.memslots, self.vms), self.own_ns)
+            whole = self._within_memory(_raw(batch, self.trace.memslots, self.vms))
+            raw = without_own_time(whole, self.own_ns)
             if raw.ts[0] < previous or np.any(raw.ts[1:] < raw.ts[:-1]):
-                raise FailedError(
+                raise DamagedError(
                     "the events of the trace are not in time order", hint="tracekit recover TRACE"
                 )
             previous = int(raw.ts[-1])
@@ -162,23 +180,25 @@ class Timeline:
                 if not self.start_ns or int(raw.ts[0]) < self.start_ns:
                     self.start_ns = int(raw.ts[0])
                 self.last_ns = max(self.last_ns, previous)
+                self._events += len(raw.ts)
             yield raw
 
-    def _columns(self, raw: Raw, *, count: bool) -> Columns:
-        rows = _rows_needed(raw)
-        out = Columns(
-            t=np.empty(rows, np.int64),
-            latency=np.empty(rows, np.int64),
-            page=np.empty(rows, np.int64),
-            pages=np.empty(rows, np.int32),
-            lane=np.empty(rows, np.int32),
-            bits=np.empty(rows, np.int32),
-            op=np.empty(rows, np.uint8),
-            level=np.empty(rows, np.uint8),
-        )
+    def _within_memory(self, raw: Raw) -> Raw:
+        """Cut events off at the end of their VM's last memslot, or of what x86-64 can address."""
+        ends = self._ends[raw.vm]
+        room = np.maximum(ends - np.maximum(raw.gfn, 0), 1)
+        if not np.any(raw.pages > room):
+            return raw
+        return raw._replace(pages=np.minimum(raw.pages, room).astype(np.uint32))
+
+    def _columns(self, raw: Raw, *, count: bool) -> Iterator[Columns]:
+        """Yield a batch as columns: at once, or in pieces where its events span very many blocks."""
+        needed = _rows_needed(raw)
+        room = min(needed, max(2 * len(raw.ts), _PIECE_ROWS))
+        reduce = kernel(needed)
+        out = _new_columns(room)
         at, filled = 0, 0
         counts = np.zeros(COUNTS, np.int64)
-        reduce = kernel(len(raw.ts))
         while True:
             at, filled, why = reduce(
                 raw, at, filled, out, self.index.directory, self.lanes, self.start_ns, counts
@@ -187,17 +207,47 @@ class Timeline:
                 self.index.grow()
             elif why == NEED_LANES:
                 self.lanes = self.lanes.grown()
-            elif why == FULL:
-                raise FailedError("a batch of events did not fit its own count: a bug in tracekit")
+            elif why == FULL and not filled:
+                if room >= needed:
+                    raise FailedError("a batch of events did not fit its own count: a bug in tracekit")
+                room = min(needed, room * 4)  # one event spans more blocks than a piece has rows
+                require_memory(room * _ROW_BYTES, "one event of the trace")
+                out = _new_columns(room)
             else:
-                break
+                if count:
+                    self._note(out, filled)
+                whole: Any = [column[:filled] for column in out]
+                yield Columns(*whole)
+                if why != FULL:
+                    break
+                out, filled = _new_columns(room), 0
         if count:
-            self.levels_known |= bool(np.any((out.level[:filled] > 0) & _guest_faults(out, filled)))
             self.seen += counts[:OUTSIDE_ROWS]
             self.outside_rows += int(counts[OUTSIDE_ROWS])
             self.own_faults += int(counts[OWN_FAULTS])
-        whole: Any = [column[:filled] for column in out]
-        return Columns(*whole)
+
+    def _note(self, out: Columns, filled: int) -> None:
+        self.levels_known |= bool(np.any((out.level[:filled] > 0) & _guest_faults(out, filled)))
+        self.rows += filled
+        if self.rows > _MOST_ROWS_PER_EVENT * self._events + _MOST_ROWS:
+            raise DamagedError(
+                f"the trace's {self._events:,} events name {self.rows:,} blocks of 2 MiB and more: no guest "
+                "does that",
+                hint="tracekit info TRACE   shows its memslots and where it is from",
+            )
+
+
+def _new_columns(rows: int) -> Columns:
+    return Columns(
+        t=np.empty(rows, np.int64),
+        latency=np.empty(rows, np.int64),
+        page=np.empty(rows, np.int64),
+        pages=np.empty(rows, np.int32),
+        lane=np.empty(rows, np.int32),
+        bits=np.empty(rows, np.int32),
+        op=np.empty(rows, np.uint8),
+        level=np.empty(rows, np.uint8),
+    )
 
 
 def _guest_faults(c: Columns, rows: int) -> NDArray[np.bool_]:
@@ -237,7 +287,7 @@ def _raw(batch: pa.RecordBatch, memslots: pl.DataFrame, vms: int) -> Raw:
         "arg": _or(_values(batch, "arg").view(np.int64), _valid(batch, "arg"), -1),
     }
     if values["vm"].size and int(values["vm"].max()) >= vms:
-        raise FailedError(f"an event names VM {int(values['vm'].max())}, but meta.json lists {vms}")
+        raise DamagedError(f"an event names VM {int(values['vm'].max())}, but meta.json lists {vms}")
     without = values["gfn"] < 0
     if without.any() and len(memslots):
         populates = np.isin(values["kind"], MADVISES) & np.isin(values["arg"], (22, 23))  # MADV_POPULATE_*

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import re
 import zlib
+from functools import reduce
+from operator import and_
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from tracekit.trace import events_batch
 
 __all__ = ["duration_ns", "read_damo_json", "read_damo_raw"]
 
+_MOST_BYTES = 1 << 30  # of decompressed JSON
 _Times = npt.NDArray[np.uint64]
 _Vms = npt.NDArray[np.uint16]
 
@@ -60,7 +63,7 @@ def read_damo_json(path: Path | str, sink: Sink) -> None:
     with open_bytes(path) as stream:
         content = b"".join(iter(lambda: bytes(stream.read(1 << 22)), b""))
     try:
-        text = content if content.lstrip()[:1] in (b"[", b"{") else zlib.decompress(content)
+        text = content if content.lstrip()[:1] in (b"[", b"{") else _decompressed(content)
         records = json.loads(text)
         sink.report.lines = text.count(b"\n") + 1
         targets: dict[Any, int] = {}
@@ -68,12 +71,29 @@ def read_damo_json(path: Path | str, sink: Sink) -> None:
             vm = targets.setdefault(record["target_id"], len(targets))
             for snapshot in record["snapshots"]:
                 _snapshot(sink, vm, snapshot)
-    except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        zlib.error,
+    ) as error:
         raise DamagedError(
             f"{path} is not a record of damo: {type(error).__name__} {error}",
             hint="damo report access --json --raw_number > FILE",
         ) from None
     sink.vms([-1] * len(targets))
+
+
+def _decompressed(content: bytes) -> bytes:
+    """Return what was compressed; ValueError where it is cut off or larger than a record can be."""
+    unpacker = zlib.decompressobj()
+    text = unpacker.decompress(content, _MOST_BYTES)
+    if not unpacker.eof:
+        raise ValueError(f"cut off, or more than {_MOST_BYTES >> 20} MiB of text")
+    return text
 
 
 def _snapshot(sink: Sink, vm: int, snapshot: dict[str, Any]) -> None:
@@ -101,22 +121,27 @@ def read_damo_raw(path: Path | str, sink: Sink) -> None:
     with open_bytes(path) as stream:
         for block in line_blocks(stream):
             lines = pl.Series(block.decode(errors="replace").splitlines())
-            found = lines.str.extract_groups(_REGION).struct.unnest()
-            is_region = found["start"].is_not_null()
+            numbers = _numbers(lines)
+            is_region = reduce(and_, (column.is_not_null() for column in numbers))
+            is_region &= pl.Series(_is_region(*(c.fill_null(0).to_numpy() for c in numbers[:2])))
             ends_ns, vms, changes = headings.read(lines, is_region, before)
             # A region belongs to the last heading above it.
             under = np.searchsorted(changes, is_region.arg_true().to_numpy(), "right")
-            regions = found.filter(is_region)
-            if regions.height:
-                start, end = (
-                    regions[name].str.to_integer(base=16, dtype=pl.UInt64).to_numpy()
-                    for name in ("start", "end")
-                )
-                accesses = regions["accesses"].cast(pl.UInt64).to_numpy()
-                _rows(sink, vms[under], ends_ns[under], [start, end, accesses])
+            if is_region.any():
+                regions = [column.filter(is_region).to_numpy() for column in numbers]
+                _rows(sink, vms[under], ends_ns[under], regions)
             before += lines.len()
             sink.report.lines = before
     sink.vms([-1] * len(headings.targets))
+
+
+def _numbers(lines: pl.Series) -> list[pl.Series]:
+    """Return start, end and accesses of lines that are regions; null where they are none or do not fit."""
+    found = lines.str.extract_groups(_REGION).struct.unnest()
+    start, end = (
+        found[name].str.to_integer(base=16, dtype=pl.UInt64, strict=False) for name in ("start", "end")
+    )
+    return [start, end, found["accesses"].cast(pl.UInt64, strict=False)]
 
 
 class _Headings:
@@ -141,7 +166,7 @@ class _Headings:
                 continue
             try:
                 self._take(match[1], match[2].strip())
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, OverflowError):
                 self._sink.bad(before + 1 + at, text, "not a time of damo")
             ends_ns.append(self._end_ns)
             vms.append(self._vm)
@@ -152,9 +177,19 @@ class _Headings:
         if key == "base_time_absolute":
             self._base_ns = duration_ns(value)
         elif key == "monitoring_end":
-            self._end_ns = self._base_ns + duration_ns(value)
+            end_ns = self._base_ns + duration_ns(value)
+            if end_ns >= 1 << 64:
+                raise ValueError(value)
+            self._end_ns = end_ns
         else:
             self._vm = self.targets.setdefault(value, len(self.targets))
+            if self._vm >= 1 << 16:
+                raise DamagedError("the report has more than 65,536 targets")
+
+
+def _is_region(start: npt.NDArray[np.uint64], end: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Tell which regions end behind their start and have a number of pages that a row can hold."""
+    return (start <= end) & (end - start <= np.uint64(((1 << 32) - 2) << 12))
 
 
 def _rows(
@@ -164,6 +199,8 @@ def _rows(
     regions: list[npt.NDArray[np.uint64]],
 ) -> None:
     start, end, accesses = regions
+    if not _is_region(start, end).all():
+        raise ValueError("a region ends before it begins, or beyond all addresses")
     virtual = sink.options.addresses == "gva"
     where = {"gva": start} if virtual else {"gfn": start >> np.uint64(12)}
     sink.batch(

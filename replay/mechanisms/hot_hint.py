@@ -44,6 +44,7 @@ from tracekit.replay.pages import (
     C_BACKED,
     C_UNMAPPED,
     C_UNUSED,
+    CLOCK_AROUND,
     UNSEEN,
     World,
     back,
@@ -63,6 +64,7 @@ POLICY, LEAD, WINDOW, COST_4K, COST_2M, BATCH, HYPERCALL, REACH, UNMAPPED = rang
 FREE_AT, IN_BATCH, STREAMS = 0, 1, 8
 LAST, STRIDE_OF, RUN, EXPECTED, STREAM_WORDS = 0, 1, 2, 3, 4
 LANE_SLOTS = 4096
+GROUP = 8  # pages that one fault maps under shadow paging; m.block: 1 + when an exit last mapped each group
 
 
 @hot
@@ -117,6 +119,12 @@ def served(s: World, e: Event, w: int, service: int, m: Own, me: int) -> tuple[i
     """Return what a fault becomes on a page that the worker was given: nothing, a rest, or itself."""
     ready = abs(m.page[e.page])  # previous: negative once it is served, so that it is not begun again
     exits = w & C_UNMAPPED != 0 and not e.bits & ev.ON_HOST
+    if exits and s.clock[CLOCK_AROUND] > 1:
+        # An exit on a neighbour mapped this page too, if the worker had it by then.
+        if m.block[e.page // GROUP] > ready:
+            exits = False
+        else:
+            m.block[e.page // GROUP] = e.start + 1
     if ready <= e.start and not exits:
         return w, HIT, 0
     if ready > e.start:
@@ -316,6 +324,7 @@ MECHANISM = Mechanism(
         Param("train", "", "previous: the trace of the earlier run"),
     ),
     page_words=1,
+    block_words=ev.BLOCK_PAGES // GROUP,
     look=look,
     fault=fault,
     event=event,

@@ -206,3 +206,14 @@ def test_the_largest_size_ends_the_recording(tmp_path: Path) -> None:
     assert report.stopped_by == "size"
     assert report.bytes_written >= 300 << 10
     assert trace.meta.finalised
+
+
+def test_a_moment_that_the_command_named_ends_a_phase(tmp_path: Path) -> None:
+    path = tmp_path / "marked.trace"
+    script = f"{sys.executable} -m tracekit mark ready && sleep 0.2"
+    before = time.monotonic_ns()
+    trace, _ = record_command(path, "sh", "-c", script)
+    (mark,) = trace.meta.marks
+    assert mark["name"] == "ready"
+    assert before < mark["ts_ns"] < trace.meta.stop_ns - 150_000_000
+    assert not Path(f"{path}.marks").exists()

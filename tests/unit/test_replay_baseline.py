@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.replay_kit import Tiny, drop, fault, metrics, replayed
-from tracekit.errors import FailedError
+from tracekit.errors import DamagedError
 from tracekit.replay.index import PageIndex
 from tracekit.trace.schema import PAGE_BYTES
 
@@ -88,7 +88,7 @@ def test_rows_out_of_order_are_refused() -> None:
     trace = Tiny([fault(10, 1), fault(20, 2)], batch_rows=1)
     batches = list(trace.batches())
     trace.batches = lambda columns=None, batch_rows=0: iter(batches[::-1])  # type: ignore[method-assign]
-    with pytest.raises(FailedError, match="not in time order"):
+    with pytest.raises(DamagedError, match="not in time order"):
         replayed(trace)
 
 

@@ -353,6 +353,17 @@ def test_shadow_paging_maps_the_neighbours_that_the_host_has_already() -> None:
     assert saved(Tiny(rows), "prealloc", "exits", profile=costs()) == 0
 
 
+def test_a_hinted_page_is_mapped_with_its_neighbour_under_shadow_paging() -> None:
+    rows = [fault(1_000 + 100 * gfn, gfn, 4) for gfn in (1, 2, 7, 8, 9)]
+    trace = Tiny(rows, host={"mmu_mode": "shadow"})
+    name = "hot_hint,policy=oracle,lead_ms=1,batch=511"
+    found = metrics(replayed(trace, name, profile=costs(prefault_4k=100)), name)
+    # Two groups of eight: one exit each stays, and one hypercall hints all.
+    assert found["faults"]["counterfactual"] == 2
+    assert found["exits"]["counterfactual"] == 3
+    assert metrics(replayed(Tiny(rows), name, profile=costs()), name)["faults"]["counterfactual"] == 5
+
+
 def test_the_critical_path_gains_exits_and_loses_cold_touches() -> None:
     rows = [fault(100, 1, 4), fault(200, 2, 4)]
     profile = costs(prefault_4k=0, exit=700, cold_touch_4k=50)

@@ -22,6 +22,7 @@ from tracekit.cli.export import export
 from tracekit.cli.fleet import fleet
 from tracekit.cli.import_ import import_
 from tracekit.cli.info import info
+from tracekit.cli.mark import mark
 from tracekit.cli.merge import merge
 from tracekit.cli.output import inert, stderr
 from tracekit.cli.record import record
@@ -44,6 +45,7 @@ app = typer.Typer(
 
 app.command()(demo)
 app.command()(record)
+app.command()(mark)
 app.command()(info)
 app.command()(recover)
 app.command()(replay)

@@ -15,14 +15,15 @@ __all__ = ["replay"]
 def replay(
     trace: Annotated[Path, typer.Argument(help="The trace folder.")],
     scenario: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--scenario",
             "-s",
             metavar="NAME[+NAME][,k=v…]|FILE.toml",
-            help="What to replay (repeatable): mechanisms with parameters, or a scenario file.",
+            help="What to replay (repeatable): mechanisms with parameters, or a scenario file. Without it: "
+            "every mechanism that the trace can answer for, alone and combined, in one table.",
         ),
-    ],
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="P=VALUE", help="Set a parameter in every scenario (repeatable)."),
@@ -55,37 +56,37 @@ def replay(
     json: Annotated[bool, typer.Option("--json", help="Print the tidy rows as JSON.")] = False,
 ) -> None:
     """Replay a trace: baseline, counterfactual and what is saved, each with interval and label."""
-    from tracekit.replay import read_scenarios, run
+    from tracekit.replay import read_scenarios
+    from tracekit.replay.everything import every_scenario
+    from tracekit.replay.running import Room
     from tracekit.replay.scenarios import parse_settings
     from tracekit.trace import open_trace
 
-    result = run(
-        open_trace(trace),
-        read_scenarios(scenario, settings=parse_settings(set_ or [])),
-        profile=profile,
-        seed=seed,
-        closed_loop=not open_loop,
-        jobs=jobs,
-        phases=phase or [],
-        bootstrap=bootstrap,
+    chosen = read_scenarios(scenario or [], settings=parse_settings(set_ or []))
+    room = Room.of(
+        open_trace(trace), profile=profile, seed=seed, closed_loop=not open_loop, phases=phase or []
     )
+    left_out: list[str] = []
+    if not scenario:
+        chosen, left_out = every_scenario(room)
+    result = room.result(chosen, jobs=jobs, bootstrap=bootstrap, steps=bool(scenario))
     if output is not None:
         result.save(output, force=force)
     if json:
         print_json(result.records())
     else:
         from tracekit.report.resident_lines import ResidentLines
-        from tracekit.report.tables import chance_table, ledger_table
+        from tracekit.report.tables import brief_table, chance_table, ledger_table
 
         out = stdout()
-        out.print(ledger_table(result.rows, every=every))
+        out.print(ledger_table(result.rows, every=every) if scenario or every else brief_table(result.rows))
         if bootstrap:
             out.print(chance_table(result.rows))
-        if result.curves is not None and result.curves.height:
+        if scenario and result.curves.height:
             out.print()
             out.print(ResidentLines(result.curves))
     talk = stderr()
-    for note in result.about["notes"]:
+    for note in [*result.about["notes"], *left_out]:
         talk.print(f"note: {note}", markup=False, highlight=False)
     if output is None:
         next_command(f"tracekit report {quoted(trace)}")

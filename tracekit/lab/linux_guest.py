@@ -14,6 +14,7 @@ from tracekit.lab.debian import Kernel, kernel, unpacked
 from tracekit.lab.initramfs import Initramfs
 from tracekit.lab.kernel_modules import load_order
 from tracekit.lab.qemu import Qemu, guest_init
+from tracekit.probes.marks import put_mark_if_recorded
 
 __all__ = ["Accel", "LinuxGuest", "LinuxPlan", "Step", "can_run_linux_under_kvm", "make_kit", "run_plan"]
 
@@ -149,6 +150,7 @@ def run_plan(plan: LinuxPlan) -> dict[str, Any]:
             started = now
 
         step("boot")
+        put_mark_if_recorded("ready")
         for command in plan.commands:
             outputs.append(guest.qemu.run(command, timeout_s=600))
             step("run")

@@ -14,7 +14,7 @@ from tracekit.report.spark import range_bar
 from tracekit.report.text import plain
 from tracekit.report.units import human, human_interval
 
-__all__ = ["WIDTH", "chance_table", "ledger_table"]
+__all__ = ["WIDTH", "brief_table", "chance_table", "ledger_table"]
 
 WIDTH: Final = 80
 _BAR: Final = 20
@@ -60,6 +60,23 @@ def chance_table(rows: pl.DataFrame) -> RenderableType:
         shown = human_interval(row["saved"], *ends, row["unit"]) if ends != (None, None) else ("", "none")
         said = f"{row['chance_blocks']}{'; ' if row['chance_note'] else ''}{row['chance_note']}"
         table.add_row(Text(f"{plain(row['scenario'])}: {title(row['metric'])}"), *map(Text, (*shown, said)))
+    return table
+
+
+def brief_table(rows: pl.DataFrame) -> RenderableType:
+    """Return one line per scenario: what it saves of stall and of mean resident memory, with intervals.
+
+    The label is that of the stall.
+    """
+    frame = checked(rows)
+    table = Table(box=None, width=WIDTH, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("scenario", overflow="fold", ratio=1)
+    for name in ("stall saved", "[low, high]", "memory saved", "[low, high]"):
+        table.add_column(Text(name), justify="right", no_wrap=True)
+    for scenario in scenarios(frame):
+        found = {entry.metric: entry for entry in entries(frame, scenario, every=True)}
+        figures = [_saving(found[name]) if name in found else ("", "") for name in ("stall", "resident_mean")]
+        table.add_row(Text(plain(scenario)), *(Text(one) for pair in figures for one in pair))
     return table
 
 

@@ -5,24 +5,25 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 
 from tracekit.errors import DamagedError
 from tracekit.trace.batch import KIND_DICTIONARY, newer_kinds
-from tracekit.trace.framing import FrameReader
+from tracekit.trace.framing import BODY_START, FrameReader
 from tracekit.trace.part import PartLine
 from tracekit.trace.schema import EVENTS
 
-__all__ = ["TIE", "check_crc", "parquet_rows", "part_batches"]
+__all__ = ["TIE", "check_crc", "check_part", "parquet_rows", "part_batches"]
 
 TIE: Final = "tie"
 """Column that only compacted parts have: the rank of a row among those of equal `ts_ns`."""
 
 _READ_SIZE: Final = 1 << 22
-_BAD_BYTES: Final = (pa.ArrowException, OSError, EOFError, ValueError, MemoryError)
+_MOST_GROUP_ROWS: Final = 1 << 20
+_BAD_BYTES: Final = (pa.ArrowException, OSError, EOFError, ValueError, KeyError, MemoryError)
 
 
 def part_batches(events: Path, part: PartLine, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -51,6 +52,30 @@ def check_crc(events: Path, part: PartLine) -> None:
         raise damaged(events / part.part, error.strerror or str(error)) from None
     if crc != int(part.crc32, 16):
         raise damaged(events / part.part, "its checksum does not match")
+
+
+def check_part(events: Path, part: PartLine) -> None:
+    """Check a part so that any Arrow reader may have it, not just ours; raises DamagedError.
+
+    Others find the batches by the footer, which no checksum of ours but the file's covers, and a stranger can
+    compute that one: the footer must name exactly the batches that are there, and every kind must exist.
+    """
+    check_crc(events, part)
+    path = events / part.part
+    if path.suffix == ".parquet":
+        return
+    try:
+        with pa.memory_map(str(path)) as file:
+            content = file.read_buffer()
+            reader = FrameReader(content, columns=["kind"])
+            rows = sum(frame.batch.num_rows for frame in reader)
+            if reader.trouble or not reader.closed or rows != part.rows:
+                raise ValueError(reader.trouble or f"it holds {rows:,} events instead of {part.rows:,}")
+            schema = pa.ipc.open_file(content).schema
+            if not schema.equals(pa.ipc.open_stream(content.slice(BODY_START)).schema, check_metadata=True):
+                raise ValueError("its footer names other columns than there are")
+    except _BAD_BYTES as error:
+        raise damaged(path, str(error)) from None
 
 
 def damaged(path: Path, why: str) -> DamagedError:
@@ -82,11 +107,28 @@ def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]
 
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True, memory_map=True)
+        _check_groups(file)
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=[*columns, TIE], use_threads=False)
-            yield _in_time_order(table, columns)
+            batch = _in_time_order(table, columns)
+            batch.validate(full=True)
+            yield batch
     except _BAD_BYTES as error:
         raise damaged(path, str(error)) from None
+
+
+def _check_groups(file: Any) -> None:
+    """Raise ValueError unless the file claims what `tracekit compact` writes, before a page is decoded."""
+    if file.schema_arrow.names != [*EVENTS.names, TIE]:
+        raise ValueError("it has other columns than tracekit writes")
+    for group in range(file.num_row_groups):
+        about = file.metadata.row_group(group)
+        if not 0 <= about.num_rows <= _MOST_GROUP_ROWS:
+            raise ValueError(f"it claims {about.num_rows:,} rows in a group")
+        for column in range(about.num_columns):
+            claimed = about.column(column).total_uncompressed_size
+            if claimed > about.num_rows * 32 + (1 << 16):
+                raise ValueError(f"a column claims {claimed:,} bytes for {about.num_rows:,} rows")
 
 
 def _in_time_order(table: pa.Table, columns: Sequence[str]) -> pa.RecordBatch:

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 import pyarrow as pa
 
 from tracekit.trace.batch import KIND_DICTIONARY, newer_kinds
+from tracekit.trace.layout import Block, check_batch_header, check_dictionary_header, footer_blocks
 from tracekit.trace.schema import EVENTS
 
 __all__ = ["BODY_START", "Frame", "FrameReader", "frame_metadata", "seal"]
@@ -58,14 +59,17 @@ class FrameReader:
     """Iterates over the verified frames of a part, closed or not; stops at the first bad byte.
 
     `part` is the whole file as a buffer (memory-mapped: nothing is copied). After iterating, `end` is
-    the offset behind the last good frame, `closed` tells whether Arrow's end mark and footer follow
-    it, and `trouble` says why reading stopped early ("" = the data ended between two frames).
+    the offset behind the last good frame, `closed` tells whether Arrow's end mark and a footer that names
+    just these batches follow it, and `trouble` says why reading stopped early ("" = the data ended between
+    two frames). `dictionaries` and `batches` are where the messages are.
     """
 
     def __init__(self, part: pa.Buffer, *, columns: Sequence[str] | None = None) -> None:
         self.end = 0
         self.closed = False
         self.trouble = ""
+        self.dictionaries: list[Block] = []
+        self.batches: list[Block] = []
         self._part = part
         self._columns = columns
 
@@ -77,8 +81,11 @@ class FrameReader:
                 if decoder is None:
                     decoder = self._open()
                 batch, metadata = decoder.read_next_batch_with_custom_metadata()
+                # Arrow trusts the codes of a dictionary column; whoever reads the rows would, too.
+                batch.validate(full=True)
                 seq, rows = int(metadata["seq"]), int(metadata["rows"])
                 lost = metadata["lost_so_far"]
+                so_far = None if lost == b"unknown" else int(lost)
             except (*_ARROW_ERRORS, KeyError, StopIteration) as error:
                 self.trouble = f"batch {number} cannot be decoded: {error}"
                 return
@@ -86,12 +93,22 @@ class FrameReader:
                 self.trouble = f"batch {number} says it is number {seq} with {rows} rows"
                 return
             self.end = end
-            yield Frame(seq, None if lost == b"unknown" else int(lost), _current_kinds(batch))
+            yield Frame(seq, so_far, _current_kinds(batch))
 
     def _open(self) -> pa.RecordBatchStreamReader:
         fields = None if self._columns is None else [EVENTS.get_field_index(name) for name in self._columns]
         options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
-        return pa.ipc.open_stream(pa.BufferReader(self._part.slice(BODY_START)), options=options)
+        decoder = pa.ipc.open_stream(pa.BufferReader(self._part.slice(BODY_START)), options=options)
+        wanted = EVENTS.names if self._columns is None else self._columns
+        if not decoder.schema.equals(pa.schema([EVENTS.field(name) for name in wanted])):
+            raise ValueError("other columns than tracekit writes")
+        return decoder
+
+    def _footer_is_right(self) -> bool:
+        try:
+            return footer_blocks(self._part) == (self.dictionaries, self.batches)
+        except ValueError:
+            return False
 
     def _verified_ends(self) -> Iterator[int]:
         size = self._part.size
@@ -102,21 +119,30 @@ class FrameReader:
         start, at = 0, BODY_START
         while at < size:
             if self._part[at : at + 8].to_pybytes() == b"\xff\xff\xff\xff\0\0\0\0":
-                # Arrow's end mark may be stray bytes; the footer behind it must reach to the file's end.
+                # Arrow's end mark may be stray bytes; the footer behind it must reach to the file's end, and
+                # name the batches that were here.
                 footer = int.from_bytes(self._part[size - 10 : size - 6].to_pybytes(), "little")
-                self.closed = at + 8 + footer + 10 == size
-                self.trouble = "" if self.closed else f"byte {at}: an end mark, but no footer behind it"
+                self.closed = at + 8 + footer + 10 == size and self._footer_is_right()
+                self.trouble = "" if self.closed else f"byte {at}: an end mark, but not the footer behind it"
                 return
             stream.seek(at)
             try:
                 message = pa.ipc.read_message(stream)
                 kind, header = message.type, message.metadata.size
+                if kind == "record batch":
+                    check_batch_header(message, list(EVENTS))
+                elif kind == "dictionary":
+                    check_dictionary_header(message)
             except _ARROW_ERRORS as error:
                 self.trouble = f"byte {at}: {error}"
                 return
             header_at, at = at, stream.tell()
+            block = Block(header_at, 8 + header, at - header_at - 8 - header)
+            if kind == "dictionary":
+                self.dictionaries.append(block)
             if kind != "record batch":
                 continue
+            self.batches.append(block)
             if not _sealed(self._part.slice(start, at - start), header_at - start, header):
                 self.trouble = f"byte {header_at}: the checksum of the batch does not match"
                 return

@@ -19,7 +19,10 @@ import pyarrow as pa
 
 from tracekit.errors import DamagedError
 from tracekit.trace.folder import Folder, write_all
+from tracekit.trace.layout import check_batch_header, footer_blocks
+from tracekit.trace.memslots import is_memory
 from tracekit.trace.meta import Mark
+from tracekit.trace.room import require_memory
 from tracekit.trace.schema import LOSSES, MEMSLOTS, SAMPLES
 
 __all__ = ["JOURNAL", "SIDE_TABLES", "Journal", "Side", "fold_journal", "read_table", "write_table"]
@@ -31,6 +34,20 @@ SIDE_TABLES: Final[dict[str, pa.Schema]] = {
     "losses.arrow": LOSSES,
 }
 _CHUNK_ROWS: Final = 1 << 16
+_CHUNK_BYTES: Final = _CHUNK_ROWS * 100  # rows of a full batch, decoded
+_MARKS: Final = pa.schema([pa.field("name", pa.string(), nullable=False), SAMPLES.field("ts_ns")])
+_ENDS: Final = pa.schema([pa.field("reason", pa.string(), nullable=False)])
+_JOURNALLED: Final = {"memslot": MEMSLOTS, "sample": SAMPLES, "loss": LOSSES, "mark": _MARKS, "end": _ENDS}
+_PYTHON_TYPES: Final[dict[str, Any]] = {"string": str, "double": (int, float)}
+_PYTHON_TYPES.update(dict.fromkeys(("uint16", "uint32", "uint64", "int32"), int))
+_LEAST: Final = {"uint16": 0, "uint32": 0, "uint64": 0, "int32": -(1 << 31), "double": -(1 << 53)}
+_MOST: Final = {
+    "uint16": (1 << 16) - 1,
+    "uint32": (1 << 32) - 1,
+    "uint64": (1 << 64) - 1,
+    "int32": (1 << 31) - 1,
+}
+_MOST["double"] = 1 << 53
 
 
 class Journal:
@@ -124,14 +141,34 @@ def read_table(folder: Folder, name: str, stated: dict[str, Any] | None) -> pa.T
             stated.get("crc32"),
         ):
             raise DamagedError(f"{folder.path / name} is damaged: its checksum does not match")
+        _check_claims(pa.py_buffer(content), name)
         table = pa.ipc.open_file(content).read_all()
+        table.validate(full=True)
     except FileNotFoundError:
         raise DamagedError(f"{folder.path / name} is missing") from None
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+    except (pa.ArrowException, OSError, EOFError, ValueError, MemoryError) as error:
         raise DamagedError(f"{folder.path / name} is damaged: {error}") from None
     if not table.schema.equals(SIDE_TABLES[name]):
         raise DamagedError(f"{folder.path / name} has other columns than tracekit writes")
+    if name == "memslots.arrow":
+        for slot in table.select(["gpa", "size_bytes", "hva"]).to_pylist():
+            if not is_memory(**slot):
+                raise DamagedError(f"{folder.path / name} has a memslot that ends beyond all addresses")
     return table
+
+
+def _check_claims(content: pa.Buffer, name: str) -> None:
+    """Raise ValueError where a side table claims what it cannot be, UsageError where it is too large here."""
+    fields = list(SIDE_TABLES[name])
+    _, blocks = footer_blocks(content)
+    for block in blocks:
+        if not 0 <= block.offset < content.size:
+            raise ValueError("its footer names a batch outside the file")
+        message = pa.ipc.read_message(pa.BufferReader(content.slice(block.offset)))
+        if message.type != "record batch" or message.metadata.size + 8 != block.header:
+            raise ValueError("its footer names a batch that is none")
+        check_batch_header(message, fields)
+    require_memory(len(blocks) * _CHUNK_BYTES, f"the table {name}")
 
 
 def _add_loss(side: Side, writer: _TableWriter, row: dict[str, Any]) -> None:
@@ -163,8 +200,33 @@ def _lines(folder: Folder, side: Side) -> Iterator[tuple[str, dict[str, Any]]]:
             if not line.endswith(b"\n") or crc != b"%08x" % zlib.crc32(text):
                 side.torn = True
                 continue
-            table, row = json.loads(text)
+            try:
+                table, row = json.loads(text)
+                _check_row(table, row)
+            except (ValueError, TypeError, RecursionError):
+                side.torn = True
+                continue
             yield table, row
+
+
+def _check_row(table: Any, row: Any) -> None:
+    """Raise ValueError unless this is a row that a writer could have noted."""
+    fields = _JOURNALLED.get(table) if isinstance(table, str) else None
+    if fields is None or not isinstance(row, dict) or row.keys() != set(fields.names):
+        raise ValueError(table)
+    for column in fields:
+        value = row[column.name]
+        if value is None and column.nullable:
+            continue
+        # A bool is an int to Python, and no number of ours.
+        if isinstance(value, bool) or not isinstance(value, _PYTHON_TYPES[str(column.type)]):
+            raise ValueError(column.name)
+        if isinstance(value, int) and not _LEAST[str(column.type)] <= value <= _MOST[str(column.type)]:
+            raise ValueError(column.name)
+        if isinstance(value, str):
+            value.encode()  # UnicodeEncodeError, a ValueError, for half a surrogate pair
+    if table == "memslot" and not is_memory(row["gpa"], row["size_bytes"], row["hva"]):
+        raise ValueError(table)
 
 
 class _TableWriter:

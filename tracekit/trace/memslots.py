@@ -12,9 +12,18 @@ from tracekit.trace.schema import PAGE_BYTES
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["MemslotMap"]
+__all__ = ["MemslotMap", "is_memory"]
 
 _FOREVER: Final = 2**64 - 1
+
+
+def is_memory(gpa: int, size_bytes: int, hva: int) -> bool:
+    """Tell whether a memslot is one that can be: it ends below 2**63 on both sides.
+
+    >>> is_memory(0, 1 << 40, 0x7f0000000000), is_memory(1 << 62, 1 << 62, 0)
+    (True, False)
+    """
+    return max(gpa, hva) + size_bytes < 1 << 63
 
 
 class MemslotMap:

@@ -121,8 +121,12 @@ class Meta:
         Raises DamagedError when it is not what a tracekit wrote, UsageError when a newer one wrote it.
         """
         try:
-            raw = json.loads(text)
-        except ValueError as error:
+            text.encode()
+            raw = _finite(json.loads(text))
+            json.dumps(
+                raw, ensure_ascii=False
+            ).encode()  # half a surrogate pair could not be shown or written
+        except (ValueError, RecursionError) as error:
             raise DamagedError(f"meta.json is not JSON: {error}") from None
         if not isinstance(raw, dict) or not isinstance(raw.get("schema_version"), int):
             raise DamagedError("meta.json has no schema_version")
@@ -131,13 +135,10 @@ class Meta:
                 f"made by a newer tracekit (schema {raw['schema_version']}; this one: {SCHEMA_VERSION})",
                 hint="pip install --upgrade tracekit",
             )
-        defaults = cls()
         known = {f.name for f in fields(cls)} - {"extra"}
         for name in known & raw.keys():
-            if not _fits(raw[name], getattr(defaults, name)):
-                raise DamagedError(
-                    f"meta.json: {name} is {type(raw[name]).__name__}, not what tracekit writes"
-                )
+            if not _fits(raw[name], _SHAPES[name]):
+                raise DamagedError(f"meta.json: {name} is not what tracekit writes")
         try:
             return cls(
                 **{name: value for name, value in raw.items() if name in known},
@@ -153,10 +154,84 @@ def tool_version() -> str:
     return version("tracekit")
 
 
-def _fits(value: object, default: object) -> bool:
-    if default is None:
-        return value is None or (isinstance(value, int) and not isinstance(value, bool))
-    return isinstance(value, type(default))
+def _fits(value: object, shape: Any) -> bool:
+    """Tell whether a JSON value has a shape: a type, (low, high) for whole numbers, or a container of shapes.
+
+    A dict of shapes allows other keys, and any of its own to be missing; `{str: shape}` is for any key.
+
+    >>> _fits({"pid": 7, "argv": ["vmm"], "colour": 3}, {"pid": (0, 99), "argv": [str]})
+    True
+    >>> _fits({"pid": True}, {"pid": (0, 99)})
+    False
+    """
+    if shape is Any:
+        fit = True
+    elif isinstance(shape, tuple):
+        fit = isinstance(value, int) and not isinstance(value, bool) and shape[0] <= value <= shape[1]
+    elif isinstance(shape, list):
+        fit = isinstance(value, list) and all(_fits(item, shape[0]) for item in value)
+    elif isinstance(shape, dict) and isinstance(value, dict):
+        parts = dict.fromkeys(value, shape[str]) if str in shape else shape
+        fit = all(_fits(value[name], part) for name, part in parts.items() if name in value)
+    elif isinstance(shape, _Share):
+        fit = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
+    elif isinstance(shape, _Optional):
+        fit = value is None or _fits(value, shape.shape)
+    elif isinstance(shape, _Whole):
+        fit = isinstance(value, dict) and value.keys() >= shape.shape.keys() and _fits(value, shape.shape)
+    else:
+        fit = isinstance(shape, type) and isinstance(value, shape)
+    return fit
+
+
+class _Optional:
+    """A shape or null."""
+
+    def __init__(self, shape: Any) -> None:
+        self.shape = shape
+
+
+class _Share:
+    """A number above 0 and up to 1."""
+
+
+class _Whole:
+    """A dict of shapes of which none may be missing."""
+
+    def __init__(self, shape: dict[str, Any]) -> None:
+        self.shape = shape
+
+
+_COUNT: Final = (0, (1 << 63) - 1)
+_TIME: Final = (0, (1 << 64) - 1)
+_OFFSET: Final = (-(1 << 63), (1 << 63) - 1)
+_SHAPES: Final[dict[str, Any]] = {
+    "schema_version": _COUNT,
+    "tool_version": str,
+    "source": str,
+    "host": {
+        **dict.fromkeys(("kernel", "cpu", "hostname", "kvm_module", "mmu_mode"), str),
+        "cpus": _COUNT,
+        "memory_bytes": _COUNT,
+    },
+    "vms": [{"pid": (-1, 1 << 32), "argv": [str], "vcpus": _COUNT, "page_bytes": _COUNT}],
+    "address_kind": str,
+    "probes": {"active": [str], "refused": {str: str}},
+    "clock": {"name": str, "realtime_offset_ns": _OFFSET, "boot_offset_ns": _OFFSET},
+    "filters": dict,
+    "sampling": {"gfn_hash": _Share()},
+    "start_ns": _Optional(_TIME),
+    "stop_ns": _Optional(_TIME),
+    "finalised": bool,
+    "recovered": bool,
+    "marks": [_Whole({"name": str, "ts_ns": _TIME})],
+    "command": [str],
+    "notes": [str],
+    "rows": _Optional(_COUNT),
+    "parts": _Optional(_COUNT),
+    "late_rows": _COUNT,
+    "tables": {str: {"rows": _COUNT, "bytes": _COUNT, "crc32": str}},
+}
 
 
 def _finite(value: Any) -> Any:

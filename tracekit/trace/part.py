@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zlib
 from dataclasses import asdict, dataclass
 from typing import Final
@@ -20,6 +21,9 @@ __all__ = ["FRAME_ROWS", "PartLine", "PartWriter"]
 FRAME_ROWS: Final = 1 << 16
 """Rows of a full record batch: 8 times fewer compress worse by an eighth, more gain nothing."""
 
+_PART: Final = re.compile(r"\d{5,9}\.(arrow|parquet)")
+_CRC: Final = re.compile(r"[0-9a-f]{8}")
+_NEWEST: Final = (1 << 64) - 1
 _OPTIONS: Final = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
 
 
@@ -50,10 +54,29 @@ class PartLine:
         try:
             values = json.loads(line)
             if values.pop("line_crc32") == _line_crc(values):
-                return cls(**values)
-        except (TypeError, ValueError, AttributeError, KeyError):
+                return cls(**values)._checked()
+        except (TypeError, ValueError, AttributeError, KeyError, RecursionError):
             pass
         raise DamagedError(f"manifest.jsonl has a damaged line: {line[:60]!r}")
+
+    def _checked(self) -> PartLine:
+        """Return the line; ValueError when a value is none that a writer could have written."""
+        times = (self.first_ts_ns, self.last_ts_ns)
+        if not (
+            isinstance(self.part, str)
+            and _PART.fullmatch(self.part)
+            and isinstance(self.crc32, str)
+            and _CRC.fullmatch(self.crc32)
+            and all(_is_count(n, most=1 << 62) for n in (self.rows, self.bytes, self.batches))
+            and all(t is None if not self.rows else _is_count(t, most=_NEWEST) for t in times)
+            and (times[0] or 0) <= (times[1] or 0)
+        ):
+            raise ValueError(self.part)
+        return self
+
+
+def _is_count(value: object, *, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
 
 
 def _line_crc(values: dict[str, object]) -> str:

@@ -22,6 +22,9 @@ __all__ = ["CRASH_NS", "RecoverReport", "recover"]
 CRASH_NS: Final = 1_000_000_000
 """What a crash can cost: the recorder flushes at least this often, and samples once a second."""
 
+_MOST_MISSING: Final = 1000
+"""Parts that may be missing: each gets an empty one in its place."""
+
 _PART_FILE: Final = re.compile(EVENTS_DIR + r"/(\d{5,})\.(arrow|parquet)(\.part|\.damaged)?")
 _LOSS_FIELDS: Final = ("cpu", "t0_ns", "t1_ns", "lost", "reason")
 
@@ -84,6 +87,11 @@ class _Recovery:
         numbers = {int(found[1]) for name in names if (found := _PART_FILE.fullmatch(name))}
         stated = self._stated_lines()
         numbers |= {int(line.part.split(".")[0]) for line in stated.values()}
+        if max(numbers, default=0) > len(numbers) + _MOST_MISSING:
+            raise DamagedError(
+                f"{self.folder.path}: the parts' numbers leave a gap of more than {_MOST_MISSING:,}",
+                hint="it is not a trace that tracekit wrote; its events/*.arrow may be readable one by one",
+            )
         parts = [self._part(n, stated.get(n)) for n in range(max(numbers, default=-1) + 1)]
         parts = parts or [self._empty_part(0)]
         lines = [part.line for part in parts]

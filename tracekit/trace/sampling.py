@@ -8,6 +8,7 @@ memory that is not the guest's are sampled by their host address.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -18,7 +19,7 @@ from tracekit.errors import UsageError
 from tracekit.trace.memslots import MemslotMap
 from tracekit.trace.schema import KIND_CODE, PAGE_BYTES
 
-__all__ = ["BLOCK_PAGES", "Sampler", "hashed", "with_column"]
+__all__ = ["BLOCK_PAGES", "Sampler", "hashed", "scale_of", "with_column"]
 
 BLOCK_PAGES: Final = 512
 """Pages of a block, the unit that is in the sample or not: 2 MiB."""
@@ -27,6 +28,19 @@ _SHIFT: Final = 9
 _TWO_MIB: Final = 2  # the level of such a mapping
 _FAULTS: Final = (KIND_CODE["ept_violation"], KIND_CODE["host_fault"])
 _ADDRESSES: Final = {"gfn": 1, "hva": PAGE_BYTES, "gva": PAGE_BYTES}
+
+
+def scale_of(facts: Mapping[str, Any], what: str) -> float:
+    """Return by how much a sample's `what` (faults, stall or pages) is to be multiplied; 1 for a whole trace.
+
+    By what was counted when the sample was taken; by 1 / rate where that is unknown or nothing was kept.
+
+    >>> scale_of({"gfn_hash": 0.1, "faults_before": 120, "faults_kept": 10}, "faults"), scale_of({}, "pages")
+    (12.0, 1.0)
+    """
+    unit = "_ns" if what == "stall" else ""
+    before, kept = facts.get(f"{what}_before{unit}"), facts.get(f"{what}_kept{unit}")
+    return before / kept if before and kept else 1 / float(facts.get("gfn_hash", 1.0))
 
 
 def hashed(vm: np.ndarray, block: np.ndarray, seed: int) -> np.ndarray:

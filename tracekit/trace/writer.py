@@ -34,6 +34,9 @@ class TraceWriter:
     the reader merges. When the block ends with an exception the trace is left unfinalised: everything
     flushed is there for `tracekit recover`.
 
+    `live`: the rows come from something that goes on when writing has failed, so that the rows given to this
+    writer are not all there were, and a trace that could not be finished says so.
+
     Raises UsageError when `path` exists (unless `force`, and then only a trace is replaced) and
     FailedError when the disk refuses: disk full, folder removed, I/O error.
 
@@ -57,6 +60,7 @@ class TraceWriter:
         max_part_bytes: int = 256 << 20,
         max_part_s: float = 60.0,
         owner: tuple[int, int] | None = None,
+        live: bool = False,
     ) -> None:
         self.path = Path(path)
         self.meta = meta
@@ -72,6 +76,7 @@ class TraceWriter:
         self._lost: int | None = 0
         self._flushed_ns = time.monotonic_ns()
         self._state = "open"
+        self._live = live
         self._folder = Folder.create(self.path, force=force, owner=owner)
         try:
             meta.finalised, meta.rows, meta.parts, meta.tables = False, None, None, {}
@@ -293,7 +298,7 @@ class TraceWriter:
                     t0, t1 = int(times(rows)[0]), int(times(rows)[-1])
                     loss = {"cpu": None, "t0_ns": t0, "t1_ns": t1, "lost": rows.num_rows}
                     self._journal.add("loss", {**loss, "reason": f"not written: {why}"})
-            if error.errno == errno.ENOSPC:
+            if error.errno == errno.ENOSPC and not self._live:
                 # Only here is it known that nothing else is missing; `recover` then adds no unknown loss.
                 self._journal.add("end", {"reason": why})
             self._journal.flush()

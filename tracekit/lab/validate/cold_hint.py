@@ -17,7 +17,7 @@ def cases(seed: int) -> list[Case]:
     """Return the cases: streaming once, and twice (what was discarded comes back), with two batch sizes."""
     found = []
     for batch, behind, passes in ((64, 2, 1), (512, 4, 1), (512, 4, 2)):
-        baseline = guest(_PAGES, seed, "--think", "500", "--passes", str(passes))
+        baseline = guest(_PAGES, seed, "--think", "500", "--passes", str(passes), "--enlightened", "port")
         found.append(
             Case(
                 mechanism="cold_hint",
@@ -25,7 +25,7 @@ def cases(seed: int) -> list[Case]:
                 scenario=f"cold_hint,policy=on_free,order={batch.bit_length() - 1},delay_ms=0,batch=1",
                 baseline=baseline,
                 real=baseline.plus(
-                    *("--enlightened", "port", "--hint", "discard"),
+                    *("--hint", "discard"),
                     *("--hint-batch", str(batch), "--hint-lead", str(-behind)),
                 ),
                 compare=("exits", "stall", "time", "resident_peak", "resident_end"),

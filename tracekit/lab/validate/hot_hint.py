@@ -17,7 +17,7 @@ _THINK: Final = 16000
 
 def cases(seed: int) -> list[Case]:
     """Return the cases: the size of a hint and how far ahead it is given."""
-    baseline = guest(_PAGES, seed, "--think", str(_THINK))
+    baseline = guest(_PAGES, seed, "--think", str(_THINK), "--enlightened", "port")
     found = []
     for batch, lead in ((64, 1), (64, 4), (256, 1)):
 
@@ -35,7 +35,7 @@ def cases(seed: int) -> list[Case]:
                 scenario=scenario,
                 baseline=baseline,
                 real=baseline.plus(
-                    *("--enlightened", "port", "--hint", "hot"),
+                    *("--hint", "hot"),
                     *("--hint-batch", str(batch), "--hint-lead", str(lead)),
                 ),
                 compare=("exits", "stall", "time", "resident_peak"),

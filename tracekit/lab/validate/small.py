@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -39,20 +40,20 @@ def with_account(
     """Return the recording merged with what its guest knows: pages are free, then allocated, one by one.
 
     What `tracekit record --guest` sees in a Linux guest, the small guest's plan says: all memory is free
-    when it starts; a page is allocated when the guest uses it, in the plan's order, spread evenly over the
-    phase. Its zeroing of free memory is no allocation. `behind` = (pages of a batch, batches): a guest that
-    frees, when it begins a batch, the one so many batches before. `uses`: the kind of event that a touch
-    becomes (`access`: a sample of each).
+    when it starts; a page is allocated when the guest uses it, in the plan's order: just after it faulted,
+    and evenly between such moments. Its zeroing of free memory is no allocation. `behind` = (pages of a
+    batch, batches): a guest that frees, when it begins a batch, the one so many batches before. `uses`: the
+    kind of event that a touch becomes (`access`: a sample of each).
     """
     plan, account = plan_of(recording), recording.account
     start = min(phase["start_ns"] for vcpu in account["vcpus"] for phase in vcpu["phases"].values()) - 1
     all_memory = np.arange(recording.account["first_gfn"], plan.memory_bytes >> 12, plan.step_bytes >> 12)
-    told = [_told(np.full(len(all_memory), start), "page_free", all_memory)]
+    # A guest that hints what it is done with says nothing of memory that it never used.
+    told = [] if behind else [_told(np.full(len(all_memory), start), "page_free", all_memory)]
     for vcpu in account["vcpus"]:
         gfns = plan.gfns(vcpu["vcpu"])
         for name in ("touch", *(f"touch{turn}" for turn in range(2, plan.passes + 1))):
-            phase = vcpu["phases"][name]
-            when = phase["start_ns"] + (np.arange(len(gfns)) + 0.5) / len(gfns) * phase["elapsed_ns"]
+            when = _touched_ns(recording, gfns, vcpu["phases"][name])
             told.append(_told(when.astype(np.int64), uses, gfns))
             if behind:
                 batch, back = behind
@@ -76,6 +77,22 @@ def with_account(
         force=True,
     )
     return merged
+
+
+def _touched_ns(
+    recording: Recording, gfns: npt.NDArray[np.int64], phase: Mapping[str, int]
+) -> npt.NDArray[np.float64]:
+    """Return when each page was touched in a phase, as far as its faults tell; evenly in between."""
+    start, end = phase["start_ns"], phase["start_ns"] + phase["elapsed_ns"]
+    faults = recording.trace.events.filter(
+        pl.col("kind") == "ept_violation", pl.col("ts_ns").is_between(start, end)
+    )
+    ended = faults.group_by("gfn").agg(pl.col("ts_ns").first()).collect()
+    at = dict(zip(ended["gfn"].to_list(), ended["ts_ns"].to_list(), strict=True))
+    known = [(n, at[gfn] + 1) for n, gfn in enumerate(gfns.tolist()) if gfn in at]
+    index, ts = zip((-0.5, start), *known, (len(gfns) - 0.5, end), strict=True)
+    # Float64 holds ns since boot exactly for a hundred days.
+    return np.asarray(np.interp(np.arange(len(gfns)), index, ts), np.float64)
 
 
 def _told(ts_ns: npt.NDArray[np.int64], kind: str, gfn: npt.NDArray[np.int64]) -> pl.DataFrame:
