@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -100,6 +101,7 @@ def import_trace(
     or that holds no event; DamagedError at the first bad line if `options.strict`; CapabilityError without
     the tool that the format needs. Nothing is left at `out` after an error.
     """
+    _check(source)
     name = format or guess_format(source)
     if name not in FORMATS:
         near = difflib.get_close_matches(name, FORMATS, 1)
@@ -133,3 +135,19 @@ def import_trace(
         shutil.rmtree(out, ignore_errors=True)
         raise
     return report
+
+
+def _check(source: Path | str) -> None:
+    """Say what is wrong with a file before a reader or another tool stumbles over it."""
+    if str(source) == "-":
+        return
+    path = Path(source)
+    if not path.exists():
+        raise UsageError(f"no file at {source}", hint="tracekit import - reads stdin")
+    if path.is_dir():
+        hint = f"tracekit info {source}" if (path / "meta.json").is_file() else f"ls {source}"
+        raise UsageError(f"{source} is a folder, not a file", hint=hint)
+    if path.is_file() and not path.stat().st_size:
+        raise UsageError(f"{source} is empty", hint="record again, or name another file")
+    if not os.access(path, os.R_OK):
+        raise UsageError(f"cannot read {source}: permission denied", hint=f"ls -l {source}")

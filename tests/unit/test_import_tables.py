@@ -53,6 +53,34 @@ def test_rows_that_do_not_fit_are_bad_lines_with_their_numbers(tmp_path: Path) -
         import_trace(table, tmp_path / "y.trace", options=ImportOptions(strict=True))
 
 
+@pytest.mark.parametrize("row", [1, 15_000])
+def test_a_cell_that_is_no_number_costs_its_row_and_not_the_import(tmp_path: Path, row: int) -> None:
+    rows = [f"{i},{i * 4096}" for i in range(20_000)]
+    rows[row] = f"{row},zz"
+    table = tmp_path / "x.csv"
+    table.write_text("us,gpa\n" + "\n".join(rows) + "\n")
+    columns = ["ts_ns=us*1000", "kind='ept_violation'", "gfn=gpa/4096"]
+    report = import_trace(table, tmp_path / "x.trace", options=parse_options(columns=columns))
+    assert (report.lines, report.bad_lines) == (20_000, 1)
+    assert report.bad_examples[0]["line"] == row + 2
+    assert "gpa=zz" in report.bad_examples[0]["text"]
+    gfns = open_trace(tmp_path / "x.trace").events.collect()["gfn"].to_list()
+    assert gfns == [i for i in range(20_000) if i != row]
+    strict = parse_options(columns=columns, strict=True)
+    with pytest.raises(DamagedError, match=f"line {row + 2}:"):
+        import_trace(table, tmp_path / "y.trace", options=strict)
+
+
+def test_a_table_on_stdin(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tracekit", "import", "-", "--format", "csv", "-o", "x.trace"]
+    text = "ts_ns,kind,gfn\n1,map,5\n"
+    done = subprocess.run(
+        command, input=text, capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert open_trace(tmp_path / "x.trace").events.collect()["gfn"].to_list() == [5]
+
+
 def test_an_exported_trace_comes_back_the_same(tmp_path: Path) -> None:
     make_trace(GENERATORS["fork-bomb"](events=2_003, seed=5), tmp_path / "a.trace")
     before = open_trace(tmp_path / "a.trace").events.collect()

@@ -310,8 +310,11 @@ def test_a_file_without_events_is_an_error_and_leaves_nothing(tmp_path: Path) ->
     with pytest.raises(UsageError, match="no event that belongs in a trace"):
         import_trace(tmp_path / "x.txt", tmp_path / "out.trace", format="perf")
     assert not (tmp_path / "out.trace").exists()
-    with pytest.raises(UsageError, match="cannot read"):
-        import_trace(tmp_path / "missing.txt", tmp_path / "out.trace", format="perf")
+    (tmp_path / "nothing.txt").touch()
+    for file, words in (("missing.txt", "no file at"), ("nothing.txt", "is empty"), (".", "is a folder")):
+        for name in ("", "perf", "perf-data", "trace-dat", "damo", "csv"):
+            with pytest.raises(UsageError, match=words):
+                import_trace(tmp_path / file, tmp_path / "out.trace", format=name)
     with pytest.raises(UsageError, match="cannot tell the format"):
         import_trace(tmp_path / "x.txt", tmp_path / "out.trace")
     with pytest.raises(UsageError, match="no format is called"):
