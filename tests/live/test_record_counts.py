@@ -149,7 +149,9 @@ def test_a_guest_of_two_vcpus_is_counted_the_same_by_ftrace(tmp_path: Path) -> N
     if trace.meta.host["mmu_mode"] == "shadow":
         assert faults_taken == seen["kvm_mmu_spte_requested"]
         mapped = ours["ept_violation"].filter(pl.col("level").is_not_null()).height + ours["map"].height
-        assert mapped == seen["kvm_mmu_set_spte"]
+        # Both vCPUs may fault on one page at once: the later fault finds its mapping made, and sets nothing.
+        met = faults_taken - ours["ept_violation"]["gfn"].n_unique()
+        assert seen["kvm_mmu_set_spte"] <= mapped <= seen["kvm_mmu_set_spte"] + met
     assert ours["madvise"].height == seen["sys_madvise"]
     assert ours["memslot"].height == len(guest["memslots"]) == 3
     assert "vcpu_block" not in ours
