@@ -50,7 +50,7 @@ def parse_format(category: str, text: str) -> Tracepoint:
     ... \\tfield:unsigned long fault_address;\\toffset:8;\\tsize:8;\\tsigned:0;
     ... ''')
     Tracepoint(category='kvm', event='kvm_page_fault',
-        fields=(Field(name='fault_address', offset=8, size=8, signed=False),))
+        fields=(Field(name='fault_address', offset=8, size=8, signed=False),), raw=False)
     """
     event = ""
     fields = []
