@@ -17,6 +17,7 @@ __all__ = ["record_run", "warm_up"]
 
 WARM_BYTES: Final = 512 << 20
 _ATTEMPTS: Final = 3
+_KILLED: Final = 137  # as a shell gives SIGKILL
 
 
 def warm_up(size_bytes: int = WARM_BYTES) -> None:
@@ -44,8 +45,12 @@ def record_run(run: Run, folder: Path, name: str) -> Recording:
             path = folder / f"{name}.trace"
             report = record(RecordPlan(out=path, command=("sh", "-c", into, "sh", *words), force=True))
         if report.exit_code:
-            last = talk.read_text(errors="replace").strip().splitlines()[-2:]
-            raise FailedError(f"tracekit {' '.join(run.words)} failed: {' '.join(last)}")
+            last = talk.read_text(errors="replace").strip().splitlines()[-2:] or ["it said nothing"]
+            code = report.exit_code
+            raise FailedError(
+                f"tracekit {' '.join(run.words)} ended with {code}: {' '.join(last)}",
+                hint="dmesg | tail   tells of a kill for want of memory" if code == _KILLED else "",
+            )
         if report.lost == 0:
             return Recording(path, json.loads(said.read_text()))
     raise FailedError("the recorder lost events in every attempt", hint="an idler machine")
