@@ -1,4 +1,4 @@
-"""The first four mechanisms against answers computed by hand; the arithmetic stands in the comments."""
+"""Large pages, population and what all mechanisms share, against answers computed by hand."""
 
 from __future__ import annotations
 
@@ -8,224 +8,20 @@ import pytest
 
 from tests.unit.replay_kit import (
     Tiny,
-    alloc,
     costs,
     drop,
     fault,
     figure,
-    free,
     metrics,
     ranged,
     replayed,
     saved,
 )
-from tracekit.errors import UsageError
 from tracekit.replay.costs import Cost
-from tracekit.trace.schema import FLAG_KERNEL, PAGE_BYTES
+from tracekit.trace.schema import PAGE_BYTES
 
 MIB = 1 << 20
 NO_FAULT = "prealloc,via=pre_fault"
-
-# -- zeroing
-
-
-def test_zeroing_on_a_host_only_trace_lies_between_nothing_and_all_first_touches_by_writes() -> None:
-    # Three first touches by writes of 4 us, one by a read, one refault by a write after a discard.
-    rows = [fault(10, 1), fault(20, 2), fault(30, 3), fault(40, 4, write=False), drop(50, 1), fault(60, 1)]
-    found = metrics(replayed(Tiny(rows), "zeroing"), "zeroing")
-    assert found["faults"] | {"unit": ""} == {
-        "scenario": "zeroing", "mechanism": "zeroing", "metric": "faults", "unit": "",
-        "baseline": 5.0, "counterfactual": 2.0, "saved": 3.0, "low": 0.0, "high": 3.0, "label": "bounded",
-    }  # fmt: skip
-    assert (found["stall"]["low"], found["stall"]["high"]) == (0, 12_000)
-    # Zeroed by the host, then by the guest: 3 pages; the refaulted page was not new.
-    assert found["zeroed_twice"]["baseline"] == found["zeroed_twice"]["saved"] == 3 * PAGE_BYTES
-
-
-def test_zeroing_spares_guest_cpu_only_where_memory_is_there_anyway() -> None:
-    name = "prealloc+zeroing,via=pre_fault"
-    found = metrics(replayed(Tiny([fault(10, 1), fault(20, 2)]), name), name)
-    # Both faults are saved once, whoever gets the credit; both pages need not be zeroed by the guest.
-    assert found["faults"]["saved"] == 2
-    assert found["zeroed_twice"]["saved"] == 2 * PAGE_BYTES
-
-
-def test_zeroing_spares_the_exit_on_a_page_that_only_the_host_has_mapped() -> None:
-    # Zeroed while free at 20 us, used from 50 us on: the exit (1 us: the page is backed) comes there instead.
-    rows = [free(1, 1), fault(20, 1, 4), alloc(50, 1, zeroed=True), free(51, 2), fault(60, 2, 4)]
-    name = "prealloc+zeroing"
-    found = metrics(replayed(Tiny(rows), name, profile=costs()), name)
-    # Page 2 is never used: 4 + 4 us become 1 us; of two faults one is left.
-    assert (found["stall"]["saved"], found["faults"]["saved"]) == (7_000, 1)
-
-
-def test_zeroing_leaves_out_what_the_guest_did_not_zero() -> None:
-    # Read back from a device, written by a VMM thread (gfn 3) or by the kernel for it, and one of the guest.
-    of_vmm = {"kind": "host_fault", "tid": 7, "latency_ns": 9_000, "access": 2}
-    rows = [
-        fault(10, 1, 90, major=True),
-        {"us": 20, "hva": (1 << 40) + 3 * PAGE_BYTES, **of_vmm},
-        {"us": 30, "hva": (1 << 40) + 4 * PAGE_BYTES, "flags": FLAG_KERNEL, **of_vmm},
-        fault(40, 2, 4),
-    ]
-    found = metrics(replayed(Tiny(rows), "zeroing"), "zeroing")
-    assert found["faults"]["saved"] == found["faults"]["high"] == 1
-    assert found["stall"]["saved"] == 4_000
-    assert found["zeroed_twice"]["baseline"] == PAGE_BYTES
-    # A refault that reads content back is no candidate after a discard either.
-    again = [fault(10, 1), fault(15, 2), drop(20, 1, 2), fault(30, 1, 90, major=True), fault(40, 2)]
-    assert figure(Tiny(again), "zeroing_after_reuse", "zeroed_twice")["baseline"] == PAGE_BYTES
-
-
-def test_zeroing_with_guest_events_is_exact() -> None:
-    rows = [
-        free(1, 1),  # page 1 is free, then touched while free: that was its zeroing ...
-        fault(20, 1, 4),
-        alloc(50, 1, zeroed=True),  # ... and it is really used from here: the fault happens now after all
-        free(2, 2),  # page 2 is zeroed while free and never used
-        fault(30, 2, 4),
-        alloc(60, 3),  # page 3 is allocated first and touched then: no zeroing
-        fault(70, 3, 4),
-    ]
-    found = metrics(replayed(Tiny(rows, span_us=100), "zeroing"), "zeroing")
-    # Faults: page 2's is gone for ever, page 1's is put off: 3 - 1 = 2 remain, 4 us saved.
-    assert found["faults"]["saved"] == found["faults"]["low"] == found["faults"]["high"] == 1
-    assert found["stall"]["saved"] == 4_000
-    # Resident: page 2's 70 us are saved. Page 1 is backed at 50 us: the vCPU had run 8 us ahead and waits
-    # 4 us, so at 46 us instead of 20; page 3 at 66. The vCPU ends 4 us earlier, at 96 us: (96-46) + (96-66)
-    # = 80 page·us, where the recording has (100-20) + (100-30) + (100-70) = 180.
-    assert found["resident_time"]["saved"] * 2**30 / PAGE_BYTES * 1e6 == pytest.approx(100)
-
-
-def test_zeroing_keeps_to_its_time_and_range() -> None:
-    rows = [fault(10, 1), fault(30, 2), fault(50, 3)]
-    # Starts are 6, 26 and 46 us: only the first is before 20 us.
-    assert saved(Tiny(rows), "zeroing,until_ms=0.02", "faults") == 1
-    assert saved(Tiny(rows), "zeroing,from_gfn=2,to_gfn=3", "faults") == 1
-    assert saved(Tiny(rows), "zeroing,from_gfn=2", "faults") == 2
-
-
-# -- hot_hint
-
-
-def test_an_oracle_with_enough_lead_removes_every_first_touch() -> None:
-    rows = [fault(100 * k, k, 4) for k in range(1, 5)]
-    name = "hot_hint,lead_ms=0.05,via=pre_fault"
-    found = metrics(replayed(Tiny(rows), name, profile=costs()), name)
-    assert found["faults"]["saved"] == 4
-    # 16 us of stall; one hypercall of 1 us carries the four hints; four prefaults of 1 us run beside.
-    assert found["stall"]["saved"] == 16_000
-    assert found["hypercalls"]["counterfactual"] == 1
-    assert found["critical_path"]["saved"] == 15_000
-    assert found["host_cpu_background"]["saved"] == -4_000
-
-
-def test_a_hint_that_fills_only_the_hosts_page_table_leaves_a_short_exit() -> None:
-    rows = [fault(100 * k, k, 4) for k in range(1, 5)]
-    found = metrics(replayed(Tiny(rows), "hot_hint,lead_ms=0.05", profile=costs()), "hot_hint,lead_ms=0.05")
-    # Each of the four exits takes 1 us instead of 4.
-    assert (found["faults"]["saved"], found["exits"]["saved"]) == (0, -1)  # one hypercall more
-    assert found["stall"]["saved"] == 12_000
-    # Late: ready 2 us after the touch (3 us of work begun 1 us before), then the exit's own 1 us: 3 of 4 us.
-    late = costs(prefault_4k=3_000, hypercall=0)
-    assert saved(Tiny([fault(100, 1, 4)]), "hot_hint,lead_ms=0.001", "stall", profile=late) == 1_000
-    # A VMM thread's own fault needs the host's page table only: it goes.
-    of_vmm = {"us": 100, "kind": "host_fault", "hva": (1 << 40) + PAGE_BYTES, "tid": 7, "latency_ns": 9_000}
-    assert saved(Tiny([of_vmm]), "hot_hint,lead_ms=0.05", "faults", profile=costs()) == 1
-
-
-def test_a_late_prefault_shortens_and_one_not_begun_changes_nothing() -> None:
-    # Prefaults take 3 us; the lead is 1 us; the fault takes 4 us from 96 to 100: ready at 95 + 3 = 98 us,
-    # 2 us after the touch.
-    profile = costs(prefault_4k=3_000, hypercall=0)
-    one = Tiny([fault(100, 1, 4)])
-    assert saved(one, "hot_hint,lead_ms=0.001,via=pre_fault", "stall", profile=profile) == 2_000
-    assert saved(one, "hot_hint,lead_ms=0.001,via=pre_fault", "faults", profile=profile) == 0
-    # Lead 0: the worker has not begun when the touch comes.
-    assert saved(one, "hot_hint,lead_ms=0,via=pre_fault", "stall", profile=profile) == 0
-    # A worker slower than the fault itself shortens nothing.
-    assert (
-        saved(
-            one,
-            "hot_hint,lead_ms=0.001,via=pre_fault",
-            "stall",
-            profile=costs(prefault_4k=9_000, hypercall=0),
-        )
-        == 0
-    )
-
-
-def test_one_worker_takes_hints_in_order() -> None:
-    # Two vCPUs touch at the same time; prefaults take 10 us, the lead is 20 us: the hints come at 76 us; the
-    # first page is ready at 86, the second at 96 = just when it is touched. With 15 us of lead the second is
-    # ready at 81 + 20 = 101, after the 4 us fault would be over.
-    rows = [fault(100, 1, 4, vcpu=0), fault(100, 2, 4, vcpu=1)]
-    profile = costs(prefault_4k=10_000, hypercall=0)
-    assert saved(Tiny(rows), "hot_hint,lead_ms=0.020,via=pre_fault", "faults", profile=profile) == 2
-    assert saved(Tiny(rows), "hot_hint,lead_ms=0.015,via=pre_fault", "faults", profile=profile) == 1
-    assert saved(Tiny(rows), "hot_hint,lead_ms=0.015,workers=2,via=pre_fault", "faults", profile=profile) == 2
-
-
-def test_a_stride_needs_two_equal_steps_and_then_saves_n_of_n_plus_1() -> None:
-    # Faults at 0, 1, 2, ...: the second step (at 2) starts it; n = 3 pages ahead: 3, 4, 5 are saved, 6 faults
-    # and continues, 7, 8, 9 are saved, 10 faults, 11 is saved, 12 and 13 were guessed wrong.
-    rows = [fault(100 * (k + 1), k, 4) for k in range(12)]
-    found = metrics(
-        replayed(Tiny(rows), "hot_hint,policy=stride,n=3,via=pre_fault"),
-        "hot_hint,policy=stride,n=3,via=pre_fault",
-    )
-    assert found["faults"]["counterfactual"] == len([0, 1, 2, 6, 10])
-    assert found["prefaults_wasted"]["counterfactual"] == len([12, 13])
-    assert found["hypercalls"]["counterfactual"] == 0  # the host does it by itself
-
-
-def test_a_stride_crosses_blocks_and_runs_backwards() -> None:
-    rows = [fault(100 * (k + 1), gfn, 4) for k, gfn in enumerate([515, 513, 511, 509])]
-    # Steps of -2: known at 511, so 509 is saved.
-    assert saved(Tiny(rows), "hot_hint,policy=stride,n=1,via=pre_fault", "faults") == 1
-
-
-def test_hints_for_memory_that_is_never_named_are_wasted_and_outside_memory_are_not_given() -> None:
-    rows = [fault(100 * (k + 1), k, 4) for k in (509, 510, 511)]
-    # n = 4 from page 511 on: 512 .. 515. No event names their block, but it is guest memory: all wasted.
-    name = "hot_hint,policy=stride,n=4"
-    assert figure(Tiny(rows, memory_pages=4096), name, "prefaults_wasted")["counterfactual"] == 4
-    assert figure(Tiny(rows, memory_pages=512), name, "prefaults_wasted")["counterfactual"] == 0
-
-
-def test_on_alloc_hints_what_the_guest_allocates() -> None:
-    # Allocated at 10 and 50 us, prefaulted in 1 us each: ready long before the touches at 26 and 52 us.
-    rows = [alloc(10, 1), fault(30, 1, 4), alloc(50, 2), fault(56, 2, 4), fault(70, 3, 4)]
-    name = "hot_hint,policy=on_alloc,via=pre_fault"
-    found = metrics(replayed(Tiny(rows), name, profile=costs(hypercall=0)), name)
-    assert found["faults"]["saved"] == 2
-    # A page allocated and never touched is a wasted prefault.
-    rows.append(alloc(80, 9))
-    found = metrics(replayed(Tiny(rows), name, profile=costs(hypercall=0)), name)
-    assert found["prefaults_wasted"]["counterfactual"] == 1
-
-
-def test_a_page_hinted_while_it_is_faulting() -> None:
-    # Allocated at 28 us, in the middle of the fault from 26 to 30 us: the prefault (1 us, 28 to 29 us) was
-    # not begun at 26 us, so the fault stays what it was.
-    rows = [alloc(28, 1), fault(30, 1, 4)]
-    name = "hot_hint,policy=on_alloc,via=pre_fault"
-    assert saved(Tiny(rows), name, "stall", profile=costs(hypercall=0)) == 0
-
-
-def test_policies_say_what_they_need() -> None:
-    for policy in ("on_alloc", "recorded", "previous"):
-        with pytest.raises(UsageError, match=policy):
-            replayed(Tiny([fault(1, 1)]), f"hot_hint,policy={policy}")
-
-
-def test_recorded_hints_are_replayed() -> None:
-    hint = {"us": 10, "kind": "hv_hypercall", "gfn": 1, "pages": 2, "arg": 0x8003, "vcpu": 0}
-    rows = [hint, fault(30, 1, 4), fault(50, 2, 4), fault(70, 3, 4)]
-    name = "hot_hint,policy=recorded,via=pre_fault"
-    # A cold hint (heat type 0) backs nothing; a hot one (heat type 1) backs both of its pages.
-    assert saved(Tiny([hint | {"arg": 0x8003 | 1 << 16}, *rows[1:]]), name, "faults", profile=costs()) == 0
-    assert saved(Tiny([hint | {"arg": 0x8003 | 2 << 16}, *rows[1:]]), name, "faults", profile=costs()) == 2
 
 
 # -- hugepages

@@ -1,0 +1,141 @@
+"""Hot hints against answers computed by hand; the arithmetic stands in the comments."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.replay_kit import (
+    Tiny,
+    alloc,
+    costs,
+    fault,
+    figure,
+    metrics,
+    replayed,
+    saved,
+)
+from tracekit.errors import UsageError
+from tracekit.trace.schema import PAGE_BYTES
+
+MIB = 1 << 20
+NO_FAULT = "prealloc,via=pre_fault"
+
+
+def test_an_oracle_with_enough_lead_removes_every_first_touch() -> None:
+    rows = [fault(100 * k, k, 4) for k in range(1, 5)]
+    name = "hot_hint,lead_ms=0.05,via=pre_fault"
+    found = metrics(replayed(Tiny(rows), name, profile=costs()), name)
+    assert found["faults"]["saved"] == 4
+    # 16 us of stall; one hypercall of 1 us carries the four hints; four prefaults of 1 us run beside.
+    assert found["stall"]["saved"] == 16_000
+    assert found["hypercalls"]["counterfactual"] == 1
+    assert found["critical_path"]["saved"] == 15_000
+    assert found["host_cpu_background"]["saved"] == -4_000
+
+
+def test_a_hint_that_fills_only_the_hosts_page_table_leaves_a_short_exit() -> None:
+    rows = [fault(100 * k, k, 4) for k in range(1, 5)]
+    found = metrics(replayed(Tiny(rows), "hot_hint,lead_ms=0.05", profile=costs()), "hot_hint,lead_ms=0.05")
+    # Each of the four exits takes 1 us instead of 4.
+    assert (found["faults"]["saved"], found["exits"]["saved"]) == (0, -1)  # one hypercall more
+    assert found["stall"]["saved"] == 12_000
+    # Late: ready 2 us after the touch (3 us of work begun 1 us before), then the exit's own 1 us: 3 of 4 us.
+    late = costs(prefault_4k=3_000, hypercall=0)
+    assert saved(Tiny([fault(100, 1, 4)]), "hot_hint,lead_ms=0.001", "stall", profile=late) == 1_000
+    # A VMM thread's own fault needs the host's page table only: it goes.
+    of_vmm = {"us": 100, "kind": "host_fault", "hva": (1 << 40) + PAGE_BYTES, "tid": 7, "latency_ns": 9_000}
+    assert saved(Tiny([of_vmm]), "hot_hint,lead_ms=0.05", "faults", profile=costs()) == 1
+
+
+def test_a_late_prefault_shortens_and_one_not_begun_changes_nothing() -> None:
+    # Prefaults take 3 us; the lead is 1 us; the fault takes 4 us from 96 to 100: ready at 95 + 3 = 98 us,
+    # 2 us after the touch.
+    profile = costs(prefault_4k=3_000, hypercall=0)
+    one = Tiny([fault(100, 1, 4)])
+    assert saved(one, "hot_hint,lead_ms=0.001,via=pre_fault", "stall", profile=profile) == 2_000
+    assert saved(one, "hot_hint,lead_ms=0.001,via=pre_fault", "faults", profile=profile) == 0
+    # Lead 0: the worker has not begun when the touch comes.
+    assert saved(one, "hot_hint,lead_ms=0,via=pre_fault", "stall", profile=profile) == 0
+    # A worker slower than the fault itself shortens nothing.
+    assert (
+        saved(
+            one,
+            "hot_hint,lead_ms=0.001,via=pre_fault",
+            "stall",
+            profile=costs(prefault_4k=9_000, hypercall=0),
+        )
+        == 0
+    )
+
+
+def test_one_worker_takes_hints_in_order() -> None:
+    # Two vCPUs touch at the same time; prefaults take 10 us, the lead is 20 us: the hints come at 76 us; the
+    # first page is ready at 86, the second at 96 = just when it is touched. With 15 us of lead the second is
+    # ready at 81 + 20 = 101, after the 4 us fault would be over.
+    rows = [fault(100, 1, 4, vcpu=0), fault(100, 2, 4, vcpu=1)]
+    profile = costs(prefault_4k=10_000, hypercall=0)
+    assert saved(Tiny(rows), "hot_hint,lead_ms=0.020,via=pre_fault", "faults", profile=profile) == 2
+    assert saved(Tiny(rows), "hot_hint,lead_ms=0.015,via=pre_fault", "faults", profile=profile) == 1
+    assert saved(Tiny(rows), "hot_hint,lead_ms=0.015,workers=2,via=pre_fault", "faults", profile=profile) == 2
+
+
+def test_a_stride_needs_two_equal_steps_and_then_saves_n_of_n_plus_1() -> None:
+    # Faults at 0, 1, 2, ...: the second step (at 2) starts it; n = 3 pages ahead: 3, 4, 5 are saved, 6 faults
+    # and continues, 7, 8, 9 are saved, 10 faults, 11 is saved, 12 and 13 were guessed wrong.
+    rows = [fault(100 * (k + 1), k, 4) for k in range(12)]
+    found = metrics(
+        replayed(Tiny(rows), "hot_hint,policy=stride,n=3,via=pre_fault"),
+        "hot_hint,policy=stride,n=3,via=pre_fault",
+    )
+    assert found["faults"]["counterfactual"] == len([0, 1, 2, 6, 10])
+    assert found["prefaults_wasted"]["counterfactual"] == len([12, 13])
+    assert found["hypercalls"]["counterfactual"] == 0  # the host does it by itself
+
+
+def test_a_stride_crosses_blocks_and_runs_backwards() -> None:
+    rows = [fault(100 * (k + 1), gfn, 4) for k, gfn in enumerate([515, 513, 511, 509])]
+    # Steps of -2: known at 511, so 509 is saved.
+    assert saved(Tiny(rows), "hot_hint,policy=stride,n=1,via=pre_fault", "faults") == 1
+
+
+def test_hints_for_memory_that_is_never_named_are_wasted_and_outside_memory_are_not_given() -> None:
+    rows = [fault(100 * (k + 1), k, 4) for k in (509, 510, 511)]
+    # n = 4 from page 511 on: 512 .. 515. No event names their block, but it is guest memory: all wasted.
+    name = "hot_hint,policy=stride,n=4"
+    assert figure(Tiny(rows, memory_pages=4096), name, "prefaults_wasted")["counterfactual"] == 4
+    assert figure(Tiny(rows, memory_pages=512), name, "prefaults_wasted")["counterfactual"] == 0
+
+
+def test_on_alloc_hints_what_the_guest_allocates() -> None:
+    # Allocated at 10 and 50 us, prefaulted in 1 us each: ready long before the touches at 26 and 52 us.
+    rows = [alloc(10, 1), fault(30, 1, 4), alloc(50, 2), fault(56, 2, 4), fault(70, 3, 4)]
+    name = "hot_hint,policy=on_alloc,via=pre_fault"
+    found = metrics(replayed(Tiny(rows), name, profile=costs(hypercall=0)), name)
+    assert found["faults"]["saved"] == 2
+    # A page allocated and never touched is a wasted prefault.
+    rows.append(alloc(80, 9))
+    found = metrics(replayed(Tiny(rows), name, profile=costs(hypercall=0)), name)
+    assert found["prefaults_wasted"]["counterfactual"] == 1
+
+
+def test_a_page_hinted_while_it_is_faulting() -> None:
+    # Allocated at 28 us, in the middle of the fault from 26 to 30 us: the prefault (1 us, 28 to 29 us) was
+    # not begun at 26 us, so the fault stays what it was.
+    rows = [alloc(28, 1), fault(30, 1, 4)]
+    name = "hot_hint,policy=on_alloc,via=pre_fault"
+    assert saved(Tiny(rows), name, "stall", profile=costs(hypercall=0)) == 0
+
+
+def test_policies_say_what_they_need() -> None:
+    for policy in ("on_alloc", "recorded", "previous"):
+        with pytest.raises(UsageError, match=policy):
+            replayed(Tiny([fault(1, 1)]), f"hot_hint,policy={policy}")
+
+
+def test_recorded_hints_are_replayed() -> None:
+    hint = {"us": 10, "kind": "hv_hypercall", "gfn": 1, "pages": 2, "arg": 0x8003, "vcpu": 0}
+    rows = [hint, fault(30, 1, 4), fault(50, 2, 4), fault(70, 3, 4)]
+    name = "hot_hint,policy=recorded,via=pre_fault"
+    # A cold hint (heat type 0) backs nothing; a hot one (heat type 1) backs both of its pages.
+    assert saved(Tiny([hint | {"arg": 0x8003 | 1 << 16}, *rows[1:]]), name, "faults", profile=costs()) == 0
+    assert saved(Tiny([hint | {"arg": 0x8003 | 2 << 16}, *rows[1:]]), name, "faults", profile=costs()) == 2

@@ -1,0 +1,98 @@
+"""Zeroing against answers computed by hand; the arithmetic stands in the comments."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.replay_kit import (
+    Tiny,
+    alloc,
+    costs,
+    drop,
+    fault,
+    figure,
+    free,
+    metrics,
+    replayed,
+    saved,
+)
+from tracekit.trace.schema import FLAG_KERNEL, PAGE_BYTES
+
+MIB = 1 << 20
+NO_FAULT = "prealloc,via=pre_fault"
+
+
+def test_zeroing_on_a_host_only_trace_lies_between_nothing_and_all_first_touches_by_writes() -> None:
+    # Three first touches by writes of 4 us, one by a read, one refault by a write after a discard.
+    rows = [fault(10, 1), fault(20, 2), fault(30, 3), fault(40, 4, write=False), drop(50, 1), fault(60, 1)]
+    found = metrics(replayed(Tiny(rows), "zeroing"), "zeroing")
+    assert found["faults"] | {"unit": ""} == {
+        "scenario": "zeroing", "mechanism": "zeroing", "metric": "faults", "unit": "",
+        "baseline": 5.0, "counterfactual": 2.0, "saved": 3.0, "low": 0.0, "high": 3.0, "label": "bounded",
+    }  # fmt: skip
+    assert (found["stall"]["low"], found["stall"]["high"]) == (0, 12_000)
+    # Zeroed by the host, then by the guest: 3 pages; the refaulted page was not new.
+    assert found["zeroed_twice"]["baseline"] == found["zeroed_twice"]["saved"] == 3 * PAGE_BYTES
+
+
+def test_zeroing_spares_guest_cpu_only_where_memory_is_there_anyway() -> None:
+    name = "prealloc+zeroing,via=pre_fault"
+    found = metrics(replayed(Tiny([fault(10, 1), fault(20, 2)]), name), name)
+    # Both faults are saved once, whoever gets the credit; both pages need not be zeroed by the guest.
+    assert found["faults"]["saved"] == 2
+    assert found["zeroed_twice"]["saved"] == 2 * PAGE_BYTES
+
+
+def test_zeroing_spares_the_exit_on_a_page_that_only_the_host_has_mapped() -> None:
+    # Zeroed while free at 20 us, used from 50 us on: the exit (1 us: the page is backed) comes there instead.
+    rows = [free(1, 1), fault(20, 1, 4), alloc(50, 1, zeroed=True), free(51, 2), fault(60, 2, 4)]
+    name = "prealloc+zeroing"
+    found = metrics(replayed(Tiny(rows), name, profile=costs()), name)
+    # Page 2 is never used: 4 + 4 us become 1 us; of two faults one is left.
+    assert (found["stall"]["saved"], found["faults"]["saved"]) == (7_000, 1)
+
+
+def test_zeroing_leaves_out_what_the_guest_did_not_zero() -> None:
+    # Read back from a device, written by a VMM thread (gfn 3) or by the kernel for it, and one of the guest.
+    of_vmm = {"kind": "host_fault", "tid": 7, "latency_ns": 9_000, "access": 2}
+    rows = [
+        fault(10, 1, 90, major=True),
+        {"us": 20, "hva": (1 << 40) + 3 * PAGE_BYTES, **of_vmm},
+        {"us": 30, "hva": (1 << 40) + 4 * PAGE_BYTES, "flags": FLAG_KERNEL, **of_vmm},
+        fault(40, 2, 4),
+    ]
+    found = metrics(replayed(Tiny(rows), "zeroing"), "zeroing")
+    assert found["faults"]["saved"] == found["faults"]["high"] == 1
+    assert found["stall"]["saved"] == 4_000
+    assert found["zeroed_twice"]["baseline"] == PAGE_BYTES
+    # A refault that reads content back is no candidate after a discard either.
+    again = [fault(10, 1), fault(15, 2), drop(20, 1, 2), fault(30, 1, 90, major=True), fault(40, 2)]
+    assert figure(Tiny(again), "zeroing_after_reuse", "zeroed_twice")["baseline"] == PAGE_BYTES
+
+
+def test_zeroing_with_guest_events_is_exact() -> None:
+    rows = [
+        free(1, 1),  # page 1 is free, then touched while free: that was its zeroing ...
+        fault(20, 1, 4),
+        alloc(50, 1, zeroed=True),  # ... and it is really used from here: the fault happens now after all
+        free(2, 2),  # page 2 is zeroed while free and never used
+        fault(30, 2, 4),
+        alloc(60, 3),  # page 3 is allocated first and touched then: no zeroing
+        fault(70, 3, 4),
+    ]
+    found = metrics(replayed(Tiny(rows, span_us=100), "zeroing"), "zeroing")
+    # Faults: page 2's is gone for ever, page 1's is put off: 3 - 1 = 2 remain, 4 us saved.
+    assert found["faults"]["saved"] == found["faults"]["low"] == found["faults"]["high"] == 1
+    assert found["stall"]["saved"] == 4_000
+    # Resident: page 2's 70 us are saved. Page 1 is backed at 50 us: the vCPU had run 8 us ahead and waits
+    # 4 us, so at 46 us instead of 20; page 3 at 66. The vCPU ends 4 us earlier, at 96 us: (96-46) + (96-66)
+    # = 80 page·us, where the recording has (100-20) + (100-30) + (100-70) = 180.
+    assert found["resident_time"]["saved"] * 2**30 / PAGE_BYTES * 1e6 == pytest.approx(100)
+
+
+def test_zeroing_keeps_to_its_time_and_range() -> None:
+    rows = [fault(10, 1), fault(30, 2), fault(50, 3)]
+    # Starts are 6, 26 and 46 us: only the first is before 20 us.
+    assert saved(Tiny(rows), "zeroing,until_ms=0.02", "faults") == 1
+    assert saved(Tiny(rows), "zeroing,from_gfn=2,to_gfn=3", "faults") == 1
+    assert saved(Tiny(rows), "zeroing,from_gfn=2", "faults") == 2
