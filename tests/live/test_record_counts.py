@@ -6,6 +6,7 @@ docs/probes.md has the table of what was shown against what.
 from __future__ import annotations
 
 import json
+import mmap
 import re
 import signal
 import subprocess
@@ -58,6 +59,8 @@ def test_pages_and_access_regions_of_this_machine_are_those_another_tracer_saw(t
         time.sleep(0.5)
         with second_tracer(*PAGES, *([DAMON] if damon else [])) as tracer:
             time.sleep(6.5 if damon else 2)  # DAMON here speaks every 5 s
+            with mmap.mmap(-1, 1009 * PAGE_BYTES) as pages:  # an idle machine hands out next to nothing
+                pages.write(b"x" * len(pages))
             own = {int(task.name) for task in Path(f"/proc/{recorder.pid}/task").iterdir()}
         recorder.send_signal(signal.SIGINT)
         assert recorder.wait(timeout=60) == 0
