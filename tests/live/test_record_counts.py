@@ -58,9 +58,10 @@ def test_pages_and_access_regions_of_this_machine_are_those_another_tracer_saw(t
         wait_for((path / "meta.json").exists)
         time.sleep(0.5)
         with second_tracer(*PAGES, *([DAMON] if damon else [])) as tracer:
-            time.sleep(6.5 if damon else 2)  # DAMON here speaks every 5 s
+            time.sleep(1)
             with mmap.mmap(-1, 1009 * PAGE_BYTES) as pages:  # an idle machine hands out next to nothing
                 pages.write(b"x" * len(pages))
+            time.sleep(5.5 if damon else 1)  # DAMON here speaks every 5 s
             own = {int(task.name) for task in Path(f"/proc/{recorder.pid}/task").iterdir()}
         recorder.send_signal(signal.SIGINT)
         assert recorder.wait(timeout=60) == 0
