@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,28 @@ def writing_to(path: Path, *command: str) -> tuple[str, ...]:
 
 def of_kind(trace: Trace, kind: str) -> pl.DataFrame:
     return trace.events.filter(pl.col("kind") == kind).collect()
+
+
+@contextmanager
+def ended(process: subprocess.Popen[Any]) -> Iterator[subprocess.Popen[Any]]:
+    """A process that does not outlive the block, however that ends."""
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def waiting_guest(*options: str) -> Iterator[subprocess.Popen[str]]:
+    """A small guest of 4,099 pages that is built and starts on a line on its stdin."""
+    command = [*GUEST, "--pages", "4099", *options, "--wait"]
+    pipe = subprocess.PIPE
+    with ended(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)) as guest:
+        assert guest.stderr is not None
+        assert "ready" in guest.stderr.readline()
+        yield guest
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:

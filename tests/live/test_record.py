@@ -15,7 +15,16 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tests.live.recording import GUEST, TRACEKIT, of_kind, record_command, wait_for, writing_to
+from tests.live.recording import (
+    GUEST,
+    TRACEKIT,
+    ended,
+    of_kind,
+    record_command,
+    wait_for,
+    waiting_guest,
+    writing_to,
+)
 from tracekit.lab.small_guest import GuestPlan
 from tracekit.probes.plan import RecordPlan
 from tracekit.probes.run import record
@@ -153,27 +162,13 @@ def test_a_vmm_process_is_recorded_fault_by_fault_and_call_by_call(tmp_path: Pat
 
 def test_attaching_to_a_running_vm_finds_its_vcpus(tmp_path: Path) -> None:
     path = tmp_path / "attached.trace"
-    guest = subprocess.Popen(
-        [*GUEST, "--pages", "4099", "--vcpus", "2", "--wait"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    recorder = None
-    try:
-        assert guest.stderr is not None
-        assert "ready" in guest.stderr.readline()
-        recorder = subprocess.Popen([*TRACEKIT, "record", "-p", str(guest.pid), "-o", str(path)], text=True)
-        wait_for((path / "meta.json").exists)
-        time.sleep(0.5)
-        account, _ = guest.communicate("\n", timeout=30)
-        assert recorder.wait(timeout=30) == 0
-    finally:
-        for process in (guest, recorder):
-            if process is not None and process.poll() is None:
-                process.kill()
-                process.wait()
+    with waiting_guest("--vcpus", "2") as guest:
+        command = [*TRACEKIT, "record", "-p", str(guest.pid), "-o", str(path)]
+        with ended(subprocess.Popen(command, text=True)) as recorder:
+            wait_for((path / "meta.json").exists)
+            time.sleep(0.5)
+            account, _ = guest.communicate("\n", timeout=30)
+            assert recorder.wait(timeout=30) == 0
     rows = touched(open_trace(path), json.loads(account)["first_gfn"])
     assert rows["gfn"].n_unique() == 4099
     assert rows.group_by("vcpu").len().sort("vcpu").rows() == [(0, 2050), (1, 2049)]
@@ -184,14 +179,10 @@ def test_a_signal_finalises_and_the_command_does_not_outlive_it(tmp_path: Path) 
     recorder = subprocess.Popen(
         [*TRACEKIT, "record", "-o", str(path), "--", "sh", "-c", f"echo $$ > {pid_file}; exec sleep 60"]
     )
-    try:
+    with ended(recorder):
         wait_for(lambda: pid_file.read_text().strip() != "")
         recorder.send_signal(signal.SIGTERM)
         assert recorder.wait(timeout=30) == 0
-    finally:
-        if recorder.poll() is None:
-            recorder.kill()
-            recorder.wait()
     trace = open_trace(path)
     assert trace.meta.finalised
     assert trace.meta.command[:2] == ["sh", "-c"]
@@ -215,7 +206,7 @@ def test_recorded_and_lost_are_exactly_what_happened(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    try:
+    with ended(recorder):
         with (tmp_path / "go").open("w") as go:  # opens when the guest does
             wait_for(lambda: "ready" in (tmp_path / "said").read_text())
             recorder.send_signal(signal.SIGSTOP)
@@ -224,10 +215,6 @@ def test_recorded_and_lost_are_exactly_what_happened(tmp_path: Path) -> None:
             wait_for(lambda: (tmp_path / "account").read_text().endswith("}\n"))
         recorder.send_signal(signal.SIGCONT)
         _, said = recorder.communicate(timeout=60)
-    finally:
-        if recorder.poll() is None:
-            recorder.kill()
-            recorder.wait()
     account = json.loads((tmp_path / "account").read_text())
     trace = open_trace(path)
     rows = faults(trace)

@@ -17,7 +17,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tests.live.recording import GUEST, TRACEKIT, of_kind, record_command, wait_for, writing_to
+from tests.live.recording import GUEST, TRACEKIT, ended, of_kind, record_command, wait_for, writing_to
 from tests.live.second_tracer import SecondTracer, second_tracer
 from tracekit.trace import Trace, open_trace
 from tracekit.trace.schema import FLAG_ZEROED, PAGE_BYTES
@@ -54,7 +54,7 @@ def test_pages_and_access_regions_of_this_machine_are_those_another_tracer_saw(t
     damon = DAMON_STATE.exists() and DAMON_STATE.read_text().strip() == "on"
     # Another process: reading what ftrace saw must not keep the recorder waiting.
     recorder = subprocess.Popen([*TRACEKIT, "record", "--guest", "--buffer", "128M", "-o", str(path)])
-    try:
+    with ended(recorder):
         wait_for((path / "meta.json").exists)
         time.sleep(0.5)
         with second_tracer(*PAGES, *([DAMON] if damon else [])) as tracer:
@@ -65,10 +65,6 @@ def test_pages_and_access_regions_of_this_machine_are_those_another_tracer_saw(t
             own = {int(task.name) for task in Path(f"/proc/{recorder.pid}/task").iterdir()}
         recorder.send_signal(signal.SIGINT)
         assert recorder.wait(timeout=60) == 0
-    finally:
-        if recorder.poll() is None:
-            recorder.kill()
-            recorder.wait()
     trace = open_trace(path)
     ours, theirs = same_window(trace, tracer, own)
     for kind, event in (("page_alloc", "mm_page_alloc"), ("page_free", "mm_page_free")):

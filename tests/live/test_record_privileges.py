@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tests.live.recording import GUEST, TRACEKIT, wait_for
+from tests.live.recording import TRACEKIT, ended, wait_for, waiting_guest
 from tracekit.probes.privileges import KEPT
 from tracekit.trace import open_trace
 
@@ -84,28 +84,13 @@ def test_only_what_a_recording_needs_is_kept(shared: Path, sudo: bool) -> None:
 def test_another_users_vm_is_still_seen_whole(shared: Path) -> None:
     """Root's VM, recorded by sudo: its mappings, descriptors and KVM counters are root's to read."""
     path = shared / "roots.trace"
-    guest = subprocess.Popen(
-        [*GUEST, "--pages", "4099", "--wait"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    recorder = None
-    try:
-        assert guest.stderr is not None
-        assert "ready" in guest.stderr.readline()
+    with waiting_guest() as guest:
         command = [*TRACEKIT, "record", "-p", str(guest.pid), "-o", str(path)]
-        recorder = subprocess.Popen(command, env={**os.environ, **SUDO})
-        wait_for((path / "meta.json").exists)
-        time.sleep(1.2)
-        account, _ = guest.communicate("\n", timeout=30)
-        assert recorder.wait(timeout=30) == 0
-    finally:
-        for process in (guest, recorder):
-            if process is not None and process.poll() is None:
-                process.kill()
-                process.wait()
+        with ended(subprocess.Popen(command, env={**os.environ, **SUDO})) as recorder:
+            wait_for((path / "meta.json").exists)
+            time.sleep(1.2)
+            account, _ = guest.communicate("\n", timeout=30)
+            assert recorder.wait(timeout=30) == 0
     trace = open_trace(path)
     first = json.loads(account)["first_gfn"]
     rows = trace.events.filter(pl.col("kind") == "ept_violation", pl.col("gfn") >= first).collect()
