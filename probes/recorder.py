@@ -74,6 +74,9 @@ class Recorder:
         self._start_ns = start_ns
         self._flushed_ns = self._sampled_ns = self._newest_ns = 0
         self.report = RecordReport(plan.out, active=probes.active, refused=probes.refused)
+        if marks.off:
+            self._meta.notes.append(marks.off)
+            self.report.notes.append(marks.off)
 
     def drain(self) -> int:
         """Carry all records that are finished now from the ring to the trace; returns how many."""

@@ -109,7 +109,7 @@ class PartWriter:
         """
         for start in range(0, batch.num_rows, FRAME_ROWS):
             rows = batch.slice(start, FRAME_ROWS)
-            metadata = frame_metadata(self._batches, rows.num_rows, lost_so_far)
+            metadata = frame_metadata(self._batches, self.rows, rows.num_rows, lost_so_far)
             self._arrow.write_batch(rows, custom_metadata=metadata)
             frame = self._sink.take()
             seal(frame)
