@@ -6,11 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import polars as pl
 
 from tracekit.probes.wire import VALID
 from tracekit.trace.memslots import MemslotMap, is_memory
-from tracekit.trace.schema import KIND_CODE, MEMSLOTS, PAGE_BYTES
+from tracekit.trace.schema import KIND_CODE, PAGE_BYTES
 
 if TYPE_CHECKING:
     from tracekit.probes.writers import Writer
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["Memslot", "MemslotTable"]
 
 _MEMSLOT_KIND: Final = KIND_CODE["memslot"]
-_SCHEMA: Final = pl.DataFrame(MEMSLOTS.empty_table()).schema
 _KEEP_NS: Final = 2_000_000_000
 _FOREVER: Final = 2**64 - 1
 
@@ -109,6 +107,5 @@ class MemslotTable:
 
     def _lookup(self) -> MemslotMap:
         if self._map is None:
-            rows = [{**asdict(s), "to_ns": None if s.to_ns == _FOREVER else s.to_ns} for s in self._slots]
-            self._map = MemslotMap(pl.DataFrame(rows, schema=_SCHEMA))
+            self._map = MemslotMap([asdict(slot) for slot in self._slots])
         return self._map
