@@ -30,7 +30,7 @@ def is_memory(gpa: int, size_bytes: int, hva: int) -> bool:
 class MemslotMap:
     """Answers where a guest page is in the VMM, and back, at a time.
 
-    `memslots` is `Trace.memslots`, or its rows as dicts (the recorder does without polars). A slot counts from
+    `memslots` is `Trace.memslots`, or its rows as dicts (the recorder has no polars). A slot counts from
     `from_ns` (inclusive) to `to_ns` (exclusive, null = still there). Where slots overlap, as when one hva
     backs two guest ranges, the one set last wins.
 
