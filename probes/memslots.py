@@ -22,6 +22,7 @@ _MEMSLOT_KIND: Final = KIND_CODE["memslot"]
 _SCHEMA: Final = pl.DataFrame(MEMSLOTS.empty_table()).schema
 _KEEP_NS: Final = 2_000_000_000
 _FOREVER: Final = 2**64 - 1
+_LAST_SLOT: Final = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class MemslotTable:
         for row in rows.tolist():
             gpa, size, hva = (int(out[name][row]) for name in ("gfn", "rip", "hva"))
             # The VMM can change what it passed after the kernel has read it and before we do.
-            if not is_memory(gpa * PAGE_BYTES, size, hva):
+            if not is_memory(gpa * PAGE_BYTES, size, hva) or out["arg"][row] > _LAST_SLOT:
                 continue
             self.add(
                 Memslot(
@@ -108,6 +109,11 @@ class MemslotTable:
 
     def _lookup(self) -> MemslotMap:
         if self._map is None:
-            rows = [{**asdict(s), "to_ns": None if s.to_ns == _FOREVER else s.to_ns} for s in self.slots]
-            self._map = MemslotMap(pl.DataFrame(rows, schema=_SCHEMA))
+            # A column at a time: from rows polars guesses the types, and not those of numbers above 2**63.
+            columns = {
+                name: pl.Series([getattr(slot, name) for slot in self.slots], dtype=dtype)
+                for name, dtype in _SCHEMA.items()
+            }
+            frame = pl.DataFrame(columns).with_columns(pl.col("to_ns").replace(_FOREVER, None))
+            self._map = MemslotMap(frame)
         return self._map
