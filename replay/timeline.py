@@ -169,6 +169,10 @@ class Timeline:
                     self._kept = [*self._kept, columns] if self._room >= 0 else None
                 yield columns
 
+    def raw(self) -> Iterator[Raw]:
+        """Yield the rows as they stand in the trace, for what the columns do not hold."""
+        return self._rows(first_pass=False)
+
     def _rows(self, first_pass: bool) -> Iterator[Raw]:
         previous = -1
         for batch in self.trace.batches(COLUMNS, self.batch_rows):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from typing import Final
+from collections.abc import Callable
+from typing import Concatenate, Final, ParamSpec
 
 import polars as pl
 
 from tracekit.errors import UsageError
-from tracekit.trace.schema import ACCESS_WRITE, FLAG_ZEROED
+from tracekit.trace.schema import ACCESS_WRITE, EVENTS, FLAG_ZEROED
 
 __all__ = [
+    "BACKS",
     "DROPS",
     "FAULT_KINDS",
     "TOUCH_KINDS",
@@ -20,8 +23,11 @@ __all__ = [
     "nanoseconds",
     "page_events",
     "page_key",
+    "question",
     "same_page",
 ]
+
+Arguments = ParamSpec("Arguments")
 
 FAULT_KINDS: Final = ("ept_violation", "host_fault")
 """Faults that give a guest page a host page."""
@@ -43,8 +49,40 @@ DROPS: Final = (
 )
 """Rows after which the host no longer has the pages."""
 
-_BACKS: Final = pl.col("kind").is_in([*FAULT_KINDS, "map", "swap_in"])
+BACKS: Final = pl.col("kind").is_in([*FAULT_KINDS, "map", "swap_in"])
+"""Rows after which the host has the pages."""
+
 _UNITS: Final = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+
+
+def question(
+    answer: Callable[Concatenate[pl.LazyFrame, Arguments], pl.LazyFrame],
+) -> Callable[Concatenate[pl.LazyFrame, Arguments], pl.LazyFrame]:
+    """Make a question say at once, and in our words, that a frame is not one of events (UsageError).
+
+    >>> question(lambda events: events.select("gfn"))(pl.LazyFrame({"page": [1]}))
+    Traceback (most recent call last):
+    tracekit.errors.UsageError: the frame has no column gfn
+    """
+
+    @functools.wraps(answer)
+    def asked(events: pl.LazyFrame, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> pl.LazyFrame:
+        try:
+            answered = answer(events, *args, **kwargs)
+            answered.collect_schema()
+        except pl.exceptions.PolarsError as error:
+            have = events.collect_schema().names()
+            missing = [name for name in EVENTS.names if name not in have and f'"{name}"' in str(error)]
+            what = (
+                f"no column {missing[0]}"
+                if missing
+                else f"not the columns of events: {error}".splitlines()[0]
+            )
+            hint = "tracekit.open(PATH).events has them all; keep those that the question needs"
+            raise UsageError(f"the frame has {what}", hint=hint) from None
+        return answered
+
+    return asked
 
 
 def nanoseconds(span: str | int) -> int:
@@ -89,13 +127,13 @@ def page_events(events: pl.LazyFrame, keys: list[str], *, only: pl.Expr | None =
     Columns: keys, page (see `page_key`), gfn, ts_ns, kind, backs, drops, write (or not known), zeroed (by the
     guest). Rows whose gfn is not known are left out; `only` keeps some rows.
     """
-    what = pl.col("gfn").is_not_null() & (_BACKS | DROPS | (pl.col("kind") == "page_alloc"))
+    what = pl.col("gfn").is_not_null() & (BACKS | DROPS | (pl.col("kind") == "page_alloc"))
     chosen = events.filter(what if only is None else what & only).select(
         *keys,
         "ts_ns",
         "kind",
         gfn=pl.int_ranges("gfn", pl.col("gfn") + pl.col("pages").clip(1), dtype=pl.UInt64),
-        backs=_BACKS,
+        backs=BACKS,
         drops=DROPS.fill_null(False),
         write=(pl.col("access") == 0) | (pl.col("access") & ACCESS_WRITE != 0),
         zeroed=pl.col("flags") & FLAG_ZEROED != 0,

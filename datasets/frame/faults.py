@@ -13,11 +13,13 @@ from tracekit.datasets.frame.columns import (
     keys_of,
     nanoseconds,
     page_key,
+    question,
 )
 
 __all__ = ["faults_per_second", "first_touches", "latency_quantiles"]
 
 
+@question
 def first_touches(events: pl.LazyFrame) -> pl.LazyFrame:
     """Return the first fault of each page; see `EventsNamespace.first_touches`."""
     keys = keys_of(events)
@@ -28,6 +30,7 @@ def first_touches(events: pl.LazyFrame) -> pl.LazyFrame:
     return by_vm(first.filter("first").drop("first"), keys)
 
 
+@question
 def faults_per_second(events: pl.LazyFrame, every: str | int) -> pl.LazyFrame:
     """Return the rate of faults over time; see `EventsNamespace.faults_per_second`."""
     keys = keys_of(events)
@@ -51,6 +54,7 @@ def faults_per_second(events: pl.LazyFrame, every: str | int) -> pl.LazyFrame:
     )
 
 
+@question
 def latency_quantiles(events: pl.LazyFrame, quantiles: Sequence[float]) -> pl.LazyFrame:
     """Return latency quantiles by kind and level; see `EventsNamespace.latency_quantiles`."""
     keys = keys_of(events)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from tracekit.datasets.frame.columns import TOUCH_KINDS, bucket_ns, keys_of, nanoseconds
+from tracekit.datasets.frame.columns import TOUCH_KINDS, bucket_ns, keys_of, nanoseconds, question
 from tracekit.errors import UsageError
 from tracekit.trace.schema import PAGE_BYTES
 
@@ -18,6 +18,7 @@ _TOUCHED = (
 _TIMES = pl.when(pl.col("kind") == "access").then(pl.col("arg").fill_null(1)).otherwise(1)
 
 
+@question
 def working_set_curve(events: pl.LazyFrame, window: str | int) -> pl.LazyFrame:
     """Return the pages touched per window; see `EventsNamespace.working_set_curve`."""
     keys = keys_of(events)
@@ -45,6 +46,7 @@ def working_set_curve(events: pl.LazyFrame, window: str | int) -> pl.LazyFrame:
     )
 
 
+@question
 def heatmap(events: pl.LazyFrame, time_bins: int, gfn_bins: int) -> pl.LazyFrame:
     """Return touches by time and place; see `EventsNamespace.heatmap`."""
     if time_bins < 1 or gfn_bins < 1:
@@ -83,6 +85,7 @@ def heatmap(events: pl.LazyFrame, time_bins: int, gfn_bins: int) -> pl.LazyFrame
     )
 
 
+@question
 def hot_cold_regions(events: pl.LazyFrame, region_pages: int, share: float) -> pl.LazyFrame:
     """Return how hot each region is; see `EventsNamespace.hot_cold_regions`."""
     if region_pages < 1 or not 0 < share <= 1:

@@ -2,34 +2,75 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 
-from tracekit.datasets.frame.columns import by_vm, keys_of, nanoseconds, page_events, page_key, same_page
+from tracekit.datasets.frame.columns import (
+    BACKS,
+    DROPS,
+    keys_of,
+    nanoseconds,
+    page_events,
+    page_key,
+    question,
+    same_page,
+)
 from tracekit.trace.schema import PAGE_BYTES
 
 __all__ = ["double_zeroed_bytes", "refault_distance", "resident_curve", "reuse_after_discard"]
 
+_BATCH_ROWS = 1 << 18
+_VMS = 1 << 16
+_NOTHING = [np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, np.int64)]
 
+
+@question
 def resident_curve(events: pl.LazyFrame, every: str | int | None) -> pl.LazyFrame:
     """Return resident pages over time; see `EventsNamespace.resident_curve`."""
     keys = keys_of(events)
-    pages = page_events(events, keys, only=pl.col("kind") != "page_alloc")
-    was = pl.col("backs").shift().fill_null(False) & same_page(1)
-    change = (pl.col("backs") & ~was).cast(pl.Int64) - (pl.col("drops") & was).cast(pl.Int64)
-    changes = pages.select(*keys, "ts_ns", change=change).filter(pl.col("change") != 0)
-    if every is not None:
-        width = nanoseconds(every)
-        changes = changes.with_columns(ts_ns=(pl.col("ts_ns") // width + 1) * width)
-    # Sorting by one column at a time, then keeping the last row of a time, is quicker than grouping by time.
-    in_order = by_vm(changes.sort("ts_ns"), keys).with_columns(
-        resident_pages=pl.col("change").cum_sum().over(keys)
+    width_ns = 0 if every is None else nanoseconds(every)
+    # One number for a VM (of a trace): compiled code goes through the events once, in their order.
+    vm = (
+        pl.col("vm") if keys == ["vm"] else pl.col("trace").to_physical().cast(pl.Int64) * _VMS + pl.col("vm")
     )
-    last = pl.any_horizontal(pl.col(name) != pl.col(name).shift(-1) for name in [*keys, "ts_ns"])
-    return in_order.filter(last.fill_null(True)).select(
-        *keys, "ts_ns", "resident_pages", resident_bytes=pl.col("resident_pages") * PAGE_BYTES
+    chosen = events.filter(pl.col("gfn").is_not_null() & (BACKS | DROPS)).select(
+        vm, "ts_ns", pl.col("gfn").reinterpret(signed=True), "pages", backs=BACKS
+    )
+    schema = {**events.select(*keys, "ts_ns").collect_schema()}
+    schema |= dict.fromkeys(("resident_pages", "resident_bytes"), pl.Int64())
+    chosen.collect_schema()
+    return pl.defer(lambda: _curve(chosen, width_ns, schema), schema=schema)
+
+
+def _curve(chosen: pl.LazyFrame, width_ns: int, schema: dict[str, pl.DataType]) -> pl.DataFrame:
+    from tracekit.datasets.frame.holding import Events, Holding  # numba: only who asks waits for it
+
+    held = Holding()
+    batches = chosen.collect_batches(chunk_size=_BATCH_ROWS, maintain_order=True)
+    found = [held.change(Events(*(column.to_numpy() for column in batch)), width_ns) for batch in batches]
+    vm, ts_ns, resident = (np.concatenate(column) for column in zip(_NOTHING, *found, strict=True))
+    if not ((vm[1:] == vm[:-1]) & (ts_ns[1:] >= ts_ns[:-1])).all():
+        order = np.lexsort((ts_ns, vm))
+        vm, ts_ns, resident = vm[order], ts_ns[order], resident[order]
+    np.cumsum(resident, out=resident)
+    ends = np.flatnonzero(np.append(vm[1:] != vm[:-1], True)[: vm.size])  # the last row of each VM
+    before = np.append(0, resident[ends[:-1]])[: ends.size]
+    for begin, end, other_vms in zip(np.append(0, ends[:-1] + 1), ends + 1, before, strict=False):
+        resident[begin:end] -= other_vms
+    last = np.append(ts_ns[1:] != ts_ns[:-1], True)[: vm.size]
+    last[ends] = True
+    columns = [vm, ts_ns, resident] if last.all() else [vm[last], ts_ns[last], resident[last]]
+    curve = pl.DataFrame(columns, schema=["vm", "ts_ns", "resident_pages"])
+    names = {"resident_bytes": pl.col("resident_pages") * PAGE_BYTES}
+    if "trace" in schema:
+        names["trace"] = (pl.col("vm") // _VMS).cast(pl.UInt32).cat.to(schema["trace"])
+        names["vm"] = pl.col("vm") % _VMS
+    return curve.select(
+        names.get(name, pl.col(name)).cast(dtype).alias(name) for name, dtype in schema.items()
     )
 
 
+@question
 def double_zeroed_bytes(events: pl.LazyFrame) -> pl.LazyFrame:
     """Return the bytes zeroed by host and guest; see `EventsNamespace.double_zeroed_bytes`."""
     keys = keys_of(events)
@@ -56,6 +97,7 @@ def double_zeroed_bytes(events: pl.LazyFrame) -> pl.LazyFrame:
     ).sort(keys)
 
 
+@question
 def reuse_after_discard(events: pl.LazyFrame) -> pl.LazyFrame:
     """Return discards of backed pages and their reuse; see `EventsNamespace.reuse_after_discard`."""
     keys = keys_of(events)
@@ -79,6 +121,7 @@ def reuse_after_discard(events: pl.LazyFrame) -> pl.LazyFrame:
     )
 
 
+@question
 def refault_distance(events: pl.LazyFrame) -> pl.LazyFrame:
     """Return for how many evictions pages were away; see `EventsNamespace.refault_distance`."""
     keys = keys_of(events)

@@ -12,7 +12,7 @@ from typing import IO, cast
 
 import pyarrow as pa
 
-from tracekit.errors import CapabilityError, FailedError, UsageError
+from tracekit.errors import CapabilityError, DamagedError, FailedError, UsageError
 
 __all__ = ["BLOCK_BYTES", "line_blocks", "open_bytes", "tool_output"]
 
@@ -70,6 +70,8 @@ def tool_output(command: list[str], package: str) -> Iterator[IO[bytes]]:
 def line_blocks(stream: IO[bytes], block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
     r"""Yield blocks that end at a line's end (only the last may lack its newline).
 
+    DamagedError at a line that is longer than eight blocks: then it is no text, and would fill the memory.
+
     >>> import io
     >>> list(line_blocks(io.BytesIO(b"a\n\nbcd\ne"), 3))
     [b'a\n\n', b'bcd\n', b'e']
@@ -82,6 +84,8 @@ def line_blocks(stream: IO[bytes], block_bytes: int = BLOCK_BYTES) -> Iterator[b
             rest = chunk[cut:]
         else:
             rest += chunk
+            if len(rest) > 8 * block_bytes:
+                raise DamagedError(f"a line of more than {len(rest) >> 20} MiB", hint="is it a text file?")
     if rest:
         yield rest
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from functools import reduce
-from operator import and_
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import numpy.typing as npt
 import polars as pl
 
 from tracekit.datasets.importers.blocks import line_blocks, open_bytes
+from tracekit.datasets.importers.damo_regions import is_region, regions_of
 from tracekit.datasets.importers.sink import Sink
 from tracekit.errors import DamagedError
 from tracekit.trace import events_batch
@@ -33,7 +32,6 @@ _Vms = npt.NDArray[np.uint16]
 _UNIT_NS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 _UNIT_NS["d"] = 24 * _UNIT_NS["h"]
 _PART = re.compile(r"([\d,.]+)\s*([a-z]+)?")
-_REGION = r"^(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) \([^)]*\)\s+(?P<accesses>\d+)"
 _HEADING = re.compile(r"^(base_time_absolute|monitoring_end|target_id):\s*(.*)$")
 _QUIET = r"^(#.*|data source:.*|monitoring_start:.*|monitoring_duration:.*|nr_regions:.*|\s*)$"
 
@@ -120,28 +118,15 @@ def read_damo_raw(path: Path | str, sink: Sink) -> None:
     before = 0
     with open_bytes(path) as stream:
         for block in line_blocks(stream):
-            lines = pl.Series(block.decode(errors="replace").splitlines())
-            numbers = _numbers(lines)
-            is_region = reduce(and_, (column.is_not_null() for column in numbers))
-            is_region &= pl.Series(_is_region(*(c.fill_null(0).to_numpy() for c in numbers[:2])))
-            ends_ns, vms, changes = headings.read(lines, is_region, before)
-            # A region belongs to the last heading above it.
-            under = np.searchsorted(changes, is_region.arg_true().to_numpy(), "right")
-            if is_region.any():
-                regions = [column.filter(is_region).to_numpy() for column in numbers]
-                _rows(sink, vms[under], ends_ns[under], regions)
-            before += lines.len()
+            lines = regions_of(block)
+            ends_ns, vms, changes = headings.read(lines.others(block), before)
+            if lines.start.size:
+                # A region belongs to the last heading above it.
+                under = np.searchsorted(changes, lines.number, "right")
+                _rows(sink, vms[under], ends_ns[under], [lines.start, lines.end, lines.accesses])
+            before += lines.ends.size
             sink.report.lines = before
     sink.vms([-1] * len(headings.targets))
-
-
-def _numbers(lines: pl.Series) -> list[pl.Series]:
-    """Return start, end and accesses of lines that are regions; null where they are none or do not fit."""
-    found = lines.str.extract_groups(_REGION).struct.unnest()
-    start, end = (
-        found[name].str.to_integer(base=16, dtype=pl.UInt64, strict=False) for name in ("start", "end")
-    )
-    return [start, end, found["accesses"].cast(pl.UInt64, strict=False)]
 
 
 class _Headings:
@@ -152,14 +137,14 @@ class _Headings:
         self._sink = sink
         self._base_ns = self._end_ns = self._vm = 0
 
-    def read(self, lines: pl.Series, is_region: pl.Series, before: int) -> tuple[_Times, _Vms, list[int]]:
+    def read(self, others: pl.DataFrame, before: int) -> tuple[_Times, _Vms, list[int]]:
         """Return (ends_ns, vms, changes): what holds at the block's start, then from each line in `changes`.
 
-        `before` lines of the file are above this block. Lines that are nothing of damo's are told as bad.
+        `others`: the lines (number, text) that are no regions; `before` lines of the file are above this
+        block. Lines that are nothing of damo's are told as bad.
         """
         ends_ns, vms, changes = [self._end_ns], [self._vm], []
-        others = (~is_region & ~lines.str.contains(_QUIET)).arg_true()
-        for at, text in zip(others.to_list(), lines.gather(others).to_list(), strict=True):
+        for at, text in others.filter(~pl.col("text").str.contains(_QUIET)).rows():
             match = _HEADING.match(text)
             if not match:
                 self._sink.bad(before + 1 + at, text, "not a region of damo")
@@ -187,11 +172,6 @@ class _Headings:
                 raise DamagedError("the report has more than 65,536 targets")
 
 
-def _is_region(start: npt.NDArray[np.uint64], end: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Tell which regions end behind their start and have a number of pages that a row can hold."""
-    return (start <= end) & (end - start <= np.uint64(((1 << 32) - 2) << 12))
-
-
 def _rows(
     sink: Sink,
     vm: int | _Vms,
@@ -199,7 +179,7 @@ def _rows(
     regions: list[npt.NDArray[np.uint64]],
 ) -> None:
     start, end, accesses = regions
-    if not _is_region(start, end).all():
+    if not is_region(start, end).all():
         raise ValueError("a region ends before it begins, or beyond all addresses")
     virtual = sink.options.addresses == "gva"
     where = {"gva": start} if virtual else {"gfn": start >> np.uint64(12)}

@@ -1,28 +1,37 @@
 """CSV and Parquet tables: a column of the event table is any SQL expression over the file's columns.
 
 Columns of the same name are taken as they are; `--column "ts_ns=time_us * 1000"` says how to get others.
+Tables are read a piece at a time, and may be larger than memory.
 """
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Iterator
 from functools import reduce
-from operator import and_
+from operator import or_
 from pathlib import Path
+from typing import IO
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from tracekit.datasets.importers.blocks import open_bytes
+from tracekit.datasets.importers.csv_lines import MISFIT, Rows, csv_rows
 from tracekit.datasets.importers.sink import Sink
-from tracekit.errors import UsageError
+from tracekit.errors import DamagedError, UsageError
 from tracekit.trace import events_batch
+from tracekit.trace.holdback import concat, sort_by_time, times
 from tracekit.trace.schema import EVENTS, KINDS
 
 __all__ = ["read_csv", "read_parquet"]
 
 _ROWS = 1 << 18
-_SAMPLE = 10_000
-_MISFIT = "not a number"
+_RUN_ROWS = 1 << 21
 _BAD_SHOWN = 5
 _REQUIRED = ("ts_ns", "kind")
 _DTYPES = pl.DataFrame(EVENTS.empty_table()).schema
@@ -30,79 +39,103 @@ _DTYPES = pl.DataFrame(EVENTS.empty_table()).schema
 
 def read_csv(path: Path | str, sink: Sink) -> None:
     """Read a CSV file with a header line; rows whose values don't fit are bad lines."""
-    source = _source(path)
-
-    def scan() -> pl.LazyFrame:
-        return pl.scan_csv(source, infer_schema_length=_SAMPLE)
-
-    try:
-        _read(scan, sink, header_lines=1)
-    except pl.exceptions.PolarsError as error:
-        # One cell that is no number makes the whole column text, or stops polars when it is far down. Nothing
-        # was written by then (the sort comes first), so read again with numbers where most cells are numbers.
-        if sink.report.lines or not (numbers := _mostly_numbers(source)):
-            raise _unreadable(path, error) from None
-        try:
-            _read(lambda: _lenient(source, numbers), sink, header_lines=1)
-        except pl.exceptions.PolarsError:
-            raise _unreadable(path, error) from None
+    known = {name: _DTYPES[name] for name in EVENTS.names if name not in sink.options.columns}
+    with open_bytes(path) as stream, _our_words(path):
+        _read(csv_rows(stream, sink, known), sink)
 
 
 def read_parquet(path: Path | str, sink: Sink) -> None:
     """Read a Parquet file; its rows count as lines."""
-    source = _source(path)
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(_seekable(path))
+        stack.enter_context(_our_words(path))
+        try:
+            table = pq.ParquetFile(file)
+        except (pa.ArrowException, OSError) as error:
+            raise DamagedError(f"{path} is no Parquet file: {_first_line(error)}") from None
+        _read(_parquet_rows(table, sink), sink)
+
+
+def _parquet_rows(table: pq.ParquetFile, sink: Sink) -> Iterator[Rows]:
+    names = table.schema_arrow.names
+    needed = {
+        root for expression in _expressions(names, sink).values() for root in expression.meta.root_names()
+    }
+    line = 1
+    for batch in table.iter_batches(_ROWS, columns=[name for name in names if name in needed]):
+        frame = pl.from_arrow(batch)
+        assert isinstance(frame, pl.DataFrame)
+        yield Rows(frame, range(line, line + batch.num_rows))
+        line += batch.num_rows
+
+
+@contextlib.contextmanager
+def _seekable(path: Path | str) -> Iterator[IO[bytes]]:
+    """Open a file; what comes through a pipe goes to a scratch file, as Parquet is read from its end."""
+    if str(path) != "-":
+        with Path(path).open("rb") as file:
+            yield file
+        return
+    with tempfile.TemporaryFile() as scratch:
+        shutil.copyfileobj(sys.stdin.buffer, scratch)
+        yield scratch
+
+
+@contextlib.contextmanager
+def _our_words(path: Path | str) -> Iterator[None]:
     try:
-        _read(lambda: pl.scan_parquet(source), sink, header_lines=0)
+        yield
     except pl.exceptions.PolarsError as error:
-        raise _unreadable(path, error) from None
+        raise UsageError(f"cannot read {path}: {_first_line(error)}", hint="check the --column's") from None
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedError(f"cannot read {path}: {_first_line(error)}") from None
 
 
-def _source(path: Path | str) -> Path | bytes:
-    return sys.stdin.buffer.read() if str(path) == "-" else Path(path)
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _unreadable(path: Path | str, error: pl.exceptions.PolarsError) -> UsageError:
-    return UsageError(f"cannot read {path}: {str(error).splitlines()[0]}", hint="check the --column's")
-
-
-def _mostly_numbers(source: Path | bytes) -> dict[str, pl.DataType]:
-    """Return the columns most of whose first cells are numbers, with the type that takes them."""
-    try:
-        text = pl.scan_csv(source, infer_schema=False).head(_SAMPLE).collect()
-    except pl.exceptions.PolarsError:
-        return {}
-    out: dict[str, pl.DataType] = {}
-    for column in text:
-        filled = len(column) - column.null_count()
-        real = column.cast(pl.Float64, strict=False)
-        if 2 * (len(real) - real.null_count()) > filled:
-            whole = column.cast(pl.Int64, strict=False).null_count() == real.null_count()
-            out[column.name] = pl.Int64() if whole else pl.Float64()
-    return out
-
-
-def _lenient(source: Path | bytes, numbers: dict[str, pl.DataType]) -> pl.LazyFrame:
-    """Scan with those columns as numbers; `_MISFIT` is the first cell of the row that is none, as text."""
-    cast = {name: pl.col(name).cast(dtype, strict=False) for name, dtype in numbers.items()}
-    misfits = [
-        pl.when(pl.col(name).is_not_null() & number.is_null()).then(pl.format(f"{name}={{}}", pl.col(name)))
-        for name, number in cast.items()
-    ]
-    return pl.scan_csv(source, infer_schema=False).with_columns(pl.coalesce(misfits).alias(_MISFIT), **cast)
-
-
-def _read(scan: Callable[[], pl.LazyFrame], sink: Sink, header_lines: int) -> None:
-    table = scan()
-    have = table.collect_schema().names()
-    wanted = _expressions([name for name in have if name != _MISFIT], sink)
-    if _MISFIT in have:
-        wanted[_MISFIT] = pl.col(_MISFIT)
-    # Rows need not be in time order in a table; a trace's parts are.
-    frame = table.with_row_index("line", offset=1 + header_lines).select("line", **wanted)
-    frame = frame.sort(pl.col("ts_ns").cast(pl.UInt64, strict=False))
-    for batch in frame.collect_batches(chunk_size=_ROWS, maintain_order=True):
-        _take(batch, sink)
+def _read(table: Iterator[Rows], sink: Sink) -> None:
+    wanted: dict[str, pl.Expr] = {}
+    runs = _Runs(sink)
+    for rows in table:
+        frame = rows.frame
+        if not wanted:
+            wanted = _expressions([name for name in frame.columns if name != MISFIT], sink)
+            _check_row_by_row(frame.head(_ROWS), wanted)
+        chosen = frame.with_columns(**wanted).select(*wanted, *({MISFIT} & set(frame.columns)))
+        runs.add(_events(Rows(chosen, rows.lines), sink))
+    runs.end()
     sink.vms([-1])
+
+
+class _Runs:
+    """Passes rows on: at once while they are in time order, else in long sorted runs, for few parts."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._held: list[pa.RecordBatch] = []
+        self._last_ns = 0
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        if not batch.num_rows:
+            return
+        ts_ns = times(batch)
+        if not self._held and ts_ns[0] >= self._last_ns and bool((ts_ns[1:] >= ts_ns[:-1]).all()):
+            self._last_ns = int(ts_ns[-1])
+            self._sink.batch(batch)
+            return
+        self._held.append(batch)
+        if sum(held.num_rows for held in self._held) >= _RUN_ROWS:
+            self.end()
+
+    def end(self) -> None:
+        """Pass on what is held."""
+        if self._held:
+            run = sort_by_time(concat(self._held))
+            self._held = []
+            self._last_ns = int(times(run)[-1])
+            self._sink.batch(run)
 
 
 def _expressions(have: list[str], sink: Sink) -> dict[str, pl.Expr]:
@@ -120,30 +153,43 @@ def _expressions(have: list[str], sink: Sink) -> dict[str, pl.Expr]:
     return out
 
 
-def _take(frame: pl.DataFrame, sink: Sink) -> None:
+def _check_row_by_row(frame: pl.DataFrame, wanted: dict[str, pl.Expr]) -> None:
+    """Refuse expressions over many rows (a minimum, a running sum): a table is read a piece at a time."""
+    whole = frame.with_columns(**wanted)
+    for row in sorted({0, frame.height // 2, frame.height - 1}):
+        alone = frame.slice(row, 1).with_columns(**wanted)
+        for name in wanted:
+            if not alone[name].equals(whole[name].slice(row, 1), null_equal=True):
+                raise UsageError(
+                    f"the column {name} depends on more than its own row",
+                    hint="a sum or a minimum is a number that you have to give",
+                )
+
+
+def _events(rows: Rows, sink: Sink) -> pa.RecordBatch:
+    """Return the rows as events, without those that don't fit: they are bad lines."""
+    frame = rows.frame
     sink.report.lines += frame.height
     columns = {f.name: _cast(frame[f.name]) for f in EVENTS if f.name in frame.columns}
     nullable = {f.name for f in EVENTS if f.nullable}
-    fits = [
-        column.is_not_null() | frame[name].is_null() if name in nullable else column.is_not_null()
+    misfits = [
+        column.is_null() & frame[name].is_not_null() if name in nullable else column.is_null()
         for name, column in columns.items()
+        if column.null_count() > (frame[name].null_count() if name in nullable else 0)
     ]
-    if _MISFIT in frame.columns:
-        fits.append(frame[_MISFIT].is_null())
-    good = reduce(and_, fits)
-    bad = frame.filter(~good)
-    for line, *values in bad.head(_BAD_SHOWN).rows():
-        sink.bad(line, str(values), "values that don't fit")
-    sink.report.bad_lines += max(0, bad.height - _BAD_SHOWN)
-    kept = {name: column.filter(good) for name, column in columns.items()}
-    if bad.height == frame.height:
-        return
-    sink.batch(
-        events_batch(
-            valid={n: v.is_not_null().to_numpy() for n, v in kept.items() if v.null_count()},
-            kind=kept["kind"].to_physical().to_numpy(),
-            **{n: v.fill_null(0).to_numpy() for n, v in kept.items() if n != "kind"},
-        )
+    if MISFIT in frame.columns:
+        misfits.append(frame[MISFIT].is_not_null())
+    if misfits:
+        good = ~reduce(or_, misfits)
+        bad = (~good).arg_true().to_list()
+        for at in bad[:_BAD_SHOWN]:
+            sink.bad(int(rows.lines[at]), str(list(frame.row(at))), "values that don't fit")
+        sink.report.bad_lines += max(0, len(bad) - _BAD_SHOWN)
+        columns = {name: column.filter(good) for name, column in columns.items()}
+    return events_batch(
+        valid={n: v.is_not_null().to_numpy() for n, v in columns.items() if v.null_count()},
+        kind=columns["kind"].to_physical().to_numpy(),
+        **{n: v.fill_null(0).to_numpy() for n, v in columns.items() if n != "kind"},
     )
 
 

@@ -59,6 +59,14 @@ struct process {
 BPF_HASH(processes, u32, struct process, MAX_PROCESSES);
 BPF_ARRAY(next_vm, u32, 1);
 
+// The last mapping that a thread took away. Reclaim unmaps a page and then writes it out, in one thread: so the
+// swap-out, which names no address, finds the page's here (memcg.c).
+struct unmapping {
+    u64 hva, ts;
+    u32 pages;
+};
+BPF_TABLE("lru_hash", u32, struct unmapping, unmappings, 1024);
+
 // What a program on a software event gets (struct bpf_perf_event_data, x86-64).
 struct fault_context {
     u64 registers[21];

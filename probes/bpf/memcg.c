@@ -2,7 +2,8 @@
 //
 // In the faulting thread a swap-in knows its address from the fault it serves; `pages` is what was read, with
 // read-ahead. A swap-out happens in whoever reclaims: `arg` is the cgroup it is charged to, of which user
-// space knows the VM. A huge page is noted for the host_fault record that ends the fault.
+// space knows the VM, and its address is that of the same thread's last unmapping, if that is of as many pages,
+// not long ago, and no other swap-out's. A huge page is noted for the host_fault record that ends the fault.
 
 // The id of the cgroup: the argument, or by way of the structures of the raw one. Only read for a swap.
 #ifdef RAW_memcg__count_memcg_events
@@ -12,6 +13,22 @@
 #define CGROUP_ID(args) (args)->id
 #endif
 
+#define UNMAPPED_JUST_NOW 1000000  // ns; some microseconds where nothing comes between
+
+static __always_inline void swapped_out(u64 now, u64 cgroup, u32 pages)
+{
+    u32 tid = bpf_get_current_pid_tgid();
+    struct unmapping *last = unmappings.lookup(&tid);
+    u8 set = VALID_ARG;
+    u64 hva = 0;
+    if (last && last->pages == pages && now - last->ts < UNMAPPED_JUST_NOW) {
+        set |= VALID_HVA;
+        hva = last->hva;
+        last->pages = 0;
+    }
+    EMIT_AS(VM_UNKNOWN, -1, KIND_SWAP_OUT, now, set, .hva = hva, .arg = cgroup, .pages = pages);
+}
+
 ON(memcg, count_memcg_events)
 {
     u32 item = args->item;
@@ -19,7 +36,7 @@ ON(memcg, count_memcg_events)
         return;
     u64 now = bpf_ktime_get_ns();
     if (item == ITEM_PSWPOUT) {
-        EMIT_AS(VM_UNKNOWN, -1, KIND_SWAP_OUT, now, VALID_ARG, .arg = CGROUP_ID(args), .pages = args->val);
+        swapped_out(now, CGROUP_ID(args), args->val);
         return;
     }
     struct thread *t = current_thread();

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,26 @@ from tracekit.lab.validate.running import validate
 
 pytestmark = pytest.mark.live("kvm", "bpf", "root")
 
-COUNTED = ("exits", "resident_peak", "zeroed_twice")
+KSM = Path("/sys/kernel/mm/ksm")
+COUNTED = ("exits", "resident_peak", "zeroed_twice", "shared", "shared_end")
 
 
-@pytest.mark.parametrize("mechanism", ["prealloc", "zeroing"])
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind() -> Iterator[None]:
+    """KSM's settings are afterwards what they were, and no cgroup and no swap device of ours is there."""
+
+    def settings() -> list[str]:
+        return [(KSM / name).read_text() for name in ("run", "pages_to_scan", "sleep_millisecs")]
+
+    before, swaps = settings(), Path("/proc/swaps").read_text().splitlines()
+    yield
+    assert settings() == before
+    assert not list(Path("/sys/fs/cgroup").glob(f"**/tracekit-limit-{os.getpid()}"))
+    others = [line for line in Path("/proc/swaps").read_text().splitlines() if line not in swaps]
+    assert not [line for line in others if "32767" in line.split()]
+
+
+@pytest.mark.parametrize("mechanism", ["prealloc", "zeroing", "ksm"])
 def test_counts_and_memory_are_as_predicted(mechanism: str, tmp_path: Path) -> None:
     found = validate([mechanism], tmp_path, profile="published", first_only=True)
     assert not found.left_out
@@ -22,3 +40,12 @@ def test_counts_and_memory_are_as_predicted(mechanism: str, tmp_path: Path) -> N
     for check in counted:
         assert check.held, check
         assert check.error is None or check.error < 0.01, check
+
+
+def test_a_guest_swaps_as_often_as_predicted_and_its_memory_is_at_its_limit(tmp_path: Path) -> None:
+    found = validate(["swap"], tmp_path, profile="published", first_only=True)
+    checks = {check.metric: check for check in found.checks}
+    assert checks["exits"].error == 0
+    assert checks["exits"].before < checks["exits"].measured
+    # A little of the limit is the VMM's own memory.
+    assert 0.95 < checks["resident_peak"].measured / checks["resident_peak"].predicted <= 1

@@ -152,7 +152,14 @@ def test_swap_is_the_kernels_count_and_waited_for_faults_are_major(tmp_path: Pat
     rows = of_kind(trace, "swap_in")
     assert rows["pages"].sum() == swapped_in
     assert rows["gfn"].null_count() == 0
-    assert of_kind(trace, "swap_out")["pages"].sum() == swapped_out
+    gone = of_kind(trace, "swap_out")
+    assert gone["pages"].sum() == swapped_out
+    # Each page goes out before it comes in, and in before it goes out again: the addresses are right.
+    known = gone.filter(pl.col("gfn").is_not_null())
+    assert known.height > swapped_in
+    turns = pl.concat([known, rows]).sort("ts_ns").group_by("gfn", maintain_order=True).agg("kind")
+    for kinds in turns["kind"].to_list():
+        assert kinds == (["swap_out", "swap_in"] * len(kinds))[: len(kinds)]
     faults = of_kind(trace, "host_fault").filter(pl.col("flags") & 1 == 1)
     assert faults.height == account["major"] == swapped_in
 

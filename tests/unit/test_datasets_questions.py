@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tracekit.datasets.catalog import trace_path
 from tracekit.datasets.frame import plots, scan
-from tracekit.datasets.frame.columns import nanoseconds
+from tracekit.datasets.frame.columns import nanoseconds, page_events, same_page
 from tracekit.datasets.frame.namespace import EventsNamespace, EventsPlots
 from tracekit.datasets.synthetic import GENERATORS
 from tracekit.datasets.synthetic.make import make_trace
@@ -380,3 +380,72 @@ def test_bad_parameters_are_usage_errors(traces: Traces) -> None:
     ):
         with pytest.raises(UsageError):
             call()
+
+
+def sorted_curve(events: pl.LazyFrame, every: int | None) -> pl.DataFrame:
+    """The resident curve by its definition: page by page, what each row finds, then summed up in time."""
+    pages = page_events(events, ["vm"], only=pl.col("kind") != "page_alloc")
+    was = pl.col("backs").shift().fill_null(False) & same_page(1)
+    change = (pl.col("backs") & ~was).cast(pl.Int64) - (pl.col("drops") & was).cast(pl.Int64)
+    changes = pages.select("vm", "ts_ns", change=change).filter(pl.col("change") != 0)
+    if every is not None:
+        changes = changes.with_columns(ts_ns=(pl.col("ts_ns") // every + 1) * every)
+    summed = changes.group_by("vm", "ts_ns").agg(pl.col("change").sum()).sort("vm", "ts_ns")
+    resident = pl.col("change").cum_sum().over("vm")
+    return summed.select("vm", "ts_ns", resident_pages=resident, resident_bytes=4096 * resident).collect()
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([KIND_CODE[k] for k in ("ept_violation", "map", "free_page_report", "madvise")]),
+            st.integers(0, 2),
+            st.sampled_from([0, 1, 62, 32_767, 32_768, 1 << 30, (1 << 40) - 1]),
+            st.sampled_from([1, 2, 3, 64, 65, 512, 40_000]),
+            st.sampled_from([3, 4, 9]),
+            st.integers(0, 40),
+        ),
+        max_size=30,
+    ),
+    st.sampled_from([None, 7]),
+    st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_resident_curve_is_that_of_its_definition(
+    rows: list[tuple[int, ...]], every: int | None, in_order: bool
+) -> None:
+    columns = [list(column) for column in zip(*rows, strict=True)] if rows else [[]] * 6
+    times = sorted(columns[5]) if in_order else columns[5]
+    batch = events_batch(
+        ts_ns=np.array(times, np.uint64),
+        kind=np.array(columns[0], np.uint8),
+        vm=np.array(columns[1], np.uint16),
+        gfn=np.array(columns[2], np.uint64),
+        pages=np.array(columns[3], np.uint32),
+        arg=np.array(columns[4], np.uint64),
+    )
+    events = pl.DataFrame(batch).lazy()
+    assert EventsNamespace(events).resident_curve(every).collect().equals(sorted_curve(events, every))
+
+
+def test_absurd_pages_cost_what_they_name_or_are_refused() -> None:
+    rows = events_batch(
+        ts_ns=[1, 2, 3, 4],
+        kind=["map", "map", "free_page_report", "map"],
+        gfn=[0, 2**64 - 5, 5, 2**63 - 2],
+        pages=[1 << 24, 4, 10, 100],
+    )
+    curve = EventsNamespace(pl.DataFrame(rows).lazy()).resident_curve().collect()
+    assert curve["resident_pages"].to_list()[:3] == [1 << 24, (1 << 24) + 4, (1 << 24) - 6]
+    assert curve["resident_pages"][3] - curve["resident_pages"][2] == 2  # the rest is beyond all pages
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_frame_that_lacks_a_column_is_refused_in_our_words(traces: Traces, question: str) -> None:
+    events = traces["scan"][0]._events
+    with pytest.raises(UsageError, match="the frame has no column kind"):
+        getattr(EventsNamespace(events.drop("kind")), question)()
+    with pytest.raises(UsageError, match="the frame has no column vm"):
+        getattr(EventsNamespace(events.drop("vm")), question)()
+    with pytest.raises(UsageError, match="the frame has not the columns of events"):
+        getattr(EventsNamespace(events.with_columns(kind=pl.lit(1.5), latency_ns=pl.lit("x"))), question)()

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tracekit.datasets.exporters import export_trace
-from tracekit.datasets.importers import ImportOptions, import_trace, parse_options
+from tracekit.datasets.importers import ImportOptions, import_trace, parse_options, tables
+from tracekit.datasets.importers.blocks import line_blocks
 from tracekit.datasets.importers.damo import duration_ns
 from tracekit.datasets.synthetic import GENERATORS
 from tracekit.datasets.synthetic.make import make_trace
@@ -181,3 +186,77 @@ def test_the_command_tells_what_it_read(tmp_path: Path) -> None:
     assert strict.stdout == ""
     info = pl.DataFrame(open_trace(tmp_path / "odd.trace").meta.extra["import"]["bad_examples"])
     assert info["line"].to_list() == [5, 6]
+
+
+@pytest.mark.parametrize("blank", [False, True])
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ("3,map,5,9", "4 fields instead of 3"),
+        ("3,map", "2 fields instead of 3"),
+        ('3,"map,5', "a misplaced quote"),
+        ('3,m"a"p,5', "a misplaced quote"),
+    ],
+)
+def test_a_line_with_a_wrong_number_of_fields_is_a_bad_line(
+    tmp_path: Path, row: str, why: str, blank: bool
+) -> None:
+    table = tmp_path / "x.csv"
+    lines = ["ts_ns,kind,gfn", "1,map,1", '2,"map",2', row, "", "4,map,4\r", "x,map,5", "6,map,6"]
+    table.write_text("\n".join(line for line in lines if line or blank))
+    report = import_trace(table, tmp_path / "x.trace")
+    assert (report.lines, report.bad_lines) == (6, 2)
+    assert report.bad_examples[0] == {"line": 4, "why": why, "text": row}
+    assert report.bad_examples[1]["line"] == 6 + blank
+    assert open_trace(tmp_path / "x.trace").events.collect()["gfn"].to_list() == [1, 2, 4, 6]
+    with pytest.raises(DamagedError, match="line 4: " + why):
+        import_trace(table, tmp_path / "y.trace", options=ImportOptions(strict=True))
+
+
+def test_a_field_too_many_and_one_too_few_do_not_even_out(tmp_path: Path) -> None:
+    table = tmp_path / "x.csv"
+    table.write_text("ts_ns,kind,gfn\n1,map,1,\n2,map\n3,map,3\n")
+    report = import_trace(table, tmp_path / "x.trace")
+    assert [bad["line"] for bad in report.bad_examples] == [2, 3]
+    assert report.bad_lines == 2
+
+
+def test_an_expression_over_many_rows_is_refused(tmp_path: Path) -> None:
+    table = tmp_path / "x.csv"
+    table.write_text("us,gfn\n" + "".join(f"{10 + i},{i}\n" for i in range(9)))
+    for expression in ("us - min(us)", "sum(us) over ()", "row_number() over ()"):
+        options = parse_options(columns=[f"ts_ns={expression}", "kind='map'"])
+        with pytest.raises(UsageError, match="ts_ns depends on more than its own row"):
+            import_trace(table, tmp_path / "x.trace", options=options)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2**40), st.integers(0, 2**64 - 1)), min_size=1, max_size=200),
+    st.integers(1, 7),
+    st.booleans(),
+)
+@settings(max_examples=25, deadline=None)
+def test_tables_in_any_order_come_out_in_time_order(
+    rows: list[tuple[int, int]], piece: int, as_parquet: bool
+) -> None:
+    """Read in tiny pieces and runs: the same rows as the table has, in time order."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(tables, "_ROWS", piece)
+        patch.setattr(tables, "_RUN_ROWS", 3 * piece)
+        patch.setattr(
+            "tracekit.datasets.importers.csv_lines.line_blocks", partial(line_blocks, block_bytes=40)
+        )
+        table = pl.DataFrame(rows, schema={"ts_ns": pl.UInt64, "arg": pl.UInt64}, orient="row")
+        path = Path(folder) / ("x.parquet" if as_parquet else "x.csv")
+        table.write_parquet(path) if as_parquet else table.write_csv(path)
+        report = import_trace(path, Path(folder) / "x.trace", options=parse_options(columns=["kind='map'"]))
+        assert (report.lines, report.bad_lines) == (len(rows), 0)
+        got = open_trace(Path(folder) / "x.trace").events.select("ts_ns", "arg").collect().rows()
+        assert [ts for ts, _ in got] == sorted(ts for ts, _ in rows)
+        assert sorted(got) == sorted(rows)
+
+
+def test_a_parquet_file_that_is_none_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"PAR1" + bytes(100))
+    with pytest.raises(DamagedError, match="is no Parquet file"):
+        import_trace(tmp_path / "x.parquet", tmp_path / "x.trace")

@@ -178,6 +178,8 @@ def random_trace(rng: Random) -> Tiny:
                 row |= {"kind": "madvise", "arg": 23}
             case "hint":
                 row |= {"kind": "hv_hypercall", "arg": 0x8003 | rng.randint(1, 3) << 16, "vcpu": vcpu}
+            case "ksm_merge" | "ksm_break":
+                row |= {"kind": what, "arg": rng.choice([None, 7, 7, 8])}
             case _:
                 row |= {"kind": what}
         rows.append(row)

@@ -38,7 +38,10 @@ def guest(
         int, typer.Option(min=1, help="Pages from one touch to the next with --order stride.")
     ] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Seed of --order random.")] = 0,
-    access: Annotated[Literal["write", "read"], typer.Option(help="What a touch does.")] = "write",
+    access: Annotated[
+        Literal["write", "read", "read-first"],
+        typer.Option(help="What a touch does; read-first: later passes write."),
+    ] = "write",
     zero_first: Annotated[
         bool, typer.Option("--zero-first", help="The guest zeroes its pages first.")
     ] = False,
@@ -75,6 +78,12 @@ def guest(
     cgroup: Annotated[
         str, typer.Option(metavar="FOLDER", help="Charge the guest's memory to this cgroup.")
     ] = "",
+    twins: Annotated[
+        bool, typer.Option("--twins", help="The second half of the pages holds what the first half does.")
+    ] = False,
+    mergeable: Annotated[
+        bool, typer.Option("--mergeable", help="KSM may merge its memory; wait for ksmd after each pass.")
+    ] = False,
     wait: Annotated[
         bool, typer.Option("--wait", help="Start on a line on stdin (to attach to the VM before).")
     ] = False,
@@ -112,6 +121,8 @@ def guest(
         hint_batch=hint_batch,
         hint_lead=hint_lead,
         cgroup=cgroup,
+        twins=twins,
+        mergeable=mergeable,
     )
     with SmallGuest(plan) as small_guest:
         if wait:

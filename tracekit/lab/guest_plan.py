@@ -41,9 +41,11 @@ class GuestPlan:
     """What a small guest does; every field has the meaning of `tracekit lab guest`'s option of that name.
 
     `pages`, `step_bytes` apart (default: `page_bytes`), are zeroed if asked; `use_pages` of them (default:
-    all) are touched in `order`, by `vcpus` on interleaved shares, `passes` times; `hot_add_pages` more are
-    added behind them at run time. `page_bytes` is the
-    host's backing: 4096 or 2 MiB. `think` is a count of loop turns between touches. An `enlightened` guest
+    all) are touched in `order`, by `vcpus` on interleaved shares, `passes` times ("read-first": read, then
+    written); `hot_add_pages` more are added behind them at run time. `page_bytes` is the host's backing: 4096
+    or 2 MiB. With `twins` the VMM gives the second half of the pages the content of the first beforehand. A
+    `mergeable` guest's memory is open to KSM, and where that runs its VMM waits for ksmd after each pass.
+    `think` is a count of loop turns between touches. An `enlightened` guest
     asks which memory is zeroed and skips zeroing it, where its VMM `answered`; it hints `hint_batch` pages at
     a time, `hint_lead` batches ahead (negative: behind). The memory it touches is charged
     to `cgroup`, a folder (default: the caller's). Raises `UsageError` for what can't be.
@@ -58,7 +60,7 @@ class GuestPlan:
     order: Order = "seq"
     stride: int = 2
     seed: int = 0
-    access: Literal["write", "read"] = "write"
+    access: Literal["write", "read", "read-first"] = "write"
     zero_first: bool = False
     vcpus: int = 1
     page_bytes: int = 4096
@@ -73,6 +75,8 @@ class GuestPlan:
     hint_batch: int = 512
     hint_lead: int = 1
     cgroup: str = ""
+    twins: bool = False
+    mergeable: bool = False
 
     def __post_init__(self) -> None:
         if self.page_bytes not in (4096, HUGE_BYTES):
@@ -141,8 +145,12 @@ class GuestPlan:
         """Return the loops of the machine code by name."""
         hint = guest_code.Hint(self.hint, self.hint_batch, self.hint_lead) if self.hint else None
         zero = guest_code.Loop("seq", "zero", skip_zeroed=self.enlightened != "off")
-        touch = guest_code.Loop(self.order, self.access, hint=hint, think=self.think)
-        return {"zero": zero, "touch": touch} if self.zero_first else {"touch": touch}
+        first: guest_code.Access = "write" if self.access == "write" else "read"
+        loops = {"zero": zero} if self.zero_first else {}
+        loops["touch"] = guest_code.Loop(self.order, first, hint=hint, think=self.think)
+        if self.access == "read-first":
+            loops["rewrite"] = guest_code.Loop(self.order, "write", think=self.think)
+        return loops
 
     def phases(self) -> Iterator[Phase]:
         """Yield what each vCPU does: ask, zero, touch (each pass), then the same for added memory."""
@@ -152,9 +160,10 @@ class GuestPlan:
         for suffix, gpa, pages, used, passes in ranges:
             names = {"ask": "ask"} if self.enlightened != "off" else {}
             names |= {"zero": "zero"} if self.zero_first else {}
-            names |= {"touch" if turn == 1 else f"touch{turn}": "touch" for turn in range(1, passes + 1)}
+            again = "rewrite" if self.access == "read-first" else "touch"
+            names |= {"touch": "touch"} | {f"touch{turn}": again for turn in range(2, passes + 1)}
             for position, (name, loop) in enumerate(names.items()):
-                touched = used if loop == "touch" else pages
+                touched = used if name.startswith("touch") else pages
                 yield Phase(name + suffix, loop, gpa, touched, adds_memory=bool(suffix) and position == 0)
 
 
@@ -185,7 +194,8 @@ class GuestRun:
     """What a small guest did: counts are the guest's own, `resident_pages` is the kernel's (4 KiB units).
 
     `calls` counts what an enlightened guest asked of its VMM and what that did; `prealloc_ns` is how long the
-    host took to populate memory before.
+    host took to populate memory before; `shared` is, after each phase, when ksmd was through and how many
+    bytes of guest memory it saved.
     """
 
     plan: GuestPlan
@@ -198,6 +208,7 @@ class GuestRun:
     kvm_counters: dict[str, int]
     calls: dict[str, int]
     prealloc_ns: int
+    shared: dict[str, dict[str, int]]
 
     @property
     def touched_pages(self) -> int:
@@ -244,4 +255,5 @@ class GuestRun:
             "kvm_counters": self.kvm_counters,
             "calls": self.calls,
             "prealloc_ns": self.prealloc_ns,
+            "shared": self.shared,
         }

@@ -27,6 +27,7 @@ from tracekit.lab.enlightenment import Backing, Enlightenment
 from tracekit.lab.guest_memory import HUGE_BYTES, MADV_POPULATE_WRITE, GuestMemory
 from tracekit.lab.guest_plan import LOW_BYTES, RANGE_GPA, GuestPlan, GuestRun, Phase, PhaseRun, VcpuRun
 from tracekit.lab.hyperv import with_hyperv_leaves
+from tracekit.lab.ksm import Sharing
 from tracekit.lab.kvm import (
     CAP_HYPERV,
     CAP_PRE_FAULT_MEMORY,
@@ -85,6 +86,9 @@ class SmallGuest:
             self._memslots: list[tuple[int, int, int, int]] = []
             self._add_memslot(0, self.low)
             self._add_memslot(RANGE_GPA, self.memory)
+            self._sharing = Sharing([self.low, self.memory]) if plan.mergeable else None
+            if plan.twins:
+                self._fill_with_twins()
             self._labels = self._fill_low_area()
             self._vcpus = [self._create_vcpu(index, cleanup) for index in range(plan.vcpus)]
             self._started: set[int] = set()
@@ -135,6 +139,7 @@ class SmallGuest:
             kvm_counters=self._counters(),
             calls=self._enlightenment.counts() if self._enlightenment else {},
             prealloc_ns=self._prealloc_ns,
+            shared=self._sharing.samples if self._sharing else {},
         )
 
     def close(self) -> None:
@@ -153,6 +158,13 @@ class SmallGuest:
         for memory in (self.low, self.memory):
             memory.advise(MADV_POPULATE_WRITE)
         return time.monotonic_ns() - started
+
+    def _fill_with_twins(self) -> None:
+        """Give each page of the first half a content of its own, and its twin in the second half the same."""
+        half, step = self.plan.pages // 2, self.plan.step_bytes
+        content = np.random.default_rng(self.plan.seed).integers(0, 256, (half, 4096), dtype=np.uint8)
+        pages = self.memory.view()[: 2 * half * step].reshape(2, half, step)
+        pages[:, :, :4096] = content
 
     def _need_hyperv(self) -> None:
         if not self.kvm.extension(CAP_HYPERV) or not can_run_linux_under_kvm():
@@ -273,6 +285,8 @@ class SmallGuest:
                 self._enlightenment.used()
             touches = 0 if phase.loop == "ask" else vcpu.regs().rsi
             run.phases[phase.name] = PhaseRun(start_ns, elapsed_ns, cpu_ns, touches)
+            if self._sharing and run.index == 0:
+                self._sharing.sample(phase.name)
 
     def _run_phase(self, vcpu: Vcpu, index: int, phase: Phase) -> None:
         """Run the guest, answering its calls, until it says that the phase is done."""

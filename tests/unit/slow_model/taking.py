@@ -224,14 +224,14 @@ class Ksm(Mechanism):
         self.recorded = self.params["policy"] == "recorded"
         self.zero: set[Page] = set()
         self.looked_at: set[Page] = set()
-        self.merged: set[Page] = set()
+        self.merged: dict[Page, object] = {}
         self.scanned_to, self.stands_at = 0, 0
         self.order = self.w.everything()
 
     def tick(self, now: int) -> None:
         while not self.recorded and self.scanned_to + self.every <= now:
             self.scanned_to += self.every
-            if self.zero - self.merged:
+            if self.zero - self.merged.keys():
                 self.scan(self.scanned_to)
 
     def scan(self, at: int) -> None:
@@ -244,20 +244,28 @@ class Ksm(Mechanism):
             if page.backed and page not in self.merged:
                 left -= 1
                 if page in self.zero and page in self.looked_at:
-                    self.merge(page, at)
+                    self.merge(page, at, "zero")
                 elif page in self.zero:
                     self.looked_at.add(page)
 
-    def merge(self, page: Page, at: int) -> None:
-        self.merged.add(page)
-        self.w.change("counterfactual", at, -1)
+    def needed(self) -> int:
+        """How many physical pages the merged ones still take: one for all that share it."""
+        by_content = Counter(one for one in self.merged.values() if one is not None)
+        return sum(-(-n // 256) if one == "zero" else 1 for one, n in by_content.items())
+
+    def merge(self, page: Page, at: int, content: object) -> None:
+        before = self.needed()
+        self.merged[page] = content
+        self.w.change("counterfactual", at, self.needed() - before - 1)
 
     def split(self, page: Page, at: int) -> bool:
         shared = page in self.merged
         if shared:
-            self.w.change("counterfactual", at, 1)
-        for known in (self.zero, self.looked_at, self.merged):
-            known.discard(page)
+            before = self.needed()
+            del self.merged[page]
+            self.w.change("counterfactual", at, 1 + self.needed() - before)
+        self.zero.discard(page)
+        self.looked_at.discard(page)
         return shared
 
     def look(self, e: Step, page: Page) -> None:
@@ -268,9 +276,8 @@ class Ksm(Mechanism):
             self.zero.add(page)
 
     def fault(self, e: Step, page: Page, verdict: str, service: int) -> tuple[str, int]:
-        if e.access & WRITE or not e.access & (READ | EXECUTE):
-            if not self.recorded:
-                self.split(page, e.end)
+        if e.access & WRITE or not (self.recorded or e.access & (READ | EXECUTE)):
+            self.split(page, e.end)
         elif not page.there and verdict != "skipped":
             self.zero.add(page)
         return verdict, service
@@ -279,7 +286,7 @@ class Ksm(Mechanism):
         if e.what in ("drop", "swap_out"):
             self.split(page, e.end)
         elif self.recorded and e.what == "ksm_merge" and page.backed and page not in self.merged:
-            self.merge(page, e.end)
+            self.merge(page, e.end, e.arg or None)
         elif self.recorded and e.what == "ksm_break":
             self.split(page, e.end)
         elif not self.recorded and e.what == "page_alloc" and self.split(page, e.end):

@@ -14,8 +14,9 @@ import numpy as np
 from tracekit.errors import CapabilityError
 from tracekit.lab.calibrate.measure import Sample, Samples
 from tracekit.lab.guest_memory import MADV_DONTNEED, MADV_MERGEABLE, MADV_POPULATE_WRITE, GuestMemory
+from tracekit.lab.ksm import ksm_counter, ksm_settings, merged_pages
 
-__all__ = ["SYSTEM", "ksm_settings", "measure_system"]
+__all__ = ["SYSTEM", "measure_system"]
 
 SYSTEM: Final[dict[str, str]] = {
     "epf_switch": "two processes on one CPU pass a byte to and fro; CPU time less that of the calls, half",
@@ -26,7 +27,6 @@ SYSTEM: Final[dict[str, str]] = {
 }
 """How each of these costs is measured."""
 
-_KSM: Final = Path("/sys/kernel/mm/ksm")
 _PAGES: Final = 2048
 _PASSES: Final = 1000
 _PATIENCE_S: Final = 15.0
@@ -92,27 +92,6 @@ def _discards() -> Iterator[Sample]:
         yield "balloon_4k", max(0.0, (full - (time.thread_time_ns() - started)) / _PAGES)
 
 
-@contextlib.contextmanager
-def ksm_settings(**settings: int) -> Iterator[None]:
-    """Set files of /sys/kernel/mm/ksm for the block, and put back what they held.
-
-    Raises `CapabilityError` where this kernel has no KSM or we may not set it.
-    """
-    before: dict[str, str] = {}
-    try:
-        for name, value in settings.items():
-            before[name] = (_KSM / name).read_text().strip()
-            (_KSM / name).write_text(str(value))
-        yield
-    except PermissionError as error:
-        raise CapabilityError(f"cannot write {error.filename}: not root", hint="run it as root") from None
-    except FileNotFoundError as error:
-        raise CapabilityError(f"this kernel has no KSM ({error.filename})") from None
-    finally:
-        for name, held in reversed(before.items()):
-            (_KSM / name).write_text(held)
-
-
 def _ksm() -> Iterator[Sample]:
     """Let ksmd merge pairs of equal pages, then scan them for nothing; then write one of each pair."""
     daemon = _ksmd()
@@ -122,14 +101,14 @@ def _ksm() -> Iterator[Sample]:
         spent = _spent(daemon)
         with ksm_settings(pages_to_scan=_PAGES, sleep_millisecs=1, run=1):
             deadline = time.monotonic() + _PATIENCE_S
-            while (merged := _merged()) < _PAGES:
+            while (merged := merged_pages()) < _PAGES:
                 if time.monotonic() > deadline:
                     raise CapabilityError("ksmd did not merge equal pages in time")
                 time.sleep(0.01)
             yield "ksm_merge_4k", (_spent(daemon) - spent) / merged
-            spent, scanned = _spent(daemon), _read("pages_scanned")
+            spent, scanned = _spent(daemon), ksm_counter("pages_scanned")
             time.sleep(0.3)
-            yield "ksm_scan_4k", (_spent(daemon) - spent) / max(1, _read("pages_scanned") - scanned)
+            yield "ksm_scan_4k", (_spent(daemon) - spent) / max(1, ksm_counter("pages_scanned") - scanned)
         cold, warm = (_write_each(memory) for _ in range(2))
         yield "ksm_break_4k", max(0.0, (cold - warm) / _PAGES)
 
@@ -144,16 +123,6 @@ def _write_each(memory: GuestMemory) -> float:
     started = time.thread_time_ns()
     memory.view()[::4096] = 1
     return float(time.thread_time_ns() - started)
-
-
-def _merged() -> int:
-    """Return how many of this process's pages are merged (Linux 6.1)."""
-    words = Path("/proc/self/ksm_stat").read_text().split()
-    return int(words[words.index("ksm_merging_pages") + 1]) if "ksm_merging_pages" in words else 0
-
-
-def _read(name: str) -> int:
-    return int((_KSM / name).read_text())
 
 
 def _ksmd() -> Path:

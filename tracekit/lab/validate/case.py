@@ -9,9 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+from tracekit.replay import Result
 from tracekit.trace import Trace, open_trace
 
-__all__ = ["GOALS", "UNITS", "Case", "Recording", "Run"]
+__all__ = ["GOALS", "UNITS", "Case", "Prediction", "Recording", "Run"]
+
+Prediction = Mapping[str, tuple[float, float | None, float | None]]
+"""By metric: value, low, high; None: not bounded at that end."""
 
 UNITS: Final[Mapping[str, str]] = {
     "faults": "count",
@@ -23,8 +27,11 @@ UNITS: Final[Mapping[str, str]] = {
     "resident_mean": "bytes",
     "resident_peak": "bytes",
     "resident_end": "bytes",
+    "shared": "bytes",
+    "shared_end": "bytes",
 }
-"""What can be compared: metrics of the ledger; `time`: of the guest's phases; `resident_end`: by mincore."""
+"""What can be compared: metrics of the ledger; `time`: of the guest's phases; `resident_end`: the last known;
+`shared`: memory that merging saved after the first pass and at the end."""
 
 GOALS: Final[Mapping[str, float]] = {metric: 0.2 if unit == "ns" else 0.1 for metric, unit in UNITS.items()}
 """The point error (a fraction) that each prediction is meant to stay below."""
@@ -62,6 +69,10 @@ def _nothing_more(recording: Recording) -> Mapping[str, float]:
     return {}
 
 
+def _nothing_else(recording: Recording, result: Result) -> Prediction:
+    return {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One what-if with a real counterpart: `scenario` over a recording of `baseline` predicts `real`.
@@ -69,9 +80,10 @@ class Case:
     The scenario may take a parameter (how long ahead) from that recording.
 
     `compare` names metrics of `UNITS`. `measure` gives what only this case can tell of a recording, by
-    metric. With `guest_events` the guest's account of its pages is merged into the baseline, as a trace of
-    `record --guest` would be. `emulated` runs have no times of a real machine. Where
-    the model says no more than a bound (`bound_only`), there is no point to be in error.
+    metric; `predict` what only it reads out of the scenario's result over the baseline. With `guest_events`
+    the guest's account of its pages is merged into the baseline, as a trace of `record --guest` would be.
+    `emulated` runs have no times of a real machine. Where the model says no more than a bound (`bound_only`),
+    there is no point to be in error.
     """
 
     mechanism: str
@@ -82,5 +94,6 @@ class Case:
     compare: tuple[str, ...]
     guest_events: Callable[[Recording], Any] | None = None
     measure: Callable[[Recording], Mapping[str, float]] = field(default=_nothing_more)
+    predict: Callable[[Recording, Result], Prediction] = field(default=_nothing_else)
     emulated: bool = False
     bound_only: bool = False

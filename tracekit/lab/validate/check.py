@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from tracekit.lab.validate.case import GOALS, UNITS, Case, Recording
+from tracekit.lab.validate.case import GOALS, UNITS, Case, Prediction, Recording
 from tracekit.replay import Result
 
 __all__ = ["Check", "Summary", "check_all", "guest_time", "measured", "predicted", "summarise"]
@@ -121,9 +121,7 @@ def measured(case: Case, recording: Recording, ledger: Result) -> dict[str, floa
     return {**found, **case.measure(recording)}
 
 
-def predicted(
-    result: Result, baseline: Mapping[str, float]
-) -> dict[str, tuple[float, float | None, float | None]]:
+def predicted(result: Result, baseline: Mapping[str, float]) -> Prediction:
     """Return (value, low, high) of what the scenario leaves of each metric.
 
     `time` is the baseline's own, less what the critical path gains without the start-up work (which is
@@ -155,7 +153,7 @@ def check_all(
     scenario: str,
     seed: int,
     *,
-    prediction: Mapping[str, tuple[float, float | None, float | None]],
+    prediction: Prediction,
     before: Mapping[str, float],
     after: Mapping[str, float],
 ) -> list[Check]:

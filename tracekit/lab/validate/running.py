@@ -109,7 +109,8 @@ def run_case(case: Case, seed: int, folder: Path, profile: Profile) -> list[Chec
     after = record_run(case.real, folder, f"{stem}-real")
     first = measured(case, before, _ledger(before, profile))
     last = measured(case, after, _ledger(after, profile))
-    return check_all(case, scenario, seed, prediction=predicted(result, first), before=first, after=last)
+    prediction = {**predicted(result, first), **case.predict(before, result)}
+    return check_all(case, scenario, seed, prediction=prediction, before=first, after=last)
 
 
 def _ledger(recording: Recording, profile: Profile) -> Result:

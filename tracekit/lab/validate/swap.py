@@ -13,8 +13,8 @@ from tracekit.lab.validate.small import ORDERS, guest, with_account
 
 __all__ = ["cases"]
 
-_PAGES: Final = 8191
-_LIMIT_MIB: Final = 24
+_PAGES: Final = 21839
+_LIMIT_MIB: Final = 64
 """Three quarters of the pages."""
 
 
@@ -30,7 +30,7 @@ def cases(seed: int) -> list[Case]:
                 scenario=f"swap,limit_mib={_LIMIT_MIB},device=zram",
                 baseline=baseline,
                 real=Run(baseline.words, _limited),
-                compare=("exits", "time"),
+                compare=("exits", "time", "resident_peak", "resident_end"),
                 guest_events=partial(with_account, uses="access"),
             )
         )

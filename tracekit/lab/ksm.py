@@ -1,0 +1,97 @@
+"""Kernel samepage merging: its settings for a while, what it has merged, and when it has been through."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from tracekit.errors import CapabilityError
+from tracekit.lab.guest_memory import MADV_MERGEABLE, GuestMemory
+
+__all__ = ["Sharing", "ksm_counter", "ksm_settings", "merged_pages"]
+
+_KSM: Final = Path("/sys/kernel/mm/ksm")
+_QUIET_SCANS: Final = 4
+"""Scans of all memory without a change: ksmd remembers a page in one and merges it in the next."""
+
+
+@contextlib.contextmanager
+def ksm_settings(**settings: int) -> Iterator[None]:
+    """Set files of /sys/kernel/mm/ksm for the block, and put back what they held.
+
+    Raises `CapabilityError` where this kernel has no KSM or we may not set it.
+    """
+    before: dict[str, str] = {}
+    try:
+        for name, value in settings.items():
+            before[name] = (_KSM / name).read_text().strip()
+            (_KSM / name).write_text(str(value))
+        yield
+    except PermissionError as error:
+        raise CapabilityError(f"cannot write {error.filename}: not root", hint="run it as root") from None
+    except FileNotFoundError as error:
+        raise CapabilityError(f"this kernel has no KSM ({error.filename})") from None
+    finally:
+        for name, held in reversed(before.items()):
+            (_KSM / name).write_text(held)
+
+
+def ksm_counter(name: str) -> int:
+    """Return a number of /sys/kernel/mm/ksm, such as pages_sharing (of the whole machine)."""
+    return int((_KSM / name).read_text())
+
+
+def merged_pages() -> int:
+    """Return how many of this process's pages are merged (Linux 6.1)."""
+    words = Path("/proc/self/ksm_stat").read_text().split()
+    return int(words[words.index("ksm_merging_pages") + 1]) if "ksm_merging_pages" in words else 0
+
+
+class Sharing:
+    """Opens memory to KSM; `samples` says what ksmd had made of it at some moments.
+
+    Other processes' memory may be open to KSM too (QEMU's is), so the machine's counts say nothing of ours.
+    What it saves us is Rss - Pss of our mappings: Pss counts a page by its share in those that map it.
+    """
+
+    def __init__(self, memories: Iterable[GuestMemory]) -> None:
+        self._memories = list(memories)
+        for memory in self._memories:
+            memory.advise(MADV_MERGEABLE)
+        self.samples: dict[str, dict[str, int]] = {}
+
+    def sample(self, name: str) -> None:
+        """Where ksmd runs, wait until it finds nothing more; note when, and how many bytes we save.
+
+        Raises `CapabilityError` where it does not get round.
+        """
+        if _KSM.exists() and ksm_counter("run") == 1:
+            _wait_for_ksmd()
+            self.samples[name] = {"ts_ns": time.monotonic_ns(), "bytes": self._shared_bytes()}
+
+    def _shared_bytes(self) -> int:
+        spans = [(one.address, one.address + one.size_bytes) for one in self._memories]
+        total_kib, ours = 0, False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            head, *words = line.split()
+            if "-" in head and not head.endswith(":"):
+                start, end = (int(word, 16) for word in head.split("-"))
+                ours = any(start < high and low < end for low, high in spans)
+            elif ours and head in ("Rss:", "Pss:"):
+                total_kib += int(words[0]) if head == "Rss:" else -int(words[0])
+        return total_kib << 10
+
+
+def _wait_for_ksmd(patience_s: float = 120.0) -> None:
+    """Return when ksmd has scanned all memory some times without a change in what we share."""
+    deadline = time.monotonic() + patience_s
+    before, since = -1, ksm_counter("full_scans")
+    while ksm_counter("full_scans") < since + _QUIET_SCANS:
+        if time.monotonic() > deadline:
+            raise CapabilityError(f"ksmd did not get round in {patience_s:.0f} s", hint="an idler machine")
+        time.sleep(0.005)
+        if (now := merged_pages()) != before:
+            before, since = now, ksm_counter("full_scans")
