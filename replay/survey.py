@@ -38,8 +38,8 @@ class Survey:
     `histograms[class]`: recorded latencies by cell of `accounts.histogram_cells`. By lane: `last_ns`, the
     time of its last event; `lane_ns`, the sum of its latencies; `lane_faults[lane, class]`, and
     `lane_measured` of these. `earlier_bytes`: guest memory that may have been backed before the recording
-    began (0 = it saw the VM start; inf = nothing bounds it). `assumed_slots`: some memslots were guessed, so a
-    gfn may name another page than the guest's.
+    began (0 = it saw the VM start; inf = nothing bounds it). `assumed_slots`: some memslots were guessed, so
+    a gfn may name another page than the guest's.
     """
 
     counts: NDArray[np.int64]
