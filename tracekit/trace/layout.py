@@ -95,7 +95,7 @@ class _Table:
         return [struct.unpack_from(form, self._data, at) for at in self.places(index, form)]
 
 
-def _read(form: str, data: bytes | memoryview, at: int) -> int:
+def _read(form: str, data: bytes | bytearray | memoryview, at: int) -> int:
     if at < 0:
         raise struct.error("a position before the buffer")
     value: int = struct.unpack_from(form, data, at)[0]

@@ -163,7 +163,8 @@ def _part_start() -> bytes:
     ]
     stream.write_batch(pa.RecordBatch.from_arrays(arrays, schema=EVENTS))
     stream.close()
-    return sink.getvalue().to_pybytes()[:-_END_MARK_BYTES]  # without the end mark
+    whole: bytes = sink.getvalue().to_pybytes()
+    return whole[:-_END_MARK_BYTES]
 
 
 _START: Final = _part_start()

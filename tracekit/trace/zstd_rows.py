@@ -61,7 +61,8 @@ def compress_rows(values: np.ndarray) -> bytes | None:
     # Row 0 as it is; row 1, whose match says how far back all matches are; the others.
     first = content[: _ROW + low]
     second = content[_ROW + low : _ROW + first_high]
-    pieces = [_FRAME.pack(_MAGIC, _ONE_SEGMENT, rows * _ROW), _header(_RAW, len(first)), first.data]
+    pieces: list[bytes | memoryview] = [_FRAME.pack(_MAGIC, _ONE_SEGMENT, rows * _ROW)]
+    pieces += [_header(_RAW, len(first)), first.data]
     pieces += _block(second, 1, _EIGHT_BACK, _EIGHT_BACK_BITS)
     for start, end, upto in _runs(rows, high, more):
         literals = np.empty((end - start, upto - low), np.uint8)
