@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import polars as pl
 
 from tracekit.probes.wire import VALID
 from tracekit.trace.memslots import MemslotMap, is_memory
-from tracekit.trace.schema import KIND_CODE, MEMSLOTS, PAGE_BYTES
+from tracekit.trace.schema import KIND_CODE, PAGE_BYTES
 
 if TYPE_CHECKING:
     from tracekit.probes.writers import Writer
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["Memslot", "MemslotTable"]
 
 _MEMSLOT_KIND: Final = KIND_CODE["memslot"]
-_SCHEMA: Final = pl.DataFrame(MEMSLOTS.empty_table()).schema
 _KEEP_NS: Final = 2_000_000_000
 _FOREVER: Final = 2**64 - 1
+_LAST_SLOT: Final = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -46,25 +46,23 @@ class MemslotTable:
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
-        self._slots: list[Memslot] = []
+        self._there: dict[tuple[int, int], Memslot] = {}
+        self._gone: deque[Memslot] = deque()
         self._map: MemslotMap | None = None
 
     @property
     def slots(self) -> list[Memslot]:
         """The memslots that are there, and those that went in the last seconds."""
-        return self._slots
+        return [*self._gone, *self._there.values()]
 
     def add(self, slot: Memslot) -> None:
         """Take in one memslot."""
-        kept = []
-        for other in self._slots:
-            same = (other.vm, other.slot) == (slot.vm, slot.slot) and other.to_ns == _FOREVER
-            ended = replace(other, to_ns=slot.from_ns) if same else other
-            if ended.to_ns > slot.from_ns - _KEEP_NS:
-                kept.append(ended)
+        if before := self._there.pop((slot.vm, slot.slot), None):
+            self._gone.append(replace(before, to_ns=slot.from_ns))
+        while self._gone and self._gone[0].to_ns <= slot.from_ns - _KEEP_NS:
+            self._gone.popleft()
         if slot.size_bytes:
-            kept.append(slot)
-        self._slots = kept
+            self._there[slot.vm, slot.slot] = slot
         self._map = None
         row = asdict(slot)
         del row["to_ns"]
@@ -78,7 +76,7 @@ class MemslotTable:
         for row in rows.tolist():
             gpa, size, hva = (int(out[name][row]) for name in ("gfn", "rip", "hva"))
             # The VMM can change what it passed after the kernel has read it and before we do.
-            if not is_memory(gpa * PAGE_BYTES, size, hva):
+            if not is_memory(gpa * PAGE_BYTES, size, hva) or out["arg"][row] > _LAST_SLOT:
                 continue
             self.add(
                 Memslot(
@@ -97,7 +95,7 @@ class MemslotTable:
 
     def fill_gfns(self, out: dict[str, np.ndarray]) -> None:
         """Give rows with an hva inside a memslot of their time its gfn."""
-        if not self._slots:
+        if not self._there and not self._gone:
             return
         rows = np.flatnonzero((out["valid"] & (VALID["hva"] | VALID["gfn"])) == VALID["hva"])
         if not len(rows):
@@ -109,6 +107,5 @@ class MemslotTable:
 
     def _lookup(self) -> MemslotMap:
         if self._map is None:
-            rows = [{**asdict(s), "to_ns": None if s.to_ns == _FOREVER else s.to_ns} for s in self._slots]
-            self._map = MemslotMap(pl.DataFrame(rows, schema=_SCHEMA))
+            self._map = MemslotMap([asdict(slot) for slot in self.slots])
         return self._map

@@ -91,9 +91,9 @@ def classify(out: dict[str, np.ndarray], signatures: Sequence[Signature], hugetl
     given = calls & advice & (arg == _MADV_WILLNEED) & (out["pages"] == 1)
     pages = out["pages"].astype(np.uint64)
     blocks = (pages % _BLOCK_PAGES == 0) & (out["gfn"] % _BLOCK_PAGES == 0) & (pages > 0)
-    for vm, signature in enumerate(signatures):
-        mine = out["vm"] == vm
-        if not signature.balloon or not (mine & calls).any():
+    for vm in np.unique(out["vm"][taken | given]).tolist():
+        mine, signature = out["vm"] == vm, signatures[vm]
+        if not signature.balloon:
             continue
         if signature.joins_pages:
             reported = mine & taken & blocks & bool(signature.reports)

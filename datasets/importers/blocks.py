@@ -12,7 +12,7 @@ from typing import IO, cast
 
 import pyarrow as pa
 
-from tracekit.errors import CapabilityError, DamagedError, FailedError, UsageError
+from tracekit.errors import CapabilityError, DamagedError, UsageError
 
 __all__ = ["BLOCK_BYTES", "line_blocks", "open_bytes", "tool_output"]
 
@@ -41,8 +41,8 @@ def open_bytes(path: Path | str) -> Iterator[IO[bytes]]:
 def tool_output(command: list[str], package: str) -> Iterator[IO[bytes]]:
     """Run a tool and yield its stdout.
 
-    Raises CapabilityError naming the Debian package when the tool is not installed, and FailedError with the
-    tool's last words when it fails.
+    Raises CapabilityError naming the Debian package when the tool is not installed, and DamagedError with the
+    tool's last words when it cannot read its file.
     """
     if shutil.which(command[0]) is None:
         raise CapabilityError(f"{command[0]} is not installed", hint=f"apt-get install {package}")
@@ -62,7 +62,7 @@ def tool_output(command: list[str], package: str) -> Iterator[IO[bytes]]:
         if run.wait():
             said.seek(0)
             lines = said.read().decode(errors="replace").strip().splitlines()
-            raise FailedError(
+            raise DamagedError(
                 f"{command[0]} failed: {lines[-1].strip() if lines else 'no message'}", hint=" ".join(command)
             )
 

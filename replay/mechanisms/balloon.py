@@ -132,7 +132,7 @@ def sample(s: World, at: int, m: Own, me: int) -> None:
     if m.par[TARGET] < 0:
         wanted = free - int(m.par[LEAVE]) // size
     elif m.par[SIZE] < 0:
-        excess = s.resident[1] - int(m.par[TARGET])
+        excess = s.resident[0] - int(m.par[TARGET])
         wanted = -(-excess // size)
     else:
         wanted = (int(m.par[SIZE]) - int(m.par[TARGET])) // size - held

@@ -63,7 +63,7 @@ def test_wrong_names_and_values_exit_2_with_a_hint(tmp_path: Path) -> None:
         (("make", "synthetic:scan", "pages"), "pages=VALUE"),
         (("make", "nothing-like-it"), "tracekit datasets list"),
         (("show", "nothing-like-it"), "tracekit datasets list"),
-        (("path", "nothing-like-it"), "tracekit datasets list"),
+        (("fetch-path", "nothing-like-it"), "tracekit datasets list"),
     ):
         done = run(*args, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, ""), done.stderr

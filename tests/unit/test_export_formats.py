@@ -224,7 +224,7 @@ def test_what_is_there_is_not_overwritten_and_what_fails_is_not_left(trace: Trac
     assert out.read_text() == "mine"
     export_trace(trace.path, out, force=True)
     assert out.stat().st_size > 1000
-    with pytest.raises(FailedError, match="cannot write"):
+    with pytest.raises(UsageError, match="no folder"):
         export_trace(trace.path, tmp_path / "no" / "x.csv")
     with pytest.raises(UsageError, match="cannot tell the format"):
         export_trace(trace.path, tmp_path / "x.bin")
@@ -232,6 +232,22 @@ def test_what_is_there_is_not_overwritten_and_what_fails_is_not_left(trace: Trac
         export_trace(trace.path, tmp_path / "x.bin", format="parqet")
     assert "parquet" in caught.value.hint
     assert sorted(file.name for file in tmp_path.iterdir()) == ["x.csv"]
+
+
+@pytest.mark.parametrize("name", ["csv", "ndjson", "parquet", "chrome"])
+def test_a_device_is_written_to_and_never_replaced(name: str, trace: Trace, tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")
+    with pytest.raises(FailedError, match="No space left on device") as caught:
+        export_trace(trace.path, full, format=name, force=True)
+    assert caught.value.hint
+    assert Path("/dev/full").is_char_device()
+    export_trace(trace.path, "/dev/null", format=name)
+    command = [sys.executable, "-m", "tracekit", "export", str(trace.path), "--format", name]
+    with Path("/dev/full").open("wb") as nowhere:
+        done = subprocess.run(command, stdout=nowhere, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert "cannot write to stdout: No space left on device" in done.stderr
 
 
 def test_without_the_perfetto_package_it_is_said_how_to_get_it(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tracekit.datasets.importers import ImportOptions, ImportReport, Memslot, import_trace
 from tracekit.datasets.importers import blocks as blocks_module
 from tracekit.datasets.importers.scan import scan
-from tracekit.errors import CapabilityError, DamagedError, FailedError, UsageError
+from tracekit.errors import CapabilityError, DamagedError, UsageError
 from tracekit.trace import open_trace
 from tracekit.trace.schema import FLAG_GUEST_WALK, FLAG_MAJOR, FLAG_PRESENT, FLAG_ZEROED
 
@@ -341,7 +341,7 @@ def test_binary_files_go_through_their_tool(tmp_path: Path, monkeypatch: pytest.
     tool(tmp_path, monkeypatch, "perf", f"cat {FILES}/perf-pid-ns.txt")
     assert guest_faults(load(perf_data, tmp_path)[0]).height == 102
     tool(tmp_path, monkeypatch, "perf", "echo 'incompatible file format' >&2; exit 3")
-    with pytest.raises(FailedError, match="perf failed: incompatible file format"):
+    with pytest.raises(DamagedError, match="perf failed: incompatible file format"):
         load(perf_data, tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CapabilityError, match="perf is not installed") as caught:

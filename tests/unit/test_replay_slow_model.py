@@ -19,10 +19,12 @@ from tracekit.errors import UsageError
 from tracekit.replay import accounts as ac
 from tracekit.replay import events as ev
 from tracekit.replay import load_profile
-from tracekit.replay.pages import CURVE_BINS, held
+from tracekit.replay.pages import CURVE_BINS
+from tracekit.replay.residency import Residency
 from tracekit.replay.running import Room
 from tracekit.replay.scenarios import parse_scenario
 from tracekit.replay.state import Replay
+from tracekit.replay.survey import Totals, add_batch
 from tracekit.trace import Meta, TraceWriter
 from tracekit.trace.batch import events_batch
 from tracekit.trace.schema import FLAG_KERNEL
@@ -55,27 +57,34 @@ class Compared:
         self.verdicts: list[tuple[str, str, int]] = []
 
         def spy(columns: Any, world: Any, *rest: Any) -> None:
-            before = world.faults.copy()
+            before, so_far = world.faults.copy(), Totals.new(len(world.shift))
             room.chain.plain(columns, world, *rest)
+            add_batch(columns, so_far)
             cells = (world.faults - before).reshape(-1, ac.VERDICTS, ev.CLASSES, ac.CELLS)
-            for who, verdict, cls in np.argwhere(cells[..., ac.COUNT]).tolist():
+            booked = np.argwhere(cells[..., ac.COUNT]).tolist()
+            for who, verdict, cls in booked:
                 ns = int(cells[who, verdict, cls, ac.NEW_NS])
                 self.verdicts.append((VERDICTS[verdict], names[who], ns))
+            if not booked and so_far.faults.any():  # one event at a time: what is booked nowhere stayed
+                cls = int(so_far.faults.argmax())
+                ns = int(so_far.latency_ns[cls] if so_far.measured[cls] else world.cost[cls])
+                self.verdicts.append((VERDICTS[ac.KEPT], names[0], ns))
 
         chain = replace(room.chain, plain=spy)
         costs = room.prices.kernel("point")
         replay = Replay.run(room.timeline, chain, contexts, costs, closed=closed, plain=True)
+        nothing_on = Replay.run(room.timeline, room.chain, {}, costs, closed=closed, plain=True)
         params: dict[str, dict[str, Any]] = {name: dict(of) for name, of in chosen.params.items()}
         for name, more in (("hot_hint", {"touches": touches}), ("swap", {"order": order})):
             params.get(name, {}).update(more)
         slow = Slow(trace, params, COSTS, closed=closed)
-        self.engine = self.of_engine(replay, names)
+        self.engine = self.of_engine(replay, nothing_on, names)
         self.slow = self.of_slow(slow, int(replay.world.clock[0]))
         self.slow_verdicts = slow.w.verdicts
 
     @staticmethod
-    def of_engine(replay: Replay, names: list[str]) -> dict[str, Any]:
-        world = replay.world
+    def of_engine(replay: Replay, nothing_on: Replay, names: list[str]) -> dict[str, Any]:
+        world, memory = replay.world, [Residency.of(one.world) for one in (nothing_on, replay)]
         added = world.added.reshape(len(names), ac.REASONS, ev.CLASSES, 2).sum(axis=2)
         tally = world.tally.reshape(-1, ac.TALLIES)
         unused = replay.unused()
@@ -88,9 +97,11 @@ class Compared:
             "wasted": int(unused[1:].sum() + tally[:, ac.PREFAULTS_UNUSED].sum()),
             "zeroed": int(tally[:, ac.ZEROING_SPARED].sum()),
             "candidates": int(tally[:, ac.CANDIDATES].sum()),
-            "resident": world.resident.tolist(),
-            "held": [float(held(world, which)) for which in (0, 1)],
-            "curve": [np.flatnonzero(c).tolist() + c[c != 0].tolist() for c in world.curve.reshape(2, -1)],
+            "resident": [one.pages for one in memory],
+            "held": [float(one.weighted) for one in memory],
+            "curve": [
+                np.flatnonzero(c).tolist() + c[c != 0].tolist() for c in (one.changes for one in memory)
+            ],
         }
 
     @staticmethod

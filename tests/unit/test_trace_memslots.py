@@ -90,3 +90,20 @@ def test_a_page_at_the_top_of_the_address_space():
     places = MemslotMap(frame([(0, 0, (2**52 - 1) * PAGE, PAGE, 0x5000, 0, None)]))
     assert places.hva_of_gfn([2**52 - 1], ts_ns=1)[0].tolist() == [0x5000]
     assert places.gfn_of_hva([0x5FFF], ts_ns=1)[0].tolist() == [2**52 - 1]
+
+
+def test_slots_that_all_overlap_cost_n_log_n():
+    """What a VMM may do to its recorder: one range inside another, thousands deep (of hvas KVM allows it)."""
+    count = 3000
+    rows = [(0, n, n * PAGE, (2 * count - 2 * n) * PAGE, n * PAGE, n, None) for n in range(count)]
+    places = MemslotMap(frame(rows))
+    index = places._by_hva[0]
+    assert len(index._since) < 8 * count * np.log2(count)
+    random = np.random.default_rng(3)
+    addresses, times = random.integers(0, 2 * count * PAGE, 200), random.integers(0, count, 200)
+    found, known = places.gfn_of_hva(addresses, ts_ns=times)
+    for address, ts, gfn, there in zip(
+        addresses.tolist(), times.tolist(), found.tolist(), known.tolist(), strict=True
+    ):
+        expected = slow_answer(rows, 0, address, ts, to_hva=False)
+        assert (gfn if there else None) == (None if expected is None else expected // PAGE)

@@ -96,10 +96,9 @@ def main() -> None:
         sys.exit(130)
     except OSError as error:
         # A file system can refuse anything at any time: a folder we may not look into, a file that went away.
-        where = f" {error.filename}" if error.filename else ""
-        failed = FailedError(
-            f"{error.strerror or error}:{where}", hint="ls -ld of that path" if where else ""
-        )
+        where = f": {error.filename}" if error.filename else ""
+        hint = "ls -ld of that path" if where else ""
+        failed = FailedError(f"{error.strerror or error}{where}", hint=hint)
         _tell(failed)
         sys.exit(failed.exit_code)
     except MemoryError:

@@ -40,8 +40,8 @@ def show(name: Annotated[str, typer.Argument(help="A name from the list.")], jso
     next_command(f"tracekit datasets make {name}")
 
 
-@app.command()
-def path(name: Annotated[str, typer.Argument(help="A bundled trace.")], json: Json = False) -> None:
+@app.command("fetch-path")
+def fetch_path(name: Annotated[str, typer.Argument(help="A bundled trace.")], json: Json = False) -> None:
     """Print where a bundled trace is, after checking it against its sha256."""
     from tracekit.datasets.catalog import trace_path
 

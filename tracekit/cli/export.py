@@ -24,6 +24,6 @@ def export(
     from tracekit.datasets.exporters import export_trace
 
     name = export_trace(trace, out, format=format, force=force)
-    if out != "-":
+    if Path(out).is_file():
         stderr().print(f"{name}: {Path(out).stat().st_size:,} bytes in {out}", markup=False, highlight=False)
         next_command(f"tracekit info {trace}")

@@ -141,10 +141,12 @@ def _in_time_order(table: pa.Table, columns: Sequence[str]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
 
 
-def _kind(column: pa.DictionaryArray) -> pa.DictionaryArray:
+def _kind(column: pa.Array) -> pa.DictionaryArray:
     """Return the column with the codes of KINDS: a Parquet dictionary lists only the kinds it met."""
     import pyarrow.compute as pc
 
+    if not isinstance(column, pa.DictionaryArray):
+        raise pa.ArrowInvalid("its column kind is no dictionary")
     codes = pc.index_in(column.dictionary, KIND_DICTIONARY).cast(pa.uint8())
     if codes.null_count:
         raise newer_kinds()

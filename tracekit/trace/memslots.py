@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,8 +31,9 @@ def is_memory(gpa: int, size_bytes: int, hva: int) -> bool:
 class MemslotMap:
     """Answers where a guest page is in the VMM, and back, at a time.
 
-    `memslots` is `Trace.memslots`. A slot counts from `from_ns` (inclusive) to `to_ns` (exclusive, null
-    = still there). Where slots overlap, as when one hva backs two guest ranges, the one set last wins.
+    `memslots` is `Trace.memslots`, or its rows as dicts (the recorder has no polars). A slot counts from
+    `from_ns` (inclusive) to `to_ns` (exclusive, null = still there). Where slots overlap, as when one hva
+    backs two guest ranges, the one set last wins.
 
     >>> import polars as pl
     >>> slots = pl.DataFrame({"vm": [0], "slot": [0], "gpa": [0], "size_bytes": [8192], "hva": [0x7000],
@@ -44,9 +47,10 @@ class MemslotMap:
     ([1, 0], [True, False])
     """
 
-    def __init__(self, memslots: pl.DataFrame) -> None:
+    def __init__(self, memslots: pl.DataFrame | Iterable[Mapping[str, Any]]) -> None:
         slots: dict[int, list[_Slot]] = {}
-        for row in memslots.sort("from_ns", maintain_order=True).iter_rows(named=True):
+        rows = memslots.iter_rows(named=True) if hasattr(memslots, "iter_rows") else memslots
+        for row in sorted(rows, key=lambda row: row["from_ns"]):
             if row["size_bytes"]:
                 to_ns = _FOREVER if row["to_ns"] is None else row["to_ns"]
                 slot = _Slot(row["gpa"], row["hva"], row["size_bytes"], row["from_ns"], to_ns)
@@ -75,46 +79,95 @@ class _Slot:
 
 
 class _Index:
-    """The plane (address, time) of one VM cut into rectangles, each with one answer or none.
+    """The slots of one VM by address and time: the one set last answers where several are there.
 
-    Addresses are cut at every slot's start and end into strips; a strip is a list of times from which
-    one slot (or none) answers. Looking up is a binary search for the strip, then one inside the strip.
+    Addresses are cut at every slot's start and end into strips, the leaves of a binary tree. A slot is kept
+    in the few nodes that make up its strips; a node is a list of times from which one of its slots (or none)
+    answers. A look-up goes through the nodes above its strip, on the levels where there are any: with slots
+    that don't overlap in part that is one level. However they overlap, building takes n log n steps.
     """
 
     def __init__(self, mappings: list[tuple[int, int, _Slot]]) -> None:
         cuts = sorted({edge for start, _, slot in mappings for edge in (start, start + slot.size)} - {2**64})
-        first: list[int] = []
+        strip = {edge: number for number, edge in enumerate(cuts)}
+        self._leaves = 1 << max(len(cuts) - 1, 0).bit_length()
+        nodes: dict[int, list[int]] = {}
+        for rank, (start, _, slot) in enumerate(mappings):
+            end = strip.get(start + slot.size, len(cuts))
+            for node in _nodes(strip[start] + self._leaves, end + self._leaves):
+                nodes.setdefault(node, []).append(rank)
+        self._levels = sorted({self._leaves.bit_length() - node.bit_length() for node in nodes})
         since: list[int] = []
-        shift: list[int] = []
-        known: list[bool] = []
-        for strip in cuts:
-            covering = [(s, start, to) for start, to, s in mappings if start <= strip < start + s.size]
-            first.append(len(since))
-            moments = sorted({0} | {t for s, _, _ in covering for t in (s.from_ns, s.to_ns) if t != _FOREVER})
-            for moment in moments:
-                live = [(start, to) for s, start, to in covering if s.from_ns <= moment < s.to_ns]
-                since.append(moment)
-                # Unsigned wrap-around makes address + shift right also where the target is lower.
-                shift.append((live[-1][1] - live[-1][0]) % 2**64 if live else 0)
-                known.append(bool(live))
+        answer: list[int] = []
+        self._first = np.zeros(2 * self._leaves, np.int64)
+        self._last = np.full(2 * self._leaves, -1, np.int64)
+        slots = [slot for _, _, slot in mappings]
+        for node, ranks in nodes.items():
+            moments = _timeline(ranks, slots)
+            self._first[node] = len(since)
+            since += [moment for moment, _ in moments]
+            answer += [rank for _, rank in moments]
+            self._last[node] = len(since) - 1
         self._cuts = np.array(cuts, np.uint64)
-        self._first = np.array([*first, len(since)], np.int64)
         self._since = np.array(since, np.uint64)
-        self._shift = np.array(shift, np.uint64)
-        self._known = np.array(known, bool)
+        self._answer = np.array(answer, np.int64)
+        # Unsigned wrap-around makes address + shift right also where the target is lower.
+        self._shift = np.array([(to - start) % 2**64 for start, to, _ in mappings], np.uint64)
 
     def look_up(self, address: np.ndarray, ts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         strip = np.searchsorted(self._cuts, address, side="right") - 1
-        inside = strip >= 0
-        strip = np.maximum(strip, 0)
-        low, high = self._first[strip], self._first[strip + 1] - 1
+        best = np.full(address.shape, -1, np.int64)
+        for level in self._levels:
+            node = (np.maximum(strip, 0) + self._leaves) >> level
+            best = np.maximum(best, self._in_node(node, ts))
+        known = (strip >= 0) & (best >= 0)
+        return np.where(known, address + self._shift[best], np.uint64(0)), known
+
+    def _in_node(self, node: np.ndarray, ts: np.ndarray) -> np.ndarray:
+        """Return which slot of each node answers at each time; -1 = none."""
+        low, last = self._first[node], self._last[node]
+        high = np.maximum(low, last)
         while bool((low < high).any()):
             middle = (low + high + 1) // 2
             reached = self._since[middle] <= ts
             low = np.where(reached, middle, low)
             high = np.where(reached, high, middle - 1)
-        known = inside & self._known[low]
-        return np.where(known, address + self._shift[low], np.uint64(0)), known
+        found: np.ndarray = np.where(last >= 0, self._answer[low], -1)
+        return found
+
+
+def _nodes(begin: int, end: int) -> Iterator[int]:
+    """Yield the fewest nodes of a binary tree that make up the leaves from `begin` to before `end`.
+
+    >>> list(_nodes(8 + 1, 8 + 8))  # of eight leaves all but the first
+    [9, 5, 3]
+    """
+    while begin < end:
+        if begin % 2:
+            yield begin
+            begin += 1
+        if end % 2:
+            end -= 1
+            yield end
+        begin, end = begin // 2, end // 2
+
+
+def _timeline(ranks: list[int], slots: list[_Slot]) -> list[tuple[int, int]]:
+    """Return (moment, rank): from when which slot answers, the highest of those there; -1 = none is."""
+    starts = sorted(ranks, key=lambda rank: slots[rank].from_ns)
+    ends = {slots[rank].to_ns for rank in ranks} - {_FOREVER}
+    moments = sorted({0, *ends, *(slots[rank].from_ns for rank in ranks)})
+    out: list[tuple[int, int]] = []
+    there: list[int] = []  # a heap of ranks, highest first; those that have ended leave it when they come up
+    begun = 0
+    for moment in moments:
+        while begun < len(starts) and slots[starts[begun]].from_ns <= moment:
+            heapq.heappush(there, -starts[begun])
+            begun += 1
+        while there and slots[-there[0]].to_ns <= moment:
+            heapq.heappop(there)
+        out.append((moment, -there[0] if there else -1))
+    return out
 
 
 def _u64(values: Any) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
+from tracekit.errors import DamagedError
 from tracekit.trace.holdback import concat, sort_by_time, times
 
 __all__ = ["Source", "merge_sources", "rebatch"]
@@ -23,15 +24,24 @@ class Source:
         self.head: pa.RecordBatch | None = None
         self._open = open_
         self._batches: Iterator[pa.RecordBatch] | None = None
+        self._seen_ts = 0
 
     def fill(self) -> bool:
-        """Have rows in `head`; False at the end of the stream."""
+        """Have rows in `head`; False at the end of the stream.
+
+        Raises DamagedError where time goes back: merging would never end, or give rows out of order.
+        """
         if self._batches is None:
             self._batches = iter(self._open())
         while self.head is None or not self.head.num_rows:
             self.head = next(self._batches, None)
             if self.head is None:
                 return False
+            ts = times(self.head)
+            if len(ts):
+                if int(ts[0]) < self._seen_ts or np.any(ts[1:] < ts[:-1]):
+                    raise DamagedError("the events of this trace are damaged: in one part time goes back")
+                self._seen_ts = int(ts[-1])
         return True
 
     def take_until(self, ts: int) -> pa.RecordBatch:
