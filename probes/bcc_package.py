@@ -7,8 +7,10 @@ other packages shadow those of the environment.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -19,10 +21,13 @@ from typing import Any, Final
 
 from tracekit.errors import CapabilityError, FailedError
 
-__all__ = ["KERNEL_TREE", "bcc_folder", "compile_program", "load_bcc"]
+__all__ = ["KERNEL_TREE", "bcc_folder", "compile_program", "load_bcc", "release_compiler"]
 
 _FOLDERS: Final = ("/usr/lib/python3/dist-packages/bcc", "/usr/lib/python3.*/site-packages/bcc")
 _INSTALL: Final = "sudo apt-get install python3-bpfcc"
+
+_COMPILER: Final = re.compile(r"^(\w+)-(\w+) r-xp .*/lib(?:LLVM|clang|bcc)[^/]*$", re.MULTILINE)
+_MADV_DONTNEED: Final = 4
 
 KERNEL_TREE: Final = Path(__file__).with_name("bpf") / "kernel"
 """The header tree that the programs are compiled with, in the place of the kernel's own."""
@@ -86,6 +91,20 @@ def compile_program(text: str) -> Any:
         finally:
             if own:
                 del os.environ["BCC_KERNEL_SOURCE"]
+
+
+def release_compiler() -> None:
+    """Give back the memory that compiling took: the code of clang and LLVM, and what the heap has free.
+
+    It would stay resident for as long as the recording goes on. Code is read again from its file if it should
+    run once more.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    for start, end in _COMPILER.findall(Path("/proc/self/maps").read_text()):
+        address, size = int(start, 16), int(end, 16) - int(start, 16)
+        libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), _MADV_DONTNEED)
+    if hasattr(libc, "malloc_trim"):  # glibc's
+        libc.malloc_trim(ctypes.c_size_t(0))
 
 
 @contextmanager

@@ -35,6 +35,9 @@ _FIELDS: Final[dict[str, tuple[np.dtype[Any], int]]] = {
     if name not in ("length", "page")
 }
 
+_TRANSPOSED: Final = 2048
+"""Records transposed at once: so many stay in the nearest cache while their words are taken in turn."""
+
 _GUEST_FAULT_KIND: Final = KIND_CODE["ept_violation"]
 _MAP_KIND: Final = KIND_CODE["map"]
 _HOST_FAULT_KIND: Final = KIND_CODE["host_fault"]
@@ -142,7 +145,10 @@ def _split(records: np.ndarray) -> dict[str, np.ndarray]:
     field would read all records again for each.
     """
     stride = RECORD.itemsize // 8
-    words = np.ascontiguousarray(records.view(np.uint64).reshape(len(records), stride).T)
+    rows = records.view(np.uint64).reshape(len(records), stride)
+    words = np.empty((stride, len(records)), np.uint64)
+    for start in range(0, len(records), _TRANSPOSED):
+        words[:, start : start + _TRANSPOSED] = rows[start : start + _TRANSPOSED].T
     out = {}
     for name, (kind, offset) in _FIELDS.items():
         per_word = 8 // kind.itemsize
@@ -169,9 +175,11 @@ def to_batch(out: dict[str, np.ndarray]) -> pa.RecordBatch:
 
 def _whole_pages(out: dict[str, np.ndarray]) -> None:
     """Let gfn, hva and pages of rows with a large page be those of the page; `arg` keeps what was touched."""
-    kind = out["kind"]
+    kind, above = out["kind"], out["level"] > 1
+    if not above.any():
+        return
     for code, column in ((_GUEST_FAULT_KIND, "gfn"), (_MAP_KIND, "gfn"), (_HOST_FAULT_KIND, "hva")):
-        large = np.flatnonzero((out["level"] > 1) & (kind == code))
+        large = np.flatnonzero(above & (kind == code))
         if not len(large):
             continue
         level = out["level"][large].astype(np.uint64)

@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 
 from tracekit.errors import CapabilityError, FailedError
 from tracekit.probes import source, tracefs
-from tracekit.probes.bcc_package import compile_program, load_bcc
+from tracekit.probes.bcc_package import compile_program, load_bcc, release_compiler
 from tracekit.probes.catalogue import Probe
 from tracekit.probes.constants import why_unknown
 from tracekit.probes.losses import LossReader
@@ -106,6 +106,7 @@ class LoadedProbes:
                 else:
                     loaded.active.append(probe.name)
             loaded._ring = RingReader(bpf[b"ring"].map_fd, ring_bytes)
+            release_compiler()
         except BaseException:
             loaded.close()
             raise

@@ -35,11 +35,16 @@ def pipe_of(trace: Path) -> Path:
 
 
 class MarkPipe:
-    """The recorder's end of the pipe; leaving the context removes it."""
+    """The recorder's end of the pipe; leaving the context removes it.
+
+    `off` says why there is none ("" = there is): not every file system has pipes (FAT, many shared folders),
+    and a recording is worth having without marks.
+    """
 
     def __init__(self, path: Path, *, owner: tuple[int, int] | None = None) -> None:
         """Make the pipe, for `owner` (user, group) alone; UsageError where another file has its name."""
-        self._path, self._rest = path, b""
+        self._path, self._rest, self.off = path, b"", ""
+        self._fd = -1
         try:
             if path.is_fifo() and not path.is_symlink():
                 path.unlink()  # of a recorder that was killed
@@ -51,12 +56,14 @@ class MarkPipe:
         except FileExistsError:
             raise UsageError(f"{path} exists", hint="move it away, or choose another name with -o") from None
         except OSError as error:
-            raise FailedError(
-                f"cannot make the pipe {path}: {error.strerror}", hint="choose another place with -o"
-            ) from error
+            if path.is_fifo():
+                path.unlink(missing_ok=True)
+            self.off = f"marks are off: no pipe can be made beside the trace ({error.strerror})"
 
     def read(self) -> Iterator[tuple[str, int]]:
         """Yield the marks (name, CLOCK_MONOTONIC ns) since the last time; other lines are left out."""
+        if self.off:
+            return
         try:
             self._rest += os.read(self._fd, _MOST_BYTES)
         except BlockingIOError:
@@ -73,8 +80,9 @@ class MarkPipe:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
-        self._path.unlink(missing_ok=True)
+        if not self.off:
+            os.close(self._fd)
+            self._path.unlink(missing_ok=True)
 
 
 def put_mark(name: str, trace: Path | None = None) -> None:

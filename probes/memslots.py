@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import polars as pl
 
 from tracekit.probes.wire import VALID
 from tracekit.trace.memslots import MemslotMap, is_memory
-from tracekit.trace.schema import KIND_CODE, MEMSLOTS, PAGE_BYTES
+from tracekit.trace.schema import KIND_CODE, PAGE_BYTES
 
 if TYPE_CHECKING:
     from tracekit.probes.writers import Writer
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["Memslot", "MemslotTable"]
 
 _MEMSLOT_KIND: Final = KIND_CODE["memslot"]
-_SCHEMA: Final = pl.DataFrame(MEMSLOTS.empty_table()).schema
 _KEEP_NS: Final = 2_000_000_000
 _FOREVER: Final = 2**64 - 1
 _LAST_SLOT: Final = 2**32 - 1
@@ -109,11 +107,5 @@ class MemslotTable:
 
     def _lookup(self) -> MemslotMap:
         if self._map is None:
-            # A column at a time: from rows polars guesses the types, and not those of numbers above 2**63.
-            columns = {
-                name: pl.Series([getattr(slot, name) for slot in self.slots], dtype=dtype)
-                for name, dtype in _SCHEMA.items()
-            }
-            frame = pl.DataFrame(columns).with_columns(pl.col("to_ns").replace(_FOREVER, None))
-            self._map = MemslotMap(frame)
+            self._map = MemslotMap([asdict(slot) for slot in self.slots])
         return self._map

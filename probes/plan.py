@@ -106,6 +106,7 @@ class RecordReport:
     refused: dict[str, str] = field(default_factory=dict)
     where: list[str] = field(default_factory=list)
     cost: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as one JSON-ready document."""
@@ -118,4 +119,5 @@ class RecordReport:
         lines = [f"{self.rows:,} events in {self.seconds:.1f} s, {size:.1f} MB, {lost}"]
         lines += [f"  lost {line}" for line in self.where]
         lines += [f"  without {probe}: {why}" for probe, why in self.refused.items()]
+        lines += [f"  {note}" for note in self.notes]
         return lines

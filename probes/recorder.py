@@ -74,6 +74,9 @@ class Recorder:
         self._start_ns = start_ns
         self._flushed_ns = self._sampled_ns = self._newest_ns = 0
         self.report = RecordReport(plan.out, active=probes.active, refused=probes.refused)
+        if marks.off:
+            self._meta.notes.append(marks.off)
+            self.report.notes.append(marks.off)
 
     def drain(self) -> int:
         """Carry all records that are finished now from the ring to the trace; returns how many."""
@@ -84,13 +87,14 @@ class Recorder:
         for _ in range(self._probes.ring.pending_bytes // (RECORD.itemsize * MOST_RECORDS) + 1):
             records = self._probes.ring.read()
             total += len(records)
+            out = decode.columns(records, self._mode)
+            self._probes.ring.free()
             if len(records):
-                self._carry(records)
+                self._carry(out)
         return total
 
-    def _carry(self, records: np.ndarray) -> None:
-        self._newest_ns = int(records["ts_ns"][-1])
-        out = decode.columns(records, self._mode)
+    def _carry(self, out: dict[str, np.ndarray]) -> None:
+        self._newest_ns = int(out["ts_ns"][-1])
         self._memslots.take_from(out)
         out = self._attribution.resolve(out)
         if not len(out["vm"]):

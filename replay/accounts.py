@@ -1,7 +1,8 @@
 """The counters that a replay fills, and the few functions that fill them.
 
 Each recorded fault gets exactly one verdict by exactly one mechanism (0 = it stayed), so that what was
-saved and what remains always add up to what was recorded.
+saved and what remains always add up to what was recorded. Only faults that change are counted here: what
+stays is the rest of what the survey counted once, for all replays.
 """
 
 from __future__ import annotations
@@ -59,11 +60,9 @@ SPARE_3: Final = 15
 TALLIES: Final = 16
 
 # World.by_lane: cells of one lane.
-LANE_FAULTS: Final = 0  # as recorded
-LANE_STALL_NS: Final = 1
-LANE_FAULTS_SAVED: Final = 2  # less those that were added
-LANE_STALL_SAVED: Final = 3
-LANE_CELLS: Final = 4
+LANE_FAULTS_SAVED: Final = 0  # less those that were added
+LANE_STALL_SAVED: Final = 1
+LANE_CELLS: Final = 2
 
 # Stall histogram: 128 cells per octave (0.8 % wide), from the bits of a float64. World.histogram holds the
 # counterfactual's difference from the recording.
@@ -126,11 +125,11 @@ def shorten_added(s: World, lane: int, who: int, reason: int, cls: int, ns: int,
 def book_fault(
     s: World, lane: int, who: int, verdict: int, cls: int, latency: int, measured: bool, service: int
 ) -> None:
-    """Book what became of one recorded fault of a lane."""
+    """Book what became of one recorded fault of a lane; one that stays as it was belongs to the rest."""
+    if verdict == KEPT and service == latency:
+        return
     at = ((who * VERDICTS + verdict) * CLASSES + cls) * CELLS
     s.faults[at + COUNT] += 1
-    s.by_lane[lane * LANE_CELLS + LANE_FAULTS] += 1
-    s.by_lane[lane * LANE_CELLS + LANE_STALL_NS] += latency
     if measured:
         s.faults[at + BASE_NS] += latency
     else:

@@ -9,9 +9,8 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from tracekit.replay import pages as pg
 from tracekit.replay.events import BLOCK_PAGES
-from tracekit.replay.state import Replay
+from tracekit.replay.residency import Residency
 from tracekit.replay.timeline import Timeline
 from tracekit.trace.schema import PAGE_BYTES
 
@@ -35,13 +34,12 @@ CURVES: Final = pl.Schema(
 """
 
 
-def resident_curve(replay: Replay, timeline: Timeline, world: int) -> pl.DataFrame:
-    """Return the resident memory of one world (0 = baseline, 1 = counterfactual): ts_ns, resident_bytes.
+def resident_curve(residency: Residency, timeline: Timeline) -> pl.DataFrame:
+    """Return resident memory over time: ts_ns, resident_bytes.
 
     At most `POINTS` points; each is the most that was resident until the next, so that no peak is lost.
     """
-    changes = replay.world.curve.reshape(2, -1)[world]
-    shift = int(replay.world.clock[pg.CLOCK_BIN_SHIFT])
+    changes, shift = residency.changes, residency.bin_shift
     used = min(len(changes), (max(timeline.span_ns, 1) >> shift) + 1)
     pages = np.maximum(changes[:used].cumsum(), 0)
     step = -(-used // POINTS)

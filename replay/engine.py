@@ -50,17 +50,15 @@ def fault_class(bits: int, level: int) -> int:
 
 
 @hot
-def found_there(s: World, w: int, t: int) -> int:
-    """Return the word of a page that the recording shows to be backed at `t`."""
-    if not w & pg.B_BACKED:
-        pg.resident_change(s, 0, t, 1)
+def found_there(w: int) -> int:
+    """Return the word of a page that the recording shows to be backed."""
     return (w | pg.B_BACKED | pg.SEEN) & ~(pg.B_SWAPPED | pg.DROPPED)
 
 
 @hot
-def touch(s: World, w: int, t: int, end: int, spared: bool) -> int:
-    """Apply a recorded fault to one page: backed in the baseline at `t`, in the counterfactual at `end`."""
-    w = found_there(s, w, t) & ~pg.B_UNMAPPED
+def touch(s: World, w: int, end: int, spared: bool) -> int:
+    """Apply a recorded fault to one page: backed in the baseline, and in the counterfactual from `end` on."""
+    w = found_there(w) & ~pg.B_UNMAPPED
     if spared:
         return w
     if not w & pg.C_BACKED:
@@ -124,10 +122,8 @@ def run_ahead(s: World, lane: int, t: int, latency: int, service: int) -> None:
 
 
 @hot
-def take_away(s: World, w: int, t: int, e: Event) -> int:
+def take_away(s: World, w: int, e: Event) -> int:
     """Apply a recorded discard to one page in both worlds."""
-    if w & pg.B_BACKED:
-        pg.resident_change(s, 0, t, -1)
     if w & pg.C_UNUSED:
         count(s, pg.owner_of(w), PREFAULTS_UNUSED, 1)
     w = pg.drop(s, w, e.end, 0)
@@ -138,11 +134,11 @@ def take_away(s: World, w: int, t: int, e: Event) -> int:
 
 
 @hot
-def recorded(s: World, w: int, t: int, e: Event) -> int:
+def recorded(s: World, w: int, e: Event) -> int:
     """Apply the recorded effect of an event other than a fault to one page; return its new word."""
     op = e.op
     if op == ev.DROP:
-        return take_away(s, w, t, e)
+        return take_away(s, w, e)
     if op == ev.ALLOC:
         w = (w | pg.GUEST_USED) & ~(pg.GUEST_FREE | pg.ZERO_KNOWN)
         if w & pg.B_BACKED and not w & pg.C_BACKED:
@@ -158,11 +154,11 @@ def recorded(s: World, w: int, t: int, e: Event) -> int:
         return w | pg.B_UNMAPPED if w & pg.B_BACKED else w
     if op == ev.SWAP_OUT:
         if w & pg.B_BACKED:
-            w = take_away(s, w, t, e)
+            w = take_away(s, w, e)
             w = (w | pg.B_SWAPPED | pg.C_SWAPPED) & ~pg.DROPPED
         return w
     if op in (ev.POPULATE, ev.SWAP_IN):
-        return pg.back(s, found_there(s, w, t), e.end, 0)
+        return pg.back(s, found_there(w), e.end, 0)
     return w
 
 
@@ -201,7 +197,7 @@ def make_drive(
                     e = Event(op, page, n, level, bits, lane, end - latency, end, latency)
                     w = look(s, e, int64(s.words[page]), on, own)
                     if bits & ev.PRESENT:
-                        w = found_there(s, w, t)
+                        w = found_there(w)
                     if w & pg.B_BACKED:
                         if w & pg.C_TAKEN:
                             w = use_anew(s, w, e)
@@ -211,10 +207,10 @@ def make_drive(
                     if mapped or w & pg.B_BACKED:
                         w, verdict, who, service = fault(s, e, w, verdict, who, service, on, own)
                         spared, done = verdict == SKIPPED, end - latency + service
-                        s.words[page] = touch(s, w & ~pg.C_UNUSED, t, done, spared)
+                        s.words[page] = touch(s, w & ~pg.C_UNUSED, done, spared)
                         for p in range(page + 1, page + n):
                             e = Event(op, p, page + n - p, level, bits | ev.CONTINUED, lane, done, done, 0)
-                            s.words[p] = touch(s, look(s, e, int64(s.words[p]), on, own), t, done, spared)
+                            s.words[p] = touch(s, look(s, e, int64(s.words[p]), on, own), done, spared)
                         if verdict not in (SKIPPED, HIT) and not bits & ev.ON_HOST:
                             pg.map_around(s, page)
                         s.clock[pg.CLOCK_SPARED] = 1 if spared else 0
@@ -229,9 +225,9 @@ def make_drive(
                     e = Event(op, p, page + n - p, level, bits, lane, end, end, 0)
                     w = look(s, e, int64(s.words[p]), on, own)
                     if op == ev.FAULT:
-                        s.words[p] = touch(s, w, t, end, spared) if mapped or w & pg.B_BACKED else w
+                        s.words[p] = touch(s, w, end, spared) if mapped or w & pg.B_BACKED else w
                     else:
-                        s.words[p] = recorded(s, event(s, e, w, on, own), t, e)
+                        s.words[p] = recorded(s, event(s, e, w, on, own), e)
                     bits |= ev.CONTINUED
 
     return drive

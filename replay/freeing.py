@@ -118,11 +118,11 @@ def take_all_due(s: World, m: Own, me: int, order: int) -> None:
 def take_at(s: World, pages: NDArray[np.int64], times: NDArray[np.int64], me: int) -> None:
     """Take many backed pages at their times, all at once: `drop` for arrays; one range each."""
     times = np.maximum(times, 0)
-    s.resident[1] -= len(pages)
-    s.hold[2] -= (times >> HOLD_BITS).sum()
-    s.hold[3] -= (times & ((1 << HOLD_BITS) - 1)).sum()
+    s.resident[0] -= len(pages)
+    s.hold[0] -= (times >> HOLD_BITS).sum()
+    s.hold[1] -= (times & ((1 << HOLD_BITS) - 1)).sum()
     bins = np.minimum(times >> s.clock[CLOCK_BIN_SHIFT], CURVE_BINS - 1)
-    s.curve[CURVE_BINS:] -= np.bincount(bins, minlength=CURVE_BINS).astype(np.int64)
+    s.curve[:] -= np.bincount(bins, minlength=CURVE_BINS).astype(np.int64)
     s.words[pages] = (s.words[pages] & ~(C_BACKED | C_UNMAPPED | OWNER_MASK)) | C_TAKEN | (me << OWNER_SHIFT)
     count(s, me, RANGES, len(pages))
     count(s, me, UNMAPS, len(pages))

@@ -16,9 +16,9 @@ from tracekit.replay import accounts as ac
 from tracekit.replay import events as ev
 from tracekit.replay.amounts import Amount
 from tracekit.replay.mechanisms import Context, Mechanism, Stage
-from tracekit.replay.pages import held
 from tracekit.replay.pricing import Prices, class_name
 from tracekit.replay.quantiles import moved, quantile
+from tracekit.replay.residency import Residency
 from tracekit.replay.state import Replay, union_ns, vcpu_lanes
 from tracekit.replay.survey import Survey
 from tracekit.replay.timeline import Timeline
@@ -85,9 +85,10 @@ def weaker(*labels: str) -> str:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Reads the counters of one replay."""
+    """Reads the counters of one replay; `before` is resident memory as recorded."""
 
     replay: Replay
+    before: Residency
     timeline: Timeline
     facts: Survey
     mechanisms: Sequence[Mechanism]
@@ -106,8 +107,17 @@ class Ledger:
     # -- faults
 
     def _fault_table(self) -> NDArray[np.int64]:
+        """Return what became of all faults: those that are booked nowhere stayed as they were."""
         shape = (len(self.mechanisms) + 1, ac.VERDICTS, ev.CLASSES, ac.CELLS)
-        return self.replay.world.faults.reshape(shape)
+        table = self.replay.world.faults.reshape(shape).copy()
+        facts = self.facts
+        unmeasured = facts.faults - facts.measured
+        new = facts.latency_ns + unmeasured * self.prices.nominal()
+        rest = np.stack([facts.faults, facts.latency_ns, unmeasured, new], axis=1) - table.sum(axis=(0, 1))
+        # What stayed takes as long as it took, whatever the others take now.
+        rest[:, ac.NEW_NS] = rest[:, ac.BASE_NS] + rest[:, ac.UNMEASURED] * self.prices.nominal()
+        table[0, ac.KEPT] += rest
+        return table
 
     def _added_table(self) -> NDArray[np.int64]:
         return self.replay.world.added.reshape(len(self.mechanisms) + 1, ac.REASONS, ev.CLASSES, 2)
@@ -282,12 +292,11 @@ class Ledger:
         lanes = vcpu_lanes(self.timeline)
         ahead = int(world.shift[lanes].min()) if len(lanes) else 0
         horizon = max(span - ahead, 1)
-        before = float(int(world.resident[0]) * span - held(world, 0))
-        after = float(int(world.resident[1]) * horizon - held(world, 1))
-        curve = world.curve.reshape(2, -1).cumsum(axis=1).max(axis=1)
+        after_all = Residency.of(world)
+        before, after = self.before.page_ns(span), after_all.page_ns(horizon)
         # Prices move each change of what is resident by as much as they move the stall before it.
         spread = self._spread(np.ones(ev.CLASSES, bool))[0] if self.contexts else Amount.exact(0)
-        moved = max(-spread.low, spread.high) * float(np.abs(world.curve.reshape(2, -1)[1]).sum())
+        moved = max(-spread.low, spread.high) * float(np.abs(world.curve).sum())
         earlier = self.facts.earlier_bytes
         longest = earlier and earlier / (1 << 30) * span / 1e9
         return {
@@ -299,7 +308,7 @@ class Ledger:
                 moved / horizon * PAGE_BYTES,
             ),
             "resident_peak": self._memory(
-                max(int(curve[0]), 0) * PAGE_BYTES, max(int(curve[1]), 0) * PAGE_BYTES, earlier
+                self.before.peak() * PAGE_BYTES, after_all.peak() * PAGE_BYTES, earlier
             ),
         }
 

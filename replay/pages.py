@@ -16,7 +16,7 @@ from tracekit.replay.events import BLOCK_PAGES
 from tracekit.replay.index import VM_SHIFT, Directory, block_of, in_slots
 from tracekit.replay.jit import hot, int64
 
-__all__ = ["World", "back", "drop", "gfn_of", "held", "map_around", "neighbour", "owner_of"]
+__all__ = ["World", "back", "drop", "gfn_of", "map_around", "neighbour", "owner_of"]
 
 # Baseline half.
 B_BACKED: Final = 1 << 0
@@ -44,18 +44,19 @@ OWNER_MASK: Final = 0xFF << OWNER_SHIFT
 # Bits 24 to 30 are free for mechanisms.
 
 CURVE_BINS: Final = 4096
-"""The resident curves are kept as changes in this many equal spans of time."""
+"""The resident curve is kept as changes in this many equal spans of time."""
 
 HOLD_BITS: Final = 24
-"""World.hold has two cells for each world: sums of n * (t >> HOLD_BITS), and of n * what that leaves."""
+"""World.hold has two cells: the sums of n * (t >> HOLD_BITS), and of n * what that leaves."""
 
 
 class World(NamedTuple):
     """Everything that the kernels change, shared by all mechanisms of one scenario.
 
     words[page]: state bits. shift[lane]: ns that the lane runs ahead of the recording (closed loop).
-    resident[0|1]: pages backed now, baseline and counterfactual. hold: see `held`. curve[2, bins]:
-    changes of resident pages. faults, added, tally, histogram, by_lane: see `tracekit.replay.accounts`.
+    resident[0]: pages backed now in the counterfactual (that of a replay with nothing on is the baseline).
+    hold: see `held`. curve[bins]: changes of resident pages. faults, added, tally, histogram, by_lane: see
+    `tracekit.replay.accounts`.
     """
 
     words: NDArray[np.int32]
@@ -93,18 +94,13 @@ def owner_of(word: int) -> int:
 
 
 @hot
-def resident_change(s: World, world: int, t: int, n: int) -> None:
-    """Account `n` pages more (or less) from time `t` on; world 0 = baseline, 1 = counterfactual."""
-    s.resident[world] += n
-    s.hold[2 * world] += n * (t >> HOLD_BITS)
-    s.hold[2 * world + 1] += n * (t & ((1 << HOLD_BITS) - 1))
+def resident_change(s: World, t: int, n: int) -> None:
+    """Account `n` pages more (or less) in the counterfactual from time `t` on."""
+    s.resident[0] += n
+    s.hold[0] += n * (t >> HOLD_BITS)
+    s.hold[1] += n * (t & ((1 << HOLD_BITS) - 1))
     at = max(t, 0) >> s.clock[CLOCK_BIN_SHIFT]
-    s.curve[world * CURVE_BINS + min(at, CURVE_BINS - 1)] += n
-
-
-def held(s: World, world: int) -> int:
-    """Return the sum of n * t over all changes of resident pages, page·ns: whole, so in any order."""
-    return (int(s.hold[2 * world]) << HOLD_BITS) + int(s.hold[2 * world + 1])
+    s.curve[min(at, CURVE_BINS - 1)] += n
 
 
 @hot
@@ -112,7 +108,7 @@ def back(s: World, word: int, t: int, who: int) -> int:
     """Back one page in the counterfactual at time `t`; return its new word. No effect if it is backed."""
     if word & C_BACKED:
         return word
-    resident_change(s, 1, t, 1)
+    resident_change(s, t, 1)
     word &= ~(C_SWAPPED | C_DEFERRED | C_TAKEN | C_UNUSED | C_UNMAPPED | OWNER_MASK)
     return word | C_BACKED | (who << OWNER_SHIFT)
 
@@ -125,7 +121,7 @@ def drop(s: World, word: int, t: int, who: int) -> int:
     """
     if not word & C_BACKED:
         return word
-    resident_change(s, 1, t, -1)
+    resident_change(s, t, -1)
     word &= ~(C_BACKED | C_UNMAPPED | OWNER_MASK)
     if who > 0:
         word |= C_TAKEN

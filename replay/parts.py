@@ -13,6 +13,7 @@ from tracekit.replay import accounts as ac
 from tracekit.replay.amounts import Amount
 from tracekit.replay.ledger import Figure, Ledger
 from tracekit.replay.state import Stand, vcpu_lanes
+from tracekit.replay.survey import Recorded
 from tracekit.replay.timeline import TraceLike
 from tracekit.trace.schema import KIND_CODE
 
@@ -115,18 +116,21 @@ def _between(ledger: Ledger, phase: Phase) -> Ledger:
     before: Stand | None = stands.get(phase.start_ns) if phase.start_ns else None
     after = stands[phase.end_ns]
     shift, faults, added, tally = after.shift, after.faults, after.added, after.tally
-    union = after.union_ns
+    union, recorded = after.union_ns, after.recorded
     if before is not None:
         shift, faults = shift - before.shift, faults - before.faults
         added, tally = added - before.added, tally - before.tally
         union -= before.union_ns
+        last = recorded.last_ns
+        recorded = Recorded(*(b - a for a, b in zip(before.recorded, recorded, strict=True)))
+        recorded = recorded._replace(last_ns=last)
     spans = np.zeros_like(world.spans)
     spans[0] = union
     part = world._replace(shift=shift, faults=faults, added=added, tally=tally, spans=spans)
     return replace(
         ledger,
         replay=replace(ledger.replay, world=part),
-        facts=replace(ledger.facts, last_ns=after.last_ns),
+        facts=replace(ledger.facts, **recorded._asdict()),
         from_start=before is None,
     )
 
@@ -138,8 +142,10 @@ def vcpu_figures(ledger: Ledger, whole: Mapping[str, Figure]) -> dict[str, Figur
     """
     timeline = ledger.timeline
     lanes = vcpu_lanes(timeline)
-    cells = ledger.replay.world.by_lane.reshape(-1, ac.LANE_CELLS)
-    lanes = lanes[cells[lanes, ac.LANE_FAULTS : ac.LANE_STALL_SAVED + 1].any(axis=1)]
+    facts, cells = ledger.facts, ledger.replay.world.by_lane.reshape(-1, ac.LANE_CELLS)
+    unmeasured = (facts.lane_faults - facts.lane_measured) @ ledger.prices.nominal()
+    stall_ns, n_faults = facts.lane_ns + unmeasured, facts.lane_faults.sum(axis=1)
+    lanes = lanes[(n_faults[lanes] != 0) | cells[lanes].any(axis=1)]
     figures: dict[str, Figure] = {}
     if len(lanes) < 2:
         return figures
@@ -150,8 +156,9 @@ def vcpu_figures(ledger: Ledger, whole: Mapping[str, Figure]) -> dict[str, Figur
         part = f"vcpu{name}" if name >= 0 else f"thread{-1 - name}"
         if timeline.vms > 1 and name >= 0:
             part = f"vm{int(timeline.lanes.vm[lane])}.{part}"
-        n, ns, n_saved, ns_saved = cells[lane].tolist()
-        figures[f"faults:{part}"] = Figure.of(n, Amount.exact(n_saved), faults.label)
+        n_saved, ns_saved = cells[lane].tolist()
+        ns = int(stall_ns[lane])
+        figures[f"faults:{part}"] = Figure.of(int(n_faults[lane]), Amount.exact(n_saved), faults.label)
         low, high = (ns_saved + end - total.saved.value for end in (total.saved.low, total.saved.high))
         figures[f"stall:{part}"] = Figure.of(ns, Amount(ns_saved, low, high), total.label)
     return figures

@@ -21,6 +21,7 @@ from tracekit.replay.losses import with_losses
 from tracekit.replay.mechanisms import Context, Mechanism, known_mechanisms
 from tracekit.replay.parts import Phase, parse_phases, phase_figures, vcpu_figures
 from tracekit.replay.pricing import Prices
+from tracekit.replay.residency import Residency
 from tracekit.replay.result import Result, Row, notes, provenance
 from tracekit.replay.sampled import Sample, require_local, sample_of
 from tracekit.replay.scenarios import Scenario, parse_scenario
@@ -103,6 +104,8 @@ class Room:
     sample: Sample | None = None
     phases: Sequence[Phase] = ()
     curves: dict[str, pl.DataFrame] = field(default_factory=dict)
+    before: list[Residency] = field(default_factory=list)
+    """Resident memory of the recorded run, once a pass has found it."""
 
     @classmethod
     def of(
@@ -223,19 +226,27 @@ class Room:
             hypothesis = next((context.hypothesis for context in contexts.values()), "point")
             around = self.timeline.mapped_around if hypothesis != "low" else 1
             settings.append(Setting(contexts, self.prices.kernel(hypothesis), closed, around))
+        first = not self.before
+        if first:
+            # The recorded run is a replay with nothing on; it shares the first pass.
+            settings.insert(0, Setting({}, self.prices.kernel("point")))
         ends = [t for phase in self.phases for t in (phase.start_ns, phase.end_ns)]
-        replays = Replay.run_all(self.timeline, self.chain, settings, plain=self.plain, at=ends)
+        replays = iter(Replay.run_all(self.timeline, self.chain, settings, plain=self.plain, at=ends))
+        if first:
+            self.before.append(Residency.of(next(replays).world))
         found = []
-        for setting, replay in zip(settings, replays, strict=True):
+        for (contexts, _), replay in zip(asked, replays, strict=True):
             if curves is not None:
+                both = self.before[0], Residency.of(replay.world)
                 curves.append(
-                    (resident_curve(replay, self.timeline, 0), resident_curve(replay, self.timeline, 1))
+                    (resident_curve(both[0], self.timeline), resident_curve(both[1], self.timeline))
                 )
-            found.append(self._figures_of(replay, setting.contexts))
+            found.append(self._figures_of(replay, contexts))
         return found
 
     def _figures_of(self, replay: Replay, contexts: Mapping[str, Context]) -> dict[str, Figure]:
-        ledger = Ledger(replay, self.timeline, self.facts, self.chain.mechanisms, contexts, self.prices)
+        before, mechanisms = self.before[0], self.chain.mechanisms
+        ledger = Ledger(replay, before, self.timeline, self.facts, mechanisms, contexts, self.prices)
         figures = ledger.figures()
         figures |= {**phase_figures(ledger, self.phases), **vcpu_figures(ledger, figures)}
         figures = with_losses(figures, self.timeline.trace.lost, changed=bool(contexts))

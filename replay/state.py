@@ -17,6 +17,7 @@ from tracekit.replay.events import BLOCK_PAGES, CLASSES, Columns
 from tracekit.replay.mechanisms import Context, Own, Setup
 from tracekit.replay.pages import World
 from tracekit.replay.reduction import OWN_CLOCK
+from tracekit.replay.survey import Recorded, Totals, add_batch
 from tracekit.replay.timeline import Timeline
 
 __all__ = ["Replay", "Setting", "Stand", "union_ns", "vcpu_lanes"]
@@ -66,20 +67,20 @@ class Setting:
 
 @dataclass(frozen=True)
 class Stand:
-    """How a replay stands at some time: its counters, the union of removed stall, each lane's last event."""
+    """How a replay stands at some time: its counters, the union of removed stall, what was recorded."""
 
     shift: NDArray[np.int64]
     faults: NDArray[np.int64]
     added: NDArray[np.int64]
     tally: NDArray[np.int64]
     union_ns: int
-    last_ns: NDArray[np.int64]
+    recorded: Recorded
 
     @classmethod
-    def of(cls, world: World, last_ns: NDArray[np.int64]) -> Stand:
+    def of(cls, world: World, recorded: Recorded) -> Stand:
         """Copy what will change."""
         copies = (world.shift.copy(), world.faults.copy(), world.added.copy(), world.tally.copy())
-        return cls(*copies, union_ns(world), last_ns.copy())
+        return cls(*copies, union_ns(world), recorded)
 
 
 @dataclass
@@ -158,7 +159,7 @@ class Replay:
         """Replay these settings side by side."""
         replays = [cls._new(timeline, chain, setting) for setting in settings]
         local = [by_block and one.block_local(chain) for one in settings]
-        last = np.zeros(len(timeline.lanes.vm), np.int64)
+        so_far = Totals.new(len(timeline.lanes.vm))
         for columns, then in _cut(timeline, at):
             if columns is not None:
                 blocks = block_order(columns, timeline.index.blocks) if any(local) else None
@@ -169,10 +170,11 @@ class Replay:
                     else:
                         drive(columns, *state, *IN_ORDER)
                 if at:
-                    last[columns.lane] = columns.t  # in time order: the last one stays
+                    add_batch(columns, so_far)
             if then is not None:
+                recorded = Recorded.of(so_far)
                 for replay in replays:
-                    replay.stands[then] = Stand.of(replay.world, last)
+                    replay.stands[then] = Stand.of(replay.world, recorded)
         for replay, setting in zip(replays, settings, strict=True):
             for k, m in enumerate(chain.mechanisms):
                 if replay.on[k] and m.finish is not None:
@@ -197,9 +199,9 @@ class Replay:
             shift=np.zeros(len(lanes.vm), np.int64),
             busy=np.full(len(lanes.vm), np.iinfo(np.int64).min, np.int64),
             host_of=lanes.vm.copy(),
-            resident=np.zeros(2, np.int64),
-            hold=np.zeros(4, np.int64),
-            curve=np.zeros(2 * pg.CURVE_BINS, np.int64),
+            resident=np.zeros(1, np.int64),
+            hold=np.zeros(2, np.int64),
+            curve=np.zeros(pg.CURVE_BINS, np.int64),
             faults=np.zeros((len(setups) + 1) * ac.VERDICTS * CLASSES * ac.CELLS, np.int64),
             added=np.zeros((len(setups) + 1) * ac.REASONS * CLASSES * 2, np.int64),
             tally=np.zeros((len(setups) + 1) * ac.TALLIES, np.int64),

@@ -35,10 +35,11 @@ ATTACHED = ("pids", "whole_guest_but_the_recorder")
 class Survey:
     """What a trace holds. Arrays by fault class: faults, those with a latency, and the sum of these (ns).
 
-    `histograms[class]`: recorded latencies by cell of `accounts.histogram_cells`. `last_ns[lane]`: of
-    the lane's last event. `earlier_bytes`: guest memory that may have been backed before the recording began
-    (0 = it saw the VM start; inf = nothing bounds it). `assumed_slots`: some memslots were guessed, so a gfn
-    may name another page than the guest's.
+    `histograms[class]`: recorded latencies by cell of `accounts.histogram_cells`. By lane: `last_ns`, the
+    time of its last event; `lane_ns`, the sum of its latencies; `lane_faults[lane, class]`, and
+    `lane_measured` of these. `earlier_bytes`: guest memory that may have been backed before the recording
+    began (0 = it saw the VM start; inf = nothing bounds it). `assumed_slots`: some memslots were guessed, so
+    a gfn may name another page than the guest's.
     """
 
     counts: NDArray[np.int64]
@@ -47,6 +48,9 @@ class Survey:
     latency_ns: NDArray[np.int64]
     histograms: NDArray[np.int64]
     last_ns: NDArray[np.int64]
+    lane_ns: NDArray[np.int64]
+    lane_faults: NDArray[np.int64]
+    lane_measured: NDArray[np.int64]
     writes: int
     access_known: int
     outside_rows: int
@@ -74,57 +78,96 @@ class Survey:
 
 
 class Totals(NamedTuple):
-    """What `add_batch` sums: see `Survey`; `writes` holds writes and known accesses."""
+    """What is summed over batches: see `Survey`; `writes` holds writes and known accesses."""
 
     faults: NDArray[np.int64]
     measured: NDArray[np.int64]
     latency_ns: NDArray[np.int64]
     histograms: NDArray[np.int64]
     last_ns: NDArray[np.int64]
+    lane_ns: NDArray[np.int64]
+    lane_faults: NDArray[np.int64]
+    lane_measured: NDArray[np.int64]
     writes: NDArray[np.int64]
+
+    @classmethod
+    def new(cls, lanes: int) -> Totals:
+        """Return totals of nothing, with room for so many lanes."""
+        by_class, by_lane = np.zeros(ev.CLASSES, np.int64), np.zeros(lanes, np.int64)
+        return cls(
+            faults=by_class,
+            measured=by_class.copy(),
+            latency_ns=by_class.copy(),
+            histograms=np.zeros(ev.CLASSES * HISTOGRAM_CELLS, np.int64),
+            last_ns=by_lane,
+            lane_ns=by_lane.copy(),
+            lane_faults=np.zeros(lanes * ev.CLASSES, np.int64),
+            lane_measured=np.zeros(lanes * ev.CLASSES, np.int64),
+            writes=np.zeros(2, np.int64),
+        )
 
     def grown(self, lanes: int) -> Totals:
         """Return the same with room for so many lanes."""
-        return self._replace(last_ns=_longer(self.last_ns, lanes))
+        return self._replace(
+            last_ns=_longer(self.last_ns, lanes),
+            lane_ns=_longer(self.lane_ns, lanes),
+            lane_faults=_longer(self.lane_faults, lanes * ev.CLASSES),
+            lane_measured=_longer(self.lane_measured, lanes * ev.CLASSES),
+        )
+
+
+class Recorded(NamedTuple):
+    """What was recorded up to some time, as the fields of `Survey` with these names."""
+
+    faults: NDArray[np.int64]
+    measured: NDArray[np.int64]
+    latency_ns: NDArray[np.int64]
+    last_ns: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, totals: Totals) -> Recorded:
+        """Copy what will change."""
+        return cls(*(getattr(totals, name).copy() for name in cls._fields))
 
 
 def add_batch(c: Columns, totals: Totals) -> None:
-    """Add the rows of one batch to the totals."""
+    """Add the rows of one batch to the totals, which must have room for their lanes."""
+    add = _compiled() if len(c.t) > PLAIN_ROWS else _add_rows
+    add(c, totals)
+
+
+def _add_rows(c: Columns, totals: Totals) -> None:
     for i in range(len(c.t)):
-        totals.last_ns[c.lane[i]] = c.t[i]  # in time order: the last one stays
+        lane = int64(c.lane[i])
+        totals.last_ns[lane] = c.t[i]  # in time order: the last one stays
         bits = int64(c.bits[i])
         if c.op[i] != ev.FAULT or bits & ev.CONTINUED:
             continue
         cls = fault_class(bits, int64(c.level[i]))
         totals.faults[cls] += 1
+        totals.lane_faults[lane * ev.CLASSES + cls] += 1
         totals.writes[0] += 1 if bits & ev.WRITE else 0
         totals.writes[1] += 1 if bits & (ev.READ | ev.WRITE | ev.EXECUTE) else 0
         if bits & ev.MEASURED:
             latency = int64(c.latency[i])
             totals.measured[cls] += 1
             totals.latency_ns[cls] += latency
+            totals.lane_ns[lane] += latency
+            totals.lane_measured[lane * ev.CLASSES + cls] += 1
             totals.histograms[cls * HISTOGRAM_CELLS + histogram_cell(latency)] += 1
 
 
 @cache
 def _compiled() -> Callable[[Columns, Totals], None]:
-    return compiled(add_batch)
+    return compiled(_add_rows)
 
 
 def survey(timeline: Timeline) -> Survey:
     """Read the whole trace once; the timeline then knows its pages, lanes and bounds."""
-    totals = Totals(
-        faults=np.zeros(ev.CLASSES, np.int64),
-        measured=np.zeros(ev.CLASSES, np.int64),
-        latency_ns=np.zeros(ev.CLASSES, np.int64),
-        histograms=np.zeros(ev.CLASSES * HISTOGRAM_CELLS, np.int64),
-        last_ns=np.zeros(0, np.int64),
-        writes=np.zeros(2, np.int64),
-    )
+    totals = Totals.new(0)
     for c in timeline:
         totals = totals.grown(len(timeline.lanes.vm))
-        add = _compiled() if len(c.t) > PLAIN_ROWS else add_batch
-        add(c, totals)
+        add_batch(c, totals)
     totals = totals.grown(len(timeline.lanes.vm))
     return Survey(
         counts=timeline.seen,
@@ -133,6 +176,9 @@ def survey(timeline: Timeline) -> Survey:
         latency_ns=totals.latency_ns,
         histograms=totals.histograms.reshape(ev.CLASSES, HISTOGRAM_CELLS),
         last_ns=totals.last_ns,
+        lane_ns=totals.lane_ns,
+        lane_faults=totals.lane_faults.reshape(-1, ev.CLASSES),
+        lane_measured=totals.lane_measured.reshape(-1, ev.CLASSES),
         writes=int(totals.writes[0]),
         access_known=int(totals.writes[1]),
         outside_rows=timeline.outside_rows,

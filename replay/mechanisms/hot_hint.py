@@ -160,7 +160,7 @@ def follow_stride(s: World, e: Event, m: Own, me: int) -> None:
             m.ints[FREE_AT] = max(e.end, m.ints[FREE_AT]) + int(m.par[COST_4K])
             count(s, me, PREFAULTS, 1)
             count(s, me, PREFAULTS_UNUSED, 1)
-            resident_change(s, 1, m.ints[FREE_AT], 1)
+            resident_change(s, m.ints[FREE_AT], 1)
         elif p >= 0 and s.words[p] & (C_BACKED | B_BACKED) == 0:
             prefault(s, p, 1, e.end, int(m.par[COST_4K]), m, me)
     m.ints[at + EXPECTED] = gfn + stride * (window + 1)
@@ -269,7 +269,7 @@ def begin(context: Context, world: World, own: Own, me: int) -> None:
         if page >= 0:
             own.page[page] = ready
         elif page == UNSEEN:
-            resident_change(world, 1, ready, 1)
+            resident_change(world, ready, 1)
             count(world, me, PREFAULTS_UNUSED, 1)
     count(world, me, PREFAULTS, len(gfns))
 

@@ -100,7 +100,7 @@ def back_all(s: World, vm: int, gfn: int, pages: int, at: int, me: int) -> None:
                 p = block * BLOCK_PAGES + k
                 s.words[p] = back(s, s.words[p], at, me)
     if unnamed > 0:
-        resident_change(s, 1, at, unnamed)
+        resident_change(s, at, unnamed)
 
 
 @hot

@@ -88,7 +88,7 @@ def merge(s: World, page: int, number: int, at: int, m: Own, me: int) -> None:
         m.ints[WAITING] -= 1
     m.page[page] |= IS_MERGED | number << NUMBER
     if not keeps(m, number, 1):
-        resident_change(s, 1, at, -1)
+        resident_change(s, at, -1)
     count(s, me, MERGED, 1)
 
 
@@ -98,7 +98,7 @@ def split(s: World, page: int, at: int, m: Own) -> bool:
     shared = bool(m.page[page] & IS_MERGED)
     if shared:
         if not keeps(m, m.page[page] >> NUMBER, -1):
-            resident_change(s, 1, at, 1)
+            resident_change(s, at, 1)
     elif m.page[page] & ZERO:
         m.ints[WAITING] -= 1
     m.page[page] = 0
@@ -126,7 +126,7 @@ def tick(s: World, now: int, m: Own, me: int) -> None:
         if m.ints[WAITING] == 0:  # nothing to find: however long, one step
             rounds = (now - m.ints[SCANNED_TO]) // sleep
             m.ints[SCANNED_TO] += rounds * sleep
-            count(s, me, SCANNED, rounds * min(per_sleep, s.resident[1] - m.ints[SHARED]))
+            count(s, me, SCANNED, rounds * min(per_sleep, s.resident[0] - m.ints[SHARED]))
             return
         m.ints[SCANNED_TO] += sleep
         left = per_sleep
@@ -240,7 +240,7 @@ def finish(context: Context, world: World, own: Own, me: int) -> None:
     if not own.par[MERGES] or own.par[RECORDED]:
         # Whatever it finds, ksmd looks at this many pages (recorded: at most, if memory is smaller).
         rounds = end // int(own.par[SLEEP])
-        per_round = min(int(own.par[PER_SLEEP]), int(world.resident[1] - own.ints[SHARED]))
+        per_round = min(int(own.par[PER_SLEEP]), int(world.resident[0] - own.ints[SHARED]))
         world.tally.reshape(-1, TALLIES)[me][SCANNED] = rounds * per_round
 
 

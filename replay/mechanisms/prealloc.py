@@ -68,9 +68,9 @@ def begin(context: Context, world: World, own: Own, me: int) -> None:
     slots = context.timeline.trace.memslots.sort("from_ns")
     for size, since in slots.select("size_bytes", "from_ns").iter_rows():
         pages = min(size // PAGE_BYTES, left)
-        resident_change(world, 1, max((since or 0) - context.timeline.start_ns, 0), pages)
+        resident_change(world, max((since or 0) - context.timeline.start_ns, 0), pages)
         left -= pages
-    resident_change(world, 1, 0, left)
+    resident_change(world, 0, left)
 
 
 def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[str, float]]:

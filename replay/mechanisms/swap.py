@@ -172,7 +172,7 @@ def note_use(m: Own, page: int) -> None:
 def make_room(s: World, page: int, at: int, m: Own, me: int) -> None:
     """Evict until this page fits under the limit with the others."""
     forget(m, page)
-    while s.resident[1] >= m.par[LIMIT]:
+    while s.resident[0] >= m.par[LIMIT]:
         out = victim(m)
         if out < 0:
             return

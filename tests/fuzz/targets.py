@@ -34,6 +34,7 @@ from tracekit.replay import load_profile, load_scenarios, parse_scenario, run
 from tracekit.replay.uncertainty.ranges import parse_variation
 from tracekit.trace import Meta, Trace, open_trace, recover
 from tracekit.trace.framing import FrameReader
+from tracekit.trace.resync import SalvageReader
 from tracekit.trace.schema import EVENTS, KINDS
 from tracekit.trace.summary import summarise
 
@@ -140,6 +141,10 @@ def part(data: bytes) -> None:
         frame.batch.validate(full=True)
         assert frame.batch.num_rows <= 1 << 16
         assert frame.batch.schema.equals(EVENTS)
+    salvage = SalvageReader(pa.py_buffer(content))
+    times = [frame.batch.column("ts_ns")[0].as_py() for frame in salvage if frame.batch.num_rows]
+    assert times == sorted(times)
+    assert all(gap.size > 0 for gap in salvage.gaps)
 
 
 def meta(data: bytes) -> None:

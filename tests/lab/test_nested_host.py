@@ -86,7 +86,9 @@ def test_every_first_touch_of_a_small_guest(lab: Lab, options: str):
     # KVM counts a fault fixed where it made a mapping; the other faults found it made by the other vCPU.
     assert len(faults) == guest["kvm_counters"]["pf_taken"]
     assert guest["kvm_counters"][f"pages_{'4k' if level == 1 else '2m'}"] >= plan.pages
-    assert set(faults.filter(pl.col("gfn") < guest["first_gfn"])["gfn"]) <= set(guest["low_gfns"])
+    # A large page begins at another gfn than the one touched, which `arg` tells.
+    low = faults.filter(pl.col("gfn") < guest["first_gfn"]).select(pl.coalesce("arg", "gfn"))
+    assert set(low["arg"]) <= set(guest["low_gfns"])
 
 
 def test_an_unmodified_linux_guest_with_balloon_and_page_reporting(lab: Lab):
@@ -122,7 +124,9 @@ def test_asynchronous_page_faults_of_a_guest_that_swaps(lab: Lab, async_faults: 
     least, most = (2, theirs["apf_ready"]) if async_faults == "on" else (0, 0)
     assert least <= heard <= most, account
     assert events(trace, "apf_completed")["latency_ns"].null_count() == 0
-    assert recorded["swap_in"] > 0
+    # Neither lab kernel has the tracepoint that counts swapping, and the trace says so.
+    missing = trace.meta.probes["refused"].get("memcg", "")
+    assert ("swap_in" in recorded) != ("memcg:count_memcg_events" in missing)
 
 
 @pytest.mark.parametrize("lab", ["6.12"], indirect=True)
@@ -141,4 +145,6 @@ def test_hyperv_hints_of_an_enlightened_guest(lab: Lab):
     assert set(ranges["arg"]) == {0x8003 | 3 << 16}  # 1 + heat type (2: discard) above the code
     assert ranges["pages"].sum() == guest["calls"]["discard_pages"]
     assert ranges["gfn"].to_list()[:63] == [512 + 64 * batch for batch in range(63)]
-    assert events(trace, "madvise").filter(pl.col("arg") == 4)["pages"].sum() >= ranges["pages"].sum()
+    # The VMM drops what a hint discards: of a VMM that is not known, that is a page report (docs/probes.md).
+    dropped = events(trace, "free_page_report")
+    assert dropped.select("gfn", "pages").equals(ranges.select("gfn", "pages"))

@@ -72,7 +72,9 @@ class Hypervisor:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.syscall(BPF, PROG_TEST_RUN, attributes, len(attributes)):
             raise OSError(ctypes.get_errno(), "BPF_PROG_TEST_RUN")
-        return self.ring.read()
+        records = self.ring.read().copy()
+        self.ring.free()
+        return records
 
     def lost(self, reason: str) -> int:
         return sum(cpu.count for cpu in self.programs[b"losses"][LOST.index(reason)])

@@ -49,3 +49,15 @@ def test_a_guest_swaps_as_often_as_predicted_and_its_memory_is_at_its_limit(tmp_
     assert checks["exits"].before < checks["exits"].measured
     # A little of the limit is the VMM's own memory.
     assert 0.95 < checks["resident_peak"].measured / checks["resident_peak"].predicted <= 1
+
+
+@pytest.mark.live("qemu-system-x86_64")
+def test_what_page_reporting_gives_back_is_within_the_goal(tmp_path: Path) -> None:
+    found = validate(["free_page_reporting"], tmp_path, profile="published", first_only=True)
+    if found.left_out:
+        pytest.skip(found.left_out["free_page_reporting"])
+    for check in found.checks:
+        assert check.error is not None
+        assert check.error < 0.1, check
+    end = next(check for check in found.checks if check.metric == "resident_end")
+    assert end.measured < end.before / 2

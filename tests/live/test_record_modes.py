@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
@@ -217,3 +218,18 @@ def test_a_moment_that_the_command_named_ends_a_phase(tmp_path: Path) -> None:
     assert mark["name"] == "ready"
     assert before < mark["ts_ns"] < trace.meta.stop_ns - 150_000_000
     assert not Path(f"{path}.marks").exists()
+
+
+def test_where_no_pipe_can_be_made_only_the_marks_are_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))  # what FAT answers
+
+    monkeypatch.setattr(os, "mkfifo", refused)
+    marking = f"{sys.executable} -m tracekit mark ready; test $? = 2"
+    trace, report = record_command(tmp_path / "x.trace", "sh", "-c", marking)
+    assert trace.meta.marks == []
+    assert trace.meta.notes == report.notes
+    assert report.lines()[-1].strip().startswith("marks are off: no pipe can be made")
+    assert trace.rows > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
@@ -74,6 +75,22 @@ def test_a_pipe_that_was_left_is_replaced_and_anything_else_is_not(trace: Path):
     with pytest.raises(UsageError, match="pipe"):
         put_mark("ready", trace)
     assert pipe_of(trace).read_text() == "mine"
+
+
+@pytest.mark.parametrize("refuses", ["mkfifo", "chown"])
+def test_a_file_system_without_pipes_only_takes_the_marks(
+    trace: Path, monkeypatch: pytest.MonkeyPatch, refuses: str
+):
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))  # what FAT answers
+
+    monkeypatch.setattr(os, refuses, refused)
+    with MarkPipe(pipe_of(trace), owner=(0, 0)) as pipe:
+        assert pipe.off == "marks are off: no pipe can be made beside the trace (Operation not permitted)"
+        assert not pipe_of(trace).exists()
+        assert list(pipe.read()) == []
+        with pytest.raises(UsageError, match="no recording takes marks"):
+            put_mark("ready", trace)
 
 
 def test_nobody_listens(trace: Path):

@@ -19,10 +19,12 @@ from tracekit.errors import UsageError
 from tracekit.replay import accounts as ac
 from tracekit.replay import events as ev
 from tracekit.replay import load_profile
-from tracekit.replay.pages import CURVE_BINS, held
+from tracekit.replay.pages import CURVE_BINS
+from tracekit.replay.residency import Residency
 from tracekit.replay.running import Room
 from tracekit.replay.scenarios import parse_scenario
 from tracekit.replay.state import Replay
+from tracekit.replay.survey import Totals, add_batch
 from tracekit.trace import Meta, TraceWriter
 from tracekit.trace.batch import events_batch
 from tracekit.trace.schema import FLAG_KERNEL
@@ -55,27 +57,34 @@ class Compared:
         self.verdicts: list[tuple[str, str, int]] = []
 
         def spy(columns: Any, world: Any, *rest: Any) -> None:
-            before = world.faults.copy()
+            before, so_far = world.faults.copy(), Totals.new(len(world.shift))
             room.chain.plain(columns, world, *rest)
+            add_batch(columns, so_far)
             cells = (world.faults - before).reshape(-1, ac.VERDICTS, ev.CLASSES, ac.CELLS)
-            for who, verdict, cls in np.argwhere(cells[..., ac.COUNT]).tolist():
+            booked = np.argwhere(cells[..., ac.COUNT]).tolist()
+            for who, verdict, cls in booked:
                 ns = int(cells[who, verdict, cls, ac.NEW_NS])
                 self.verdicts.append((VERDICTS[verdict], names[who], ns))
+            if not booked and so_far.faults.any():  # one event at a time: what is booked nowhere stayed
+                cls = int(so_far.faults.argmax())
+                ns = int(so_far.latency_ns[cls] if so_far.measured[cls] else world.cost[cls])
+                self.verdicts.append((VERDICTS[ac.KEPT], names[0], ns))
 
         chain = replace(room.chain, plain=spy)
         costs = room.prices.kernel("point")
         replay = Replay.run(room.timeline, chain, contexts, costs, closed=closed, plain=True)
+        nothing_on = Replay.run(room.timeline, room.chain, {}, costs, closed=closed, plain=True)
         params: dict[str, dict[str, Any]] = {name: dict(of) for name, of in chosen.params.items()}
         for name, more in (("hot_hint", {"touches": touches}), ("swap", {"order": order})):
             params.get(name, {}).update(more)
         slow = Slow(trace, params, COSTS, closed=closed)
-        self.engine = self.of_engine(replay, names)
+        self.engine = self.of_engine(replay, nothing_on, names)
         self.slow = self.of_slow(slow, int(replay.world.clock[0]))
         self.slow_verdicts = slow.w.verdicts
 
     @staticmethod
-    def of_engine(replay: Replay, names: list[str]) -> dict[str, Any]:
-        world = replay.world
+    def of_engine(replay: Replay, nothing_on: Replay, names: list[str]) -> dict[str, Any]:
+        world, memory = replay.world, [Residency.of(one.world) for one in (nothing_on, replay)]
         added = world.added.reshape(len(names), ac.REASONS, ev.CLASSES, 2).sum(axis=2)
         tally = world.tally.reshape(-1, ac.TALLIES)
         unused = replay.unused()
@@ -88,9 +97,11 @@ class Compared:
             "wasted": int(unused[1:].sum() + tally[:, ac.PREFAULTS_UNUSED].sum()),
             "zeroed": int(tally[:, ac.ZEROING_SPARED].sum()),
             "candidates": int(tally[:, ac.CANDIDATES].sum()),
-            "resident": world.resident.tolist(),
-            "held": [float(held(world, which)) for which in (0, 1)],
-            "curve": [np.flatnonzero(c).tolist() + c[c != 0].tolist() for c in world.curve.reshape(2, -1)],
+            "resident": [one.pages for one in memory],
+            "held": [float(one.weighted) for one in memory],
+            "curve": [
+                np.flatnonzero(c).tolist() + c[c != 0].tolist() for c in (one.changes for one in memory)
+            ],
         }
 
     @staticmethod
@@ -186,7 +197,9 @@ SINGLE = (
     "epf,runnable=0", "epf,runnable=1", "epf,runnable=3",
     "cold_hint,order=0,delay_ms=0.03", "cold_hint,order=2,delay_ms=0.02", "cold_hint,delay_ms=0.02",
     "cold_hint,policy=idle,idle_s=0.00005,scan_ms=0", "cold_hint,policy=recorded", "cold_hint,policy=oracle",
-    "free_page_reporting,order=1,delay_s=0.00004", "free_page_reporting,delay_s=0.00002",
+    "free_page_reporting,from_mib=0,order=1,delay_s=0.00004",
+    "free_page_reporting,from_mib=0,delay_s=0.00002",
+    "free_page_reporting,from_mib=2,order=0,delay_s=0.00002",
     "balloon,interval_s=0.001,free_mib=0", "balloon,policy=recorded,interval_s=0.001",
     "balloon,interval_s=0.001,page=2m,free_mib=0", f"balloon,interval_s=0.001,target_mib={PAGES_8}",
     f"swap,limit_mib={PAGES_8}", "swap,limit_mib=0.008,device=zram", "swap,limit_mib=1,device=hdd",
@@ -198,7 +211,7 @@ ONE_EACH = (
     "prealloc", "prealloc,prealloc.via=pre_fault", "prealloc,prealloc.size=2m", "epf,epf.runnable=1",
     "cold_hint,cold_hint.order=0,cold_hint.delay_ms=0.03", "cold_hint,cold_hint.policy=oracle",
     "cold_hint,cold_hint.policy=idle,cold_hint.idle_s=0.00005", "cold_hint,cold_hint.policy=recorded",
-    "free_page_reporting,free_page_reporting.delay_s=0.00002",
+    "free_page_reporting,free_page_reporting.from_mib=0,free_page_reporting.delay_s=0.00002",
     "balloon,balloon.interval_s=0.001,balloon.free_mib=0",
     f"swap,swap.limit_mib={PAGES_8}", "swap,swap.limit_mib=0.008,swap.device=zram",
     "ksm,ksm.policy=zero,ksm.sleep_ms=0.1", "ksm",

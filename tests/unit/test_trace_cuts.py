@@ -69,8 +69,9 @@ def test_zeroed_blocks_are_not_taken_for_an_end(killed, no_sync):
     path, sizes, truth = killed
     content = (path / PART).read_bytes()
     for start in [*range(0, len(content), 97), *sizes[:-1]]:
-        batches, reader = verified(content[:start] + bytes(len(content) - start))
-        whole = sum(start >= end for end in sizes)
+        zeroed = content[:start] + bytes(len(content) - start)
+        batches, reader = verified(zeroed)
+        whole = sum(zeroed[:end] == content[:end] for end in sizes)  # a batch may end in zeros anyway
         assert len(batches) == whole
         assert reader.trouble
         assert not reader.closed

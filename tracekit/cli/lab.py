@@ -163,6 +163,10 @@ def linux(
     settle: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="Wait after freeing, for reports to come.")
     ] = 5.0,
+    page_events: Annotated[
+        bool,
+        typer.Option("--page-events", help="The guest's kernel tells of its pages (in --json)."),
+    ] = False,
     kit: Annotated[
         Path | None,
         typer.Option(envvar="TRACEKIT_GUEST_KIT", help="Folder with vmlinuz and initramfs."),
@@ -182,6 +186,7 @@ def linux(
             balloon_bytes=balloon,
             commands=tuple(run or ()),
             settle_s=settle,
+            page_events=page_events,
             kit=kit,
         )
     )

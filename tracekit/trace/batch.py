@@ -20,6 +20,11 @@ _DEFAULTS: Final[dict[str, int]] = {"vm": 0, "tid": 0, "pages": 1, "access": 0, 
 _DTYPES: Final[dict[str, np.dtype[Any]]] = {
     f.name: np.dtype(np.uint8 if f.name == "kind" else f.type.to_pandas_dtype()) for f in EVENTS
 }
+# Asking a schema for its fields takes microseconds each, and a recorder makes a batch many times a second.
+_TYPES: Final[dict[str, pa.DataType]] = {f.name: f.type for f in EVENTS}
+_NULLABLE: Final = {f.name for f in EVENTS if f.nullable}
+_NEVER_NULL: Final = [(index, f.name) for index, f in enumerate(EVENTS) if not f.nullable]
+_KIND: Final = EVENTS.get_field_index("kind")
 
 
 def events_batch(*, valid: Mapping[str, np.ndarray] | None = None, **columns: Any) -> pa.RecordBatch:
@@ -47,7 +52,7 @@ def events_batch(*, valid: Mapping[str, np.ndarray] | None = None, **columns: An
     if np.ndim(columns["ts_ns"]) != 1:
         raise UsageError("ts_ns must be one-dimensional: one time per row")
     rows = len(columns["ts_ns"])
-    arrays = [_column(f, columns.get(f.name), masks.get(f.name), rows) for f in EVENTS]
+    arrays = [_column(name, columns.get(name), masks.get(name), rows) for name in _DTYPES]
     return pa.RecordBatch.from_arrays(arrays, schema=EVENTS)
 
 
@@ -57,14 +62,15 @@ def check_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
         raise UsageError(
             "a batch of events must have the schema EVENTS", hint="build it with events_batch(...)"
         )
-    kind = batch.column("kind")
+    columns = batch.columns
+    kind = columns[_KIND]
     if not kind.dictionary.equals(KIND_DICTIONARY):
         raise UsageError(
             "the kinds of a batch must be those of KINDS", hint="build it with events_batch(...)"
         )
-    for index, column in enumerate(EVENTS):
-        if not column.nullable and batch.column(index).null_count:
-            raise UsageError(f"{column.name} has nulls; only nullable columns may")
+    for index, name in _NEVER_NULL:
+        if columns[index].null_count:
+            raise UsageError(f"{name} has nulls; only nullable columns may")
     codes = kind.indices.to_numpy(zero_copy_only=True)
     if len(codes) and codes.max() >= len(KINDS):
         raise UsageError(f"kind code {codes.max()} is not in KINDS")
@@ -77,12 +83,12 @@ def newer_kinds() -> UsageError:
     return UsageError("the trace has event kinds of a newer tracekit", hint=hint)
 
 
-def _column(column: pa.Field, values: Any, mask: Any, rows: int) -> pa.Array:
-    name, dtype = column.name, _DTYPES[column.name]
+def _column(name: str, values: Any, mask: Any, rows: int) -> pa.Array:
+    dtype = _DTYPES[name]
     if values is None and name in _DEFAULTS:
         values = _DEFAULTS[name]
     if values is None:
-        return pa.nulls(rows, column.type)
+        return pa.nulls(rows, _TYPES[name])
     if name == "kind":
         values = _kind_codes(values)
     data = _exact(name, values, dtype)
@@ -93,7 +99,7 @@ def _column(column: pa.Field, values: Any, mask: Any, rows: int) -> pa.Array:
     validity = None
     if mask is not None:
         present = np.asarray(mask, bool)
-        if not column.nullable:
+        if name not in _NULLABLE:
             raise UsageError(f"{name} cannot be null")
         if present.shape != (rows,):
             raise UsageError(f"valid[{name!r}] has shape {present.shape}, ts_ns has ({rows},)")
@@ -103,8 +109,9 @@ def _column(column: pa.Field, values: Any, mask: Any, rows: int) -> pa.Array:
             validity = pa.py_buffer(np.packbits(present, bitorder="little"))
     data = np.ascontiguousarray(data)
     if name == "kind":
-        return pa.DictionaryArray.from_arrays(pa.array(data), KIND_DICTIONARY)
-    return pa.Array.from_buffers(column.type, rows, [validity, pa.py_buffer(data)])
+        # The codes were checked above.
+        return pa.DictionaryArray.from_arrays(pa.array(data), KIND_DICTIONARY, safe=False)
+    return pa.Array.from_buffers(_TYPES[name], rows, [validity, pa.py_buffer(data)])
 
 
 def _kind_codes(values: Any) -> Any:

@@ -9,11 +9,10 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tracekit.errors import FailedError, UsageError
 from tracekit.trace.decode import TIE
@@ -28,6 +27,9 @@ from tracekit.trace.reader import Trace, open_folder, open_trace
 from tracekit.trace.rebasing import Rebase, anonymous
 from tracekit.trace.sampling import Sampler
 from tracekit.trace.schema import EVENTS
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 __all__ = ["GROUP_ROWS", "CompactReport", "compact"]
 
@@ -142,6 +144,8 @@ def _write_part(folder: Folder, number: int, batch: pa.RecordBatch, ties: np.nda
 
 
 def _writer(file: object, schema: pa.Schema, encodings: dict[str, str]) -> pq.ParquetWriter:
+    import pyarrow.parquet as pq  # 10 MB that a recorder does not need
+
     return pq.ParquetWriter(
         file,
         schema,

@@ -20,32 +20,52 @@ from tracekit.trace.batch import KIND_DICTIONARY, newer_kinds
 from tracekit.trace.layout import Block, check_batch_header, check_dictionary_header, footer_blocks
 from tracekit.trace.schema import EVENTS
 
-__all__ = ["BODY_START", "Frame", "FrameReader", "frame_metadata", "seal"]
+__all__ = [
+    "ARROW_ERRORS",
+    "BODY_START",
+    "Frame",
+    "FrameReader",
+    "decode_frame",
+    "frame_metadata",
+    "is_sealed",
+    "open_frames",
+    "seal",
+]
 
 BODY_START: Final = 8
 """Where the stream of messages begins in an Arrow IPC file: after `ARROW1` and two bytes of padding."""
 
 _ZEROS: Final = b"crc32:00000000"
 _SEAL: Final = re.compile(rb"crc32:[0-9a-f]{8}")
-_ARROW_ERRORS: Final = (pa.ArrowException, OSError, EOFError, MemoryError, ValueError)
+ARROW_ERRORS: Final = (pa.ArrowException, OSError, EOFError, MemoryError, ValueError)
+"""What Arrow raises for bytes that are none of its."""
 
 
 class Frame(NamedTuple):
-    """One verified record batch: its number in the part, the loss count when it was written, its rows."""
+    """One verified record batch: its number in the part, the loss count when it was written, its rows.
+
+    `rows_before` is how many rows of the part came before it, None where that was not noted (by 0.1.0).
+    """
 
     seq: int
     lost_so_far: int | None
+    rows_before: int | None
     batch: pa.RecordBatch
 
 
-def frame_metadata(seq: int, rows: int, lost_so_far: int | None) -> dict[str, str]:
+def frame_metadata(seq: int, rows_before: int, rows: int, lost_so_far: int | None) -> dict[str, str]:
     """Return the metadata to write with a batch; `seal` then fills in the checksum.
 
-    >>> frame_metadata(3, 65536, None)
-    {'seq': '3', 'rows': '65536', 'lost_so_far': 'unknown', 'crc32': 'crc32:00000000'}
+    >>> frame_metadata(3, 70000, 65536, None)["lost_so_far"]
+    'unknown'
     """
-    lost = "unknown" if lost_so_far is None else str(lost_so_far)
-    return {"seq": str(seq), "rows": str(rows), "lost_so_far": lost, "crc32": _ZEROS.decode()}
+    return {
+        "seq": str(seq),
+        "rows": str(rows),
+        "rows_before": str(rows_before),
+        "lost_so_far": "unknown" if lost_so_far is None else str(lost_so_far),
+        "crc32": _ZEROS.decode(),
+    }
 
 
 def seal(frame: bytearray) -> None:
@@ -79,30 +99,16 @@ class FrameReader:
         for number, end in enumerate(self._verified_ends()):
             try:
                 if decoder is None:
-                    decoder = self._open()
-                batch, metadata = decoder.read_next_batch_with_custom_metadata()
-                # Arrow trusts the codes of a dictionary column; whoever reads the rows would, too.
-                batch.validate(full=True)
-                seq, rows = int(metadata["seq"]), int(metadata["rows"])
-                lost = metadata["lost_so_far"]
-                so_far = None if lost == b"unknown" else int(lost)
-            except (*_ARROW_ERRORS, KeyError, StopIteration) as error:
+                    decoder = open_frames(self._part.slice(BODY_START), self._columns)
+                frame = decode_frame(decoder)
+            except ARROW_ERRORS as error:
                 self.trouble = f"batch {number} cannot be decoded: {error}"
                 return
-            if seq != number or rows != batch.num_rows:
-                self.trouble = f"batch {number} says it is number {seq} with {rows} rows"
+            if frame.seq != number:
+                self.trouble = f"batch {number} says it is number {frame.seq}"
                 return
             self.end = end
-            yield Frame(seq, so_far, _current_kinds(batch))
-
-    def _open(self) -> pa.RecordBatchStreamReader:
-        fields = None if self._columns is None else [EVENTS.get_field_index(name) for name in self._columns]
-        options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
-        decoder = pa.ipc.open_stream(pa.BufferReader(self._part.slice(BODY_START)), options=options)
-        wanted = EVENTS.names if self._columns is None else self._columns
-        if not decoder.schema.equals(pa.schema([EVENTS.field(name) for name in wanted])):
-            raise ValueError("other columns than tracekit writes")
-        return decoder
+            yield frame
 
     def _footer_is_right(self) -> bool:
         try:
@@ -133,7 +139,7 @@ class FrameReader:
                     check_batch_header(message, list(EVENTS))
                 elif kind == "dictionary":
                     check_dictionary_header(message)
-            except _ARROW_ERRORS as error:
+            except ARROW_ERRORS as error:
                 self.trouble = f"byte {at}: {error}"
                 return
             header_at, at = at, stream.tell()
@@ -143,7 +149,7 @@ class FrameReader:
             if kind != "record batch":
                 continue
             self.batches.append(block)
-            if not _sealed(self._part.slice(start, at - start), header_at - start, header):
+            if not is_sealed(self._part.slice(start, at - start), header_at - start, header):
                 self.trouble = f"byte {header_at}: the checksum of the batch does not match"
                 return
             yield at
@@ -152,7 +158,35 @@ class FrameReader:
             self.trouble = f"byte {start}: cut inside a batch"
 
 
-def _sealed(frame: pa.Buffer, header_at: int, header_size: int) -> bool:
+def open_frames(stream: pa.Buffer, columns: Sequence[str] | None) -> pa.RecordBatchStreamReader:
+    """Return a decoder of the frames in a stream of messages; ValueError when it has other columns."""
+    fields = None if columns is None else [EVENTS.get_field_index(name) for name in columns]
+    options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
+    decoder = pa.ipc.open_stream(pa.BufferReader(stream), options=options)
+    wanted = EVENTS.names if columns is None else columns
+    if not decoder.schema.equals(pa.schema([EVENTS.field(name) for name in wanted])):
+        raise ValueError("other columns than tracekit writes")
+    return decoder
+
+
+def decode_frame(decoder: pa.RecordBatchStreamReader) -> Frame:
+    """Return the next frame of a decoder; one of ARROW_ERRORS when it is not what was written."""
+    try:
+        batch, metadata = decoder.read_next_batch_with_custom_metadata()
+        # Arrow trusts the codes of a dictionary column; whoever reads the rows would, too.
+        batch.validate(full=True)
+        seq, rows, before = (int(metadata.get(name, -1)) for name in ("seq", "rows", "rows_before"))
+        lost = metadata["lost_so_far"]
+        so_far = None if lost == b"unknown" else int(lost)
+    except (KeyError, StopIteration, AttributeError) as error:
+        raise ValueError(f"its metadata is not tracekit's: {error}") from None
+    if rows != batch.num_rows:
+        raise ValueError(f"it says it has {rows} rows, not {batch.num_rows}")
+    return Frame(seq, so_far, None if before < 0 else before, _current_kinds(batch))
+
+
+def is_sealed(frame: pa.Buffer, header_at: int, header_size: int) -> bool:
+    """Return whether a frame's bytes match the checksum in the header of its batch, at `header_at`."""
     view = memoryview(frame)
     found = _SEAL.search(view, header_at, header_at + 8 + header_size)
     if found is None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pyarrow as pa
 
 from tracekit.trace.schema import EVENTS
 
-__all__ = ["EMPTY", "HoldBack", "concat", "sort_by_time", "split_at", "times"]
+__all__ = ["EMPTY", "HoldBack", "concat", "frames", "is_sorted", "sort_by_time", "split_at", "times"]
 
 
 class HoldBack:
@@ -19,10 +21,10 @@ class HoldBack:
     >>> from tracekit.trace.batch import events_batch
     >>> waiting = HoldBack(window_ns=50)
     >>> waiting.add(events_batch(ts_ns=[30, 10, 100], kind="access"))
-    >>> times(waiting.take()).tolist(), waiting.rows
-    ([10, 30], 1)
-    >>> times(waiting.take(everything=True)).tolist(), waiting.rows
-    ([100], 0)
+    >>> [times(batch).tolist() for batch in waiting.take()], waiting.rows
+    ([[10, 30]], 1)
+    >>> [times(batch).tolist() for batch in waiting.take(everything=True)], waiting.rows
+    ([[100]], 0)
     """
 
     def __init__(self, window_ns: int) -> None:
@@ -40,27 +42,59 @@ class HoldBack:
             self.rows += batch.num_rows
             self.fresh_rows += batch.num_rows
 
-    def take(self, *, everything: bool = False, at_least: int = 0) -> pa.RecordBatch:
+    def take(self, *, everything: bool = False, at_least: int = 0) -> list[pa.RecordBatch]:
         """Return the ripe rows, or all, in time order; rows of equal time keep their order of arrival.
 
-        At least `at_least` rows leave, ripe or not: that bounds memory.
+        At least `at_least` rows leave, ripe or not: that bounds memory. Nothing is copied where the batches
+        came in order already.
         """
-        rows = sort_by_time(concat(self._batches))
-        ripe = rows.num_rows
-        if not everything and ripe:
-            cutoff = max(0, self._newest - self._window_ns)
-            ripe = int(np.searchsorted(times(rows), np.uint64(cutoff), side="right"))
-            ripe = min(max(ripe, at_least), rows.num_rows)
-        rest = rows.slice(ripe)
-        self._batches = [rest] if rest.num_rows else []
-        self.rows, self.fresh_rows = rest.num_rows, 0
-        return rows.slice(0, ripe)
+        cutoff = np.uint64(max(0, self._newest - self._window_ns))
+        ripe: list[pa.RecordBatch] = []
+        rest: list[pa.RecordBatch] = []
+        for batch in _in_order(self._batches):
+            count = batch.num_rows
+            if not everything:
+                due = int(np.searchsorted(times(batch), cutoff, side="right"))
+                count = min(max(due, at_least), count)
+                at_least -= count
+            ripe += [batch.slice(0, count)] if count else []
+            rest += [batch.slice(count)] if count < batch.num_rows else []
+        self._batches = rest
+        self.rows, self.fresh_rows = sum(batch.num_rows for batch in rest), 0
+        return ripe
 
-    def put_back(self, rows: pa.RecordBatch) -> None:
+    def put_back(self, rows: list[pa.RecordBatch]) -> None:
         """Take back the last rows that `take` returned."""
-        if rows.num_rows:
-            self._batches.insert(0, rows)
-            self.rows += rows.num_rows
+        self._batches = [*rows, *self._batches]
+        self.rows += sum(batch.num_rows for batch in rows)
+
+
+def frames(batches: list[pa.RecordBatch], *, least: int, most: int) -> list[pa.RecordBatch]:
+    """Return the rows in batches of at most `most`; only what is shorter than `least` is copied together.
+
+    >>> from tracekit.trace.batch import events_batch
+    >>> made = [events_batch(ts_ns=range(rows), kind="access") for rows in (2, 3, 70, 250, 1)]
+    >>> [batch.num_rows for batch in frames(made, least=50, most=100)]
+    [75, 100, 100, 50, 1]
+    """
+    made: list[pa.RecordBatch] = []
+    short: list[pa.RecordBatch] = []
+    for batch in batches:
+        short.append(batch)
+        if sum(other.num_rows for other in short) >= least:
+            made.append(concat(short))
+            short = []
+    made += [concat(short)] if short else []
+    return [batch.slice(start, most) for batch in made for start in range(0, batch.num_rows, most)]
+
+
+def _in_order(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    """Return the batches if each is in time order and none begins before the end of the one before it."""
+    ends = [(int(ts[0]), int(ts[-1])) for ts in map(times, batches)]
+    apart = all(before[1] <= after[0] for before, after in pairwise(ends))
+    if apart and all(is_sorted(batch) for batch in batches):
+        return batches
+    return [sort_by_time(concat(batches))]
 
 
 def times(batch: pa.RecordBatch) -> np.ndarray:
@@ -76,12 +110,17 @@ def concat(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
+def is_sorted(batch: pa.RecordBatch) -> bool:
+    """Return whether the rows are in time order."""
+    ts = times(batch)
+    return len(ts) < 2 or bool((ts[1:] >= ts[:-1]).all())
+
+
 def sort_by_time(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Return the rows in time order (stable); the batch itself if it is sorted already."""
-    ts = times(batch)
-    if len(ts) < 2 or bool((ts[1:] >= ts[:-1]).all()):
+    if is_sorted(batch):
         return batch
-    order = pa.array(np.argsort(ts, kind="stable"))
+    order = pa.array(np.argsort(times(batch), kind="stable"))
     empty = [column.null_count == len(column) for column in batch.columns]
     columns = [c if skip else c.take(order) for c, skip in zip(batch.columns, empty, strict=True)]
     return pa.RecordBatch.from_arrays(columns, schema=batch.schema)

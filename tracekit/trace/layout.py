@@ -13,12 +13,26 @@ from typing import Final, NamedTuple
 
 import pyarrow as pa
 
-__all__ = ["MOST_ROWS", "Block", "check_batch_header", "check_dictionary_header", "footer_blocks"]
+__all__ = [
+    "BLOCK",
+    "MOST_ROWS",
+    "BatchPlaces",
+    "Block",
+    "batch_places",
+    "check_batch_header",
+    "check_dictionary_header",
+    "footer_blocks",
+    "footer_places",
+]
 
 MOST_ROWS: Final = 1 << 16
 """Rows of the largest batch that tracekit ever writes."""
 
+BLOCK: Final = "<qiiq"
+"""A batch in the footer of an Arrow file: offset, bytes of the header, padding, bytes of the body."""
+
 _TEXT_BYTES: Final = 256  # of a metric's name or a reason, on average over a batch
+_FILE_MAGIC: Final = 8  # bytes before the first message of a file
 _SLACK: Final = 64  # Arrow pads buffers to 64 bytes
 
 
@@ -59,7 +73,15 @@ class _Table:
             raise struct.error("a table is missing")
         return _Table(self._data, at + _read("<I", self._data, at))
 
-    def vector(self, index: int, form: str) -> list[tuple[int, ...]]:
+    def place(self, index: int) -> int:
+        """Return where a number is in the buffer, which has it."""
+        at = self._field(index)
+        if not at:
+            raise struct.error("a number is missing")
+        return at
+
+    def places(self, index: int, form: str) -> list[int]:
+        """Return where the structs of a vector are in the buffer."""
         at = self._field(index)
         if not at:
             return []
@@ -67,14 +89,48 @@ class _Table:
         count, size = _read("<I", self._data, at), struct.calcsize(form)
         if at + 4 + count * size > len(self._data):
             raise struct.error("a vector ends outside the buffer")
-        return [struct.unpack_from(form, self._data, at + 4 + k * size) for k in range(count)]
+        return [at + 4 + k * size for k in range(count)]
+
+    def vector(self, index: int, form: str) -> list[tuple[int, ...]]:
+        return [struct.unpack_from(form, self._data, at) for at in self.places(index, form)]
 
 
-def _read(form: str, data: bytes | memoryview, at: int) -> int:
+def _read(form: str, data: bytes | bytearray | memoryview, at: int) -> int:
     if at < 0:
         raise struct.error("a position before the buffer")
     value: int = struct.unpack_from(form, data, at)[0]
     return value
+
+
+class BatchPlaces(NamedTuple):
+    """Where the message of a batch begins, its body, and the numbers that tell sizes, in the given bytes."""
+
+    start: int
+    body: int
+    body_size_at: int
+    buffers: list[tuple[int, ...]]
+    buffers_at: list[int]
+
+
+def batch_places(content: bytearray) -> BatchPlaces:
+    """Return the places of the record batch that ends `content`; what stands before it are whole messages."""
+    end = _FILE_MAGIC if content.startswith(b"ARROW1") else 0
+    while end < len(content):
+        start, header = end, end + 8
+        body = header + _read("<I", content, start + 4)
+        message = _Table.root(memoryview(content)[header:body])
+        end = body + message.number(3, "<q")
+    batch = message.table(2)
+    places = [header + place for place in batch.places(2, "<qq")]
+    return BatchPlaces(start, body, header + message.place(3), batch.vector(2, "<qq"), places)
+
+
+def footer_places(tail: bytearray) -> list[int]:
+    """Return where the footer at the end of an Arrow file tells of its batches: offset, header, 0, body."""
+    size = _read("<i", tail, len(tail) - 10)
+    start = len(tail) - 10 - size
+    footer = _Table.root(memoryview(tail)[start : start + size])
+    return [start + place for place in footer.places(3, BLOCK)]
 
 
 def check_batch_header(message: pa.Message, fields: Sequence[pa.Field]) -> None:
@@ -156,7 +212,7 @@ def footer_blocks(part: pa.Buffer) -> tuple[list[Block], list[Block]]:
         if tail[4:] != b"ARROW1" or not 0 < size <= part.size - 18:
             raise ValueError("it has no footer")
         footer = _Table.root(memoryview(part[part.size - 10 - size : part.size - 10]))
-        kinds = footer.vector(2, "<qiiq"), footer.vector(3, "<qiiq")
+        kinds = footer.vector(2, BLOCK), footer.vector(3, BLOCK)
     except (struct.error, IndexError):
         raise ValueError("its footer is not one") from None
     dictionaries, batches = ([Block(b[0], b[1], b[3]) for b in found] for found in kinds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,8 +31,9 @@ def is_memory(gpa: int, size_bytes: int, hva: int) -> bool:
 class MemslotMap:
     """Answers where a guest page is in the VMM, and back, at a time.
 
-    `memslots` is `Trace.memslots`. A slot counts from `from_ns` (inclusive) to `to_ns` (exclusive, null
-    = still there). Where slots overlap, as when one hva backs two guest ranges, the one set last wins.
+    `memslots` is `Trace.memslots`, or its rows as dicts (the recorder has no polars). A slot counts from
+    `from_ns` (inclusive) to `to_ns` (exclusive, null = still there). Where slots overlap, as when one hva
+    backs two guest ranges, the one set last wins.
 
     >>> import polars as pl
     >>> slots = pl.DataFrame({"vm": [0], "slot": [0], "gpa": [0], "size_bytes": [8192], "hva": [0x7000],
@@ -46,9 +47,10 @@ class MemslotMap:
     ([1, 0], [True, False])
     """
 
-    def __init__(self, memslots: pl.DataFrame) -> None:
+    def __init__(self, memslots: pl.DataFrame | Iterable[Mapping[str, Any]]) -> None:
         slots: dict[int, list[_Slot]] = {}
-        for row in memslots.sort("from_ns", maintain_order=True).iter_rows(named=True):
+        rows = memslots.iter_rows(named=True) if hasattr(memslots, "iter_rows") else memslots
+        for row in sorted(rows, key=lambda row: row["from_ns"]):
             if row["size_bytes"]:
                 to_ns = _FOREVER if row["to_ns"] is None else row["to_ns"]
                 slot = _Slot(row["gpa"], row["hva"], row["size_bytes"], row["from_ns"], to_ns)

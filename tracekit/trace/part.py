@@ -14,7 +14,9 @@ import pyarrow as pa
 from tracekit.errors import DamagedError
 from tracekit.trace.folder import EVENTS_DIR, Folder, part_name, write_all
 from tracekit.trace.framing import frame_metadata, seal
+from tracekit.trace.layout import Block
 from tracekit.trace.schema import EVENTS
+from tracekit.trace.splice import mend_footer, put_in, take_out
 
 __all__ = ["FRAME_ROWS", "PartLine", "PartWriter"]
 
@@ -95,6 +97,7 @@ class PartWriter:
         self.rows = 0
         self.bytes = 0
         self._batches = 0
+        self._blocks: list[Block] = []
         self._crc = 0
         self._synced_rows = 0
         self._folder = folder
@@ -109,9 +112,11 @@ class PartWriter:
         """
         for start in range(0, batch.num_rows, FRAME_ROWS):
             rows = batch.slice(start, FRAME_ROWS)
-            metadata = frame_metadata(self._batches, rows.num_rows, lost_so_far)
-            self._arrow.write_batch(rows, custom_metadata=metadata)
-            frame = self._sink.take()
+            metadata = frame_metadata(self._batches, self.rows, rows.num_rows, lost_so_far)
+            without, columns = take_out(rows)
+            self._arrow.write_batch(without, custom_metadata=metadata)
+            frame, block = put_in(self._sink.take(), columns, rows.num_rows)
+            self._blocks.append(block._replace(offset=self.bytes + block.offset))
             seal(frame)
             self._put(frame)
             self._batches += 1
@@ -131,7 +136,9 @@ class PartWriter:
     def close(self) -> PartLine:
         """Write the footer, make the part durable under its final name, and return its manifest line."""
         self._arrow.close()
-        self._put(self._sink.take())
+        end = self._sink.take()
+        mend_footer(end, self._blocks)
+        self._put(end)
         os.fdatasync(self._fd)
         os.close(self._fd)
         self._fd = -1

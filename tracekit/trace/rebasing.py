@@ -7,15 +7,17 @@ addresses and instruction pointers (both show a kernel's secret layout), and nam
 from __future__ import annotations
 
 import copy
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 
 from tracekit.trace.memslots import MemslotMap
 from tracekit.trace.meta import Meta, Vm
 from tracekit.trace.sampling import with_column
+
+if TYPE_CHECKING:
+    import polars as pl
 
 __all__ = ["Rebase", "anonymous"]
 
@@ -31,6 +33,8 @@ class Rebase:
     """
 
     def __init__(self, memslots: pl.DataFrame) -> None:
+        import polars as pl
+
         self.memslots = memslots.with_columns(
             pl.Series("hva", _moved(memslots["hva"].to_list(), memslots["size_bytes"].to_list()), pl.UInt64())
         )

@@ -15,6 +15,7 @@ from tracekit.trace.journal import JOURNAL, SIDE_TABLES, Side, fold_journal, rea
 from tracekit.trace.meta import Meta, tool_version
 from tracekit.trace.part import PartLine, PartWriter
 from tracekit.trace.reader import open_folder, read_meta
+from tracekit.trace.resync import Gap
 from tracekit.trace.salvage import Salvaged, salvage_part
 
 __all__ = ["CRASH_NS", "RecoverReport", "recover"]
@@ -99,6 +100,7 @@ class _Recovery:
         starts = [line.first_ts_ns for line in lines if line.first_ts_ns is not None]
         self.newest = max(ends, default=meta.start_ns or 0)
         self.oldest = min(starts, default=meta.start_ns or 0)
+        self.start = self.oldest if meta.start_ns is None else meta.start_ns
         self._part_losses(parts, stated)
         self._unlisted_losses(meta, lines)
         side = self._side_tables(meta, parts)
@@ -146,19 +148,39 @@ class _Recovery:
     def _empty_part(self, number: int, trouble: str = "") -> Salvaged:
         self.folder.remove(f"{EVENTS_DIR}/{part_name(number)}.tmp")
         line = PartWriter(self.folder, number, suffix=".tmp").close()
-        return Salvaged(line, trouble, 0, 0, was_open=False)
+        return Salvaged(line, trouble, (), 0, was_open=False)
 
     def _part_losses(self, parts: Iterable[Salvaged], stated: dict[int, PartLine]) -> None:
         for number, part in enumerate(parts):
             told = stated.get(number)
-            short = 0 if told is None else told.rows - part.line.rows
-            good_until = part.line.last_ts_ns
-            if told is not None and short > 0:
-                t0 = good_until if good_until is not None else told.first_ts_ns
-                self._loss(t0, told.last_ts_ns, short, f"damaged part {number:05d}: {part.trouble}")
-            elif part.trouble and told is None:
-                t0 = good_until if good_until is not None else self.oldest
-                self._loss(t0, self.newest + CRASH_NS, None, f"torn part {number:05d}: {part.trouble}")
+            if told is None:
+                bounds = (self.start, self.newest + CRASH_NS)
+                self._gap_losses(part.gaps, f"torn part {number:05d}", bounds)
+            elif told.rows > part.line.rows:
+                self._told_losses(part, told, f"damaged part {number:05d}")
+
+    def _gap_losses(self, gaps: Iterable[Gap], what: str, bounds: tuple[int | None, int | None]) -> None:
+        for gap in gaps:
+            t0 = bounds[0] if gap.before_ns is None else gap.before_ns
+            t1 = bounds[1] if gap.after_ns is None else gap.after_ns
+            self._loss(t0, t1, gap.rows, f"{what}: {gap.trouble}")
+
+    def _told_losses(self, part: Salvaged, told: PartLine, what: str) -> None:
+        """Ledger a part of which the manifest told how many rows it had: all that are missing are counted."""
+        missing = told.rows - part.line.rows
+        counted = [gap for gap in part.gaps if gap.rows is not None]
+        found = sum(gap.rows or 0 for gap in counted)
+        if found > missing:  # the manifest is the one to believe
+            counted, found = [], 0
+        self._gap_losses(counted, what, (told.first_ts_ns, told.last_ts_ns))
+        if missing > found:
+            # How many are missing in the other places is known only of all together.
+            others = [gap for gap in part.gaps if gap not in counted]
+            t0 = others[0].before_ns if others else part.line.last_ts_ns
+            t1 = others[-1].after_ns if others else None
+            trouble = others[0].trouble if others else part.trouble
+            start, end = (told.first_ts_ns if t0 is None else t0), (told.last_ts_ns if t1 is None else t1)
+            self._loss(start, end, missing - found, f"{what}: {trouble}")
 
     def _unlisted_losses(self, meta: Meta, lines: list[PartLine]) -> None:
         """Ledger what `meta.json` counts and neither the parts nor their manifest lines account for."""

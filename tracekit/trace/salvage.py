@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
 from tracekit.errors import DamagedError
 from tracekit.trace.decode import parquet_rows
 from tracekit.trace.folder import EVENTS_DIR, Folder, part_name
-from tracekit.trace.framing import FrameReader
 from tracekit.trace.holdback import times
 from tracekit.trace.part import PartLine, PartWriter
+from tracekit.trace.resync import Gap, SalvageReader
 from tracekit.trace.schema import EVENTS
 
 __all__ = ["Salvaged", "salvage_part"]
@@ -22,12 +22,12 @@ __all__ = ["Salvaged", "salvage_part"]
 class Salvaged:
     """A part that is whole now: its manifest line, and what was wrong with it ("" = nothing).
 
-    `unreadable_bytes` of it hold no verified rows; `lost_so_far` is the loss count of its last frame.
+    `gaps` are where it holds no verified rows; `lost_so_far` is the loss count of its last frame.
     """
 
     line: PartLine
     trouble: str
-    unreadable_bytes: int
+    gaps: tuple[Gap, ...]
     lost_so_far: int | None
     was_open: bool
 
@@ -48,15 +48,15 @@ def salvage_part(folder: Folder, number: int, stated: PartLine | None) -> Salvag
     source = sources[0]
     path = folder.path / source
     if source == closed and stated is not None and _matches(folder, source, stated):
-        return Salvaged(stated, "", 0, _scan(path).lost_so_far, was_open=False)
+        return Salvaged(stated, "", (), _scan(path).lost_so_far, was_open=False)
     found = _scan(path)
     if source == closed and found.whole:
-        return Salvaged(found.line(part_name(number)), "", 0, found.lost_so_far, was_open=False)
+        return Salvaged(found.line(part_name(number)), "", (), found.lost_so_far, was_open=False)
     folder.remove(f"{closed}.tmp")
     writer = PartWriter(folder, number, suffix=".tmp")
     try:
         with pa.memory_map(str(path)) as file:
-            for frame in FrameReader(file.read_buffer()):
+            for frame in SalvageReader(file.read_buffer()):
                 writer.write(frame.batch, frame.lost_so_far)
         if source == closed:
             folder.rename(closed, f"{closed}.damaged")
@@ -64,19 +64,19 @@ def salvage_part(folder: Folder, number: int, stated: PartLine | None) -> Salvag
     finally:
         writer.abandon()
     if source.endswith(".part"):
-        if found.unreadable_bytes:
+        if found.gaps:
             folder.rename(source, f"{closed}.damaged")
         else:
             folder.remove(source)
     trouble = found.trouble or ("" if source.endswith(".part") else "its end is missing")
-    return Salvaged(line, trouble, found.unreadable_bytes, found.lost_so_far, source.endswith(".part"))
+    return Salvaged(line, trouble, tuple(found.gaps), found.lost_so_far, source.endswith(".part"))
 
 
 def _salvage_parquet(folder: Folder, number: int, stated: PartLine | None) -> Salvaged:
     """A compacted part is good as a whole or not at all: it is one row group with one checksum."""
     name = f"{EVENTS_DIR}/{number:05d}.parquet"
     if stated is not None and _matches(folder, name, stated):
-        return Salvaged(stated, "", 0, 0, was_open=False)
+        return Salvaged(stated, "", (), 0, was_open=False)
     content = folder.read(name)
     trouble = "its checksum does not match"
     if stated is None:
@@ -88,10 +88,10 @@ def _salvage_parquet(folder: Folder, number: int, stated: PartLine | None) -> Sa
         else:
             ends = (int(ts[0][0]), int(ts[-1][-1])) if ts else (None, None)
             made = replace(line, rows=sum(map(len, ts)), first_ts_ns=ends[0], last_ts_ns=ends[1])
-            return Salvaged(made, "", 0, 0, was_open=False)
+            return Salvaged(made, "", (), 0, was_open=False)
     empty = PartWriter(folder, number, suffix=".tmp")
     folder.rename(name, f"{name}.damaged")
-    return Salvaged(empty.close(), trouble, len(content), 0, was_open=False)
+    return Salvaged(empty.close(), trouble, (), 0, was_open=False)
 
 
 @dataclass
@@ -102,10 +102,13 @@ class _Scan:
     last_ts: int | None = None
     lost_so_far: int | None = 0
     whole: bool = False
-    trouble: str = ""
-    unreadable_bytes: int = 0
+    gaps: list[Gap] = field(default_factory=list)
     size: int = 0
     crc: int = 0
+
+    @property
+    def trouble(self) -> str:
+        return self.gaps[0].trouble if self.gaps else ""
 
     def line(self, name: str) -> PartLine:
         times = (self.first_ts, self.last_ts)
@@ -117,7 +120,7 @@ def _scan(path: object) -> _Scan:
     with pa.memory_map(str(path)) as file:
         content = file.read_buffer()
         scan.size = content.size
-        reader = FrameReader(content, columns=["ts_ns"])
+        reader = SalvageReader(content, columns=["ts_ns"])
         for frame in reader:
             ts = frame.batch.column(0)
             scan.rows += len(ts)
@@ -125,8 +128,7 @@ def _scan(path: object) -> _Scan:
             scan.first_ts = ts[0].as_py() if scan.first_ts is None else scan.first_ts
             scan.last_ts = ts[-1].as_py()
             scan.lost_so_far = frame.lost_so_far
-        scan.trouble = reader.trouble
-        scan.unreadable_bytes = 0 if reader.closed else content.size - reader.end
+        scan.gaps = reader.gaps
         scan.crc = zlib.crc32(content)
         if reader.closed:
             scan.whole = _footer_agrees(content, scan.batches)

@@ -14,7 +14,7 @@ import pyarrow as pa
 from tracekit.errors import FailedError, TracekitError
 from tracekit.trace.batch import check_batch
 from tracekit.trace.folder import Folder
-from tracekit.trace.holdback import HoldBack, split_at, times
+from tracekit.trace.holdback import HoldBack, concat, frames, split_at, times
 from tracekit.trace.journal import JOURNAL, Journal, fold_journal
 from tracekit.trace.meta import Meta, tool_version
 from tracekit.trace.part import FRAME_ROWS, PartLine, PartWriter
@@ -23,6 +23,7 @@ __all__ = ["FLUSH_NS", "HOLD_BACK_NS", "TraceWriter"]
 
 HOLD_BACK_NS: Final = 50_000_000
 FLUSH_NS: Final = 250_000_000
+_LEAST_FRAME_ROWS: Final = 8192
 _MOST_HELD_ROWS: Final = 1 << 22
 
 
@@ -198,25 +199,24 @@ class TraceWriter:
         self._journal.add(table, row)
 
     def _flush(self, *, everything: bool, all_ripe: bool = False) -> None:
-        rows: pa.RecordBatch | None = None
+        rows: list[pa.RecordBatch] = []
         before = self._rows_put()
         due = time.monotonic_ns() - self._flushed_ns >= FLUSH_NS
         try:
             if self._folder.removed():
                 raise FileNotFoundError(errno.ENOENT, "the folder was removed")
-            rows = self._held.take(everything=everything, at_least=self._held.rows - _MOST_HELD_ROWS)
-            if not (everything or all_ripe or due):
-                # Full frames compress best; the rest waits for the next flush.
-                whole = rows.num_rows - rows.num_rows % FRAME_ROWS
-                self._held.put_back(rows.slice(whole))
-                rows = rows.slice(0, whole)
+            ripe = self._held.take(everything=everything, at_least=self._held.rows - _MOST_HELD_ROWS)
+            rows = frames(ripe, least=_LEAST_FRAME_ROWS, most=FRAME_ROWS)
+            if not (everything or all_ripe or due) and rows and rows[-1].num_rows < _LEAST_FRAME_ROWS:
+                # Large frames compress best; the rest waits for the next flush.
+                self._held.put_back([rows.pop()])
             self._write(rows)
-            rows = None
+            rows = []
             self._journal.flush()
             for role in list(self._parts):
                 self._rotate(role)
         except OSError as error:
-            rest = None if rows is None else rows.slice(self._rows_put() - before)
+            rest = concat(rows).slice(self._rows_put() - before)
             raise self._fail(error, rest) from None
         except BaseException:
             # Interrupted half-way (Ctrl-C): rows may be in neither place, so `recover` must not hear of an
@@ -228,22 +228,22 @@ class TraceWriter:
     def _rows_put(self) -> int:
         return sum(part.rows for part in self._parts.values()) + sum(line.rows for line in self._lines)
 
-    def _write(self, rows: pa.RecordBatch) -> None:
+    def _write(self, batches: list[pa.RecordBatch]) -> None:
         """Late rows, older than the last one written, go to a second part: each stays in time order."""
-        late, rest = split_at(rows, self._last_ts)
-        self.meta.late_rows += late.num_rows
-        for role, part_rows in (("late", late), ("main", rest)):
-            for start in range(0, part_rows.num_rows, FRAME_ROWS):
-                frame = part_rows.slice(start, FRAME_ROWS)
-                part = self._part_for(role, int(times(frame)[0]))
-                before = part.bytes
-                part.write(frame, self._lost)
-                self.bytes_written += part.bytes - before
-                self._rotate(role)
+        for batch in batches:
+            late, rest = split_at(batch, self._last_ts)
+            self.meta.late_rows += late.num_rows
+            for role, frame in (("late", late), ("main", rest)):
+                if frame.num_rows:
+                    part = self._part_for(role, int(times(frame)[0]))
+                    before = part.bytes
+                    part.write(frame, self._lost)
+                    self.bytes_written += part.bytes - before
+                    self._rotate(role)
+            if rest.num_rows:
+                self._last_ts = int(times(rest)[-1])
         for part in self._parts.values():
             self.rows_durable += part.sync()
-        if rest.num_rows:
-            self._last_ts = int(times(rest)[-1])
 
     def _part_for(self, role: str, first_ts: int) -> PartWriter:
         part = self._parts.get(role)
@@ -293,7 +293,7 @@ class TraceWriter:
         try:
             for part in self._parts.values():
                 self.rows_durable += part.sync()
-            for rows in (unwritten, self._held.take(everything=True)):
+            for rows in (unwritten, *self._held.take(everything=True)):
                 if rows is not None and rows.num_rows:
                     t0, t1 = int(times(rows)[0]), int(times(rows)[-1])
                     loss = {"cpu": None, "t0_ns": t0, "t1_ns": t1, "lost": rows.num_rows}

@@ -65,7 +65,7 @@ class Recording:
         return open_trace(self.path)
 
 
-def _nothing_more(recording: Recording) -> Mapping[str, float]:
+def _nothing_more(recording: Recording, ledger: Result) -> Mapping[str, float]:
     return {}
 
 
@@ -79,11 +79,11 @@ class Case:
 
     The scenario may take a parameter (how long ahead) from that recording.
 
-    `compare` names metrics of `UNITS`. `measure` gives what only this case can tell of a recording, by
-    metric; `predict` what only it reads out of the scenario's result over the baseline. With `guest_events`
-    the guest's account of its pages is merged into the baseline, as a trace of `record --guest` would be.
-    `emulated` runs have no times of a real machine. Where the model says no more than a bound (`bound_only`),
-    there is no point to be in error.
+    `compare` names metrics of `UNITS`. `measure` gives what only this case can tell of a recording and its
+    ledger, by metric; `predict` what only it reads out of the scenario's result over the baseline. With
+    `guest_events` the guest's account of its pages is merged into the baseline, as a trace of
+    `record --guest` would be. `emulated` runs have no times of a real machine. Where the model says no more
+    than a bound (`bound_only`), there is no point to be in error.
     """
 
     mechanism: str
@@ -93,7 +93,7 @@ class Case:
     real: Run
     compare: tuple[str, ...]
     guest_events: Callable[[Recording], Any] | None = None
-    measure: Callable[[Recording], Mapping[str, float]] = field(default=_nothing_more)
+    measure: Callable[[Recording, Result], Mapping[str, float]] = field(default=_nothing_more)
     predict: Callable[[Recording, Result], Prediction] = field(default=_nothing_else)
     emulated: bool = False
     bound_only: bool = False

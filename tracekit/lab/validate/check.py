@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from tracekit.lab.validate.case import GOALS, UNITS, Case, Prediction, Recording
+from tracekit.lab.validate.curves import resident_at
 from tracekit.replay import Result
 
 __all__ = ["Check", "Summary", "check_all", "guest_time", "measured", "predicted", "summarise"]
@@ -110,7 +111,7 @@ def guest_time(recording: Recording) -> float:
 def measured(case: Case, recording: Recording, ledger: Result) -> dict[str, float]:
     """Return the metrics of a recording: `ledger` is its own, with nothing enabled."""
     found = {row["metric"]: row["baseline"] for row in ledger.rows.iter_rows(named=True)}
-    found["resident_end"] = ledger.curves["resident_bytes"][-1]
+    found["resident_end"] = resident_at(ledger)[0]
     account = recording.account
     if "vcpus" in account:
         found["time"] = guest_time(recording)
@@ -118,7 +119,7 @@ def measured(case: Case, recording: Recording, ledger: Result) -> dict[str, floa
         found["exits"] = found.get("exits", 0.0) + sum(
             n for name, n in account["calls"].items() if name.startswith("call_")
         )
-    return {**found, **case.measure(recording)}
+    return {**found, **case.measure(recording, ledger)}
 
 
 def predicted(result: Result, baseline: Mapping[str, float]) -> Prediction:
@@ -136,8 +137,7 @@ def predicted(result: Result, baseline: Mapping[str, float]) -> Prediction:
         )
         for name, row in figures.items()
     }
-    end = result.curves["resident_bytes"][-1]
-    found["resident_end"] = (end, end, end)
+    found["resident_end"] = resident_at(result)
     if "time" in baseline and "critical_path" in figures:
         path, startup = figures["critical_path"], figures.get("startup", {"saved": 0, "low": 0, "high": 0})
         at = {
