@@ -47,7 +47,8 @@ while ended < vms:
         if not os.fork():
             with SmallGuest(GuestPlan(pages=pages)) as guest:
                 run = guest.run()
-            os.write(told, sum(phase.touches for vcpu in run.vcpus for phase in vcpu.phases.values()).to_bytes(8, "little"))
+            touches = sum(phase.touches for vcpu in run.vcpus for phase in vcpu.phases.values())
+            os.write(told, touches.to_bytes(8, "little"))
             os._exit(0)
         running += 1
         continue
