@@ -8,12 +8,13 @@ from typing import Annotated, Literal
 import typer
 
 from tracekit.cli import lab_host, lab_swap, lab_validate
+from tracekit.cli.listing import CommandList
 from tracekit.cli.output import next_command, print_json, stderr, stdout
 from tracekit.cli.sizes import parse_size
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Real guests on this host.", no_args_is_help=True)
+app = typer.Typer(cls=CommandList, help="Real guests on this host.", no_args_is_help=True)
 app.add_typer(lab_host.app, name="host")
 app.command()(lab_validate.validate)
 app.command()(lab_swap.swap)
