@@ -11,7 +11,7 @@ from tracekit.errors import UsageError
 from tracekit.lab.guest_plan import GuestPlan
 from tracekit.lab.validate.case import GOALS, UNITS
 from tracekit.lab.validate.check import Check, summarise
-from tracekit.lab.validate.running import Validation, mechanisms, validate
+from tracekit.lab.validate.running import Validation, mechanisms, runs_here, validate
 from tracekit.report.validation import validation_figure, validation_table
 
 CHECK = Check(
@@ -62,6 +62,10 @@ def test_every_case_compares_what_there_is_and_begins_at_the_same_run():
         for case in found:
             assert case.mechanism == name
             assert set(case.compare) <= set(UNITS) == set(GOALS)
+
+
+def test_what_needs_the_lab_host_runs_only_when_it_is_named():
+    assert [name for name, cases in mechanisms().items() if not runs_here(cases)] == ["epf"]
 
 
 def test_unknown_mechanisms_and_no_runs_are_refused(tmp_path):

@@ -14,7 +14,10 @@ __all__ = ["validate"]
 
 def validate(
     mechanism: Annotated[
-        list[str] | None, typer.Argument(metavar="[MECHANISM]…", help="Which (default: all).")
+        list[str] | None,
+        typer.Argument(
+            metavar="[MECHANISM]…", help="Which (default: all but epf, which takes the lab host)."
+        ),
     ] = None,
     repeat: Annotated[int, typer.Option(min=1, help="Runs of each case, each with a seed of its own.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,

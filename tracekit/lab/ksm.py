@@ -17,6 +17,9 @@ _KSM: Final = Path("/sys/kernel/mm/ksm")
 _QUIET_SCANS: Final = 4
 """Scans of all memory without a change: ksmd remembers a page in one and merges it in the next."""
 
+_STILL_S: Final = 0.5
+"""Time that nothing changes before a sample is taken: a curve of memory has 512 points for a whole trace."""
+
 
 @contextlib.contextmanager
 def ksm_settings(**settings: int) -> Iterator[None]:
@@ -54,7 +57,8 @@ class Sharing:
     """Opens memory to KSM; `samples` says what ksmd had made of it at some moments.
 
     Other processes' memory may be open to KSM too (QEMU's is), so the machine's counts say nothing of ours.
-    What it saves us is Rss - Pss of our mappings: Pss counts a page by its share in those that map it.
+    What it saves us is Rss - Pss of our mappings (Pss counts a page by its share in those that map it, and is
+    cut to KiB: so in whole pages).
     """
 
     def __init__(self, memories: Iterable[GuestMemory]) -> None:
@@ -70,6 +74,7 @@ class Sharing:
         """
         if _KSM.exists() and ksm_counter("run") == 1:
             _wait_for_ksmd()
+            time.sleep(_STILL_S)
             self.samples[name] = {"ts_ns": time.monotonic_ns(), "bytes": self._shared_bytes()}
 
     def _shared_bytes(self) -> int:
@@ -82,7 +87,7 @@ class Sharing:
                 ours = any(start < high and low < end for low, high in spans)
             elif ours and head in ("Rss:", "Pss:"):
                 total_kib += int(words[0]) if head == "Rss:" else -int(words[0])
-        return total_kib << 10
+        return total_kib // 4 * 4096
 
 
 def _wait_for_ksmd(patience_s: float = 120.0) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -30,9 +30,12 @@ UNITS: Final[Mapping[str, str]] = {
     "resident_end": "bytes",
     "shared": "bytes",
     "shared_end": "bytes",
+    "waits": "count",
+    "wall": "ns",
 }
 """What can be compared: metrics of the ledger; `time`: of the guest's phases; `resident_end`: the last known;
-`shared`: memory that merging saved after the first pass and at the end."""
+`shared`: memory that merging saved after the first pass and at the end; `waits`: faults that waited for swap
+beside their vCPU; `wall`: the guest's own clock."""
 
 GOALS: Final[Mapping[str, float]] = {metric: 0.2 if unit == "ns" else 0.1 for metric, unit in UNITS.items()}
 """The point error (a fraction) that each prediction is meant to stay below."""
@@ -43,14 +46,16 @@ class Run:
     """A recorded run: words after `tracekit`, and what is around them while they run.
 
     `around` is entered before the recording begins, undoes all it did, and gives more words for the command.
+    Where it is `in_lab_host`, that is started for the run, and the recorder runs there.
     """
 
     words: tuple[str, ...]
     around: Callable[[], AbstractContextManager[tuple[str, ...]]] = lambda: nullcontext(())
+    in_lab_host: bool = False
 
     def plus(self, *more: str) -> Run:
         """Return the same run with more words."""
-        return Run((*self.words, *more), self.around)
+        return replace(self, words=(*self.words, *more))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,8 @@ __all__ = ["record_run", "warm_up"]
 
 WARM_BYTES: Final = 512 << 20
 _ATTEMPTS: Final = 3
+_SWAP_BYTES: Final = 1 << 30
+_SILENCE_S: Final = 900.0
 _KILLED: Final = 137  # as a shell gives SIGKILL
 
 
@@ -36,6 +39,8 @@ def record_run(run: Run, folder: Path, name: str) -> Recording:
     Raises `FailedError` where the run fails or events are lost every time, `CapabilityError` where this
     host can't record or lacks what is around the run.
     """
+    if run.in_lab_host:
+        return _record_in_lab_host(run, folder, name)
     said, talk = folder / f"{name}.json", folder / f"{name}.err"
     into = f'exec "$@" >{json.dumps(str(said))} 2>{json.dumps(str(talk))}'
     for _ in range(_ATTEMPTS):
@@ -54,3 +59,18 @@ def record_run(run: Run, folder: Path, name: str) -> Recording:
         if report.lost == 0:
             return Recording(path, json.loads(said.read_text()))
     raise FailedError("the recorder lost events in every attempt", hint="an idler machine")
+
+
+def _record_in_lab_host(run: Run, folder: Path, name: str) -> Recording:
+    from tracekit.lab.host.machine import HostMachine, HostPlan
+
+    command = f"cd /out && tracekit record -o {name}.trace -- sh -c 'tracekit {shlex.join(run.words)} --json"
+    with HostMachine(HostPlan(swap_bytes=_SWAP_BYTES)) as machine:
+        outcome = machine.qemu.execute(f"{command} >{name}.json'", timeout_s=_SILENCE_S)
+        if outcome.code:
+            raise FailedError(f"in the lab host: {' '.join(outcome.output.strip().splitlines()[-2:])}")
+        machine.fetch(folder)
+    recording = Recording(folder / f"{name}.trace", json.loads((folder / f"{name}.json").read_text()))
+    if recording.trace.lost:
+        raise FailedError("the recorder lost events in the lab host", hint="an idler machine")
+    return recording

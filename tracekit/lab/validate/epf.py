@@ -1,0 +1,69 @@
+"""epf: a Linux guest in the lab host whose faults wait for the host's swap; halted for each, or asynchronous.
+
+Halted is the guest with `no-kvmapf`. Its siblings compute the same in both runs, so the guest's wall clock
+tells what the waits were good for. The lab host is emulated where this machine has no nested virtualisation:
+its counts are real, its times are compared as they are, and say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import polars as pl
+
+from tracekit.lab.linux_guest import can_run_linux_under_kvm
+from tracekit.lab.validate.case import Case, Prediction, Recording, Run
+from tracekit.lab.validate.halted import Halted
+from tracekit.replay import Result
+from tracekit.replay.timeline import TraceLike
+
+__all__ = ["cases"]
+
+_TURNS: Final = "300000000"
+"""What each sibling computes: more than all waits together leave time for."""
+
+
+def cases(seed: int) -> list[Case]:
+    """Return the cases: how many siblings could run (the seed changes nothing)."""
+    found = []
+    for siblings in (2, 0, 1, 4):
+        words = (
+            *("lab", "swap", "--touch", "80M", "--siblings", str(siblings)),
+            *("--sibling-turns", _TURNS),
+        )
+        found.append(
+            Case(
+                mechanism="epf",
+                name=f"{siblings} sibling{'' if siblings == 1 else 's'}",
+                scenario=f"epf,runnable={siblings}",
+                baseline=Run((*words, "--async-faults", "off"), in_lab_host=True),
+                real=Run((*words, "--async-faults", "on"), in_lab_host=True),
+                compare=("waits", "wall"),
+                guest_events=_halted,
+                measure=_measured,
+                predict=_predicted,
+                emulated=not can_run_linux_under_kvm(),
+            )
+        )
+    return found
+
+
+def _halted(recording: Recording) -> TraceLike:
+    return Halted(recording.trace)
+
+
+def _measured(recording: Recording, ledger: Result) -> Mapping[str, float]:
+    """Return how many faults waited for the swap beside the vCPU, and the guest's own wall clock."""
+    waits = recording.trace.events.filter(pl.col("kind") == "apf_completed").select(pl.len()).collect().item()
+    return {"waits": float(waits), "wall": recording.account["wall_s"] * 1e9}
+
+
+def _predicted(recording: Recording, result: Result) -> Prediction:
+    """Return as many waits as the halted guest had, and its wall clock less what the critical path gains."""
+    seen = _measured(recording, result)
+    (gain,) = result.rows.filter(pl.col("metric") == "critical_path").iter_rows(named=True)
+    wall, least, most = (
+        None if gain[end] is None else seen["wall"] - gain[end] for end in ("saved", "high", "low")
+    )
+    return {"waits": (seen["waits"],) * 3, "wall": (float(wall or 0), least, most)}
