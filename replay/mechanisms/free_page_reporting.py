@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from tracekit.errors import UsageError
 from tracekit.replay import events as ev
-from tracekit.replay.accounts import HYPERCALLS, RANGES, TALLIES, UNMAPS
+from tracekit.replay.accounts import HYPERCALLS, RANGES, TALLIES
 from tracekit.replay.events import Event
 from tracekit.replay.freeing import (
     FREE_BLOCK_WORDS,
     FREE_WORDS,
+    costs_of_taking,
     fetch_group,
     note_free,
     note_used,
@@ -99,13 +100,8 @@ def finish(context: Context, world: World, own: Own, me: int) -> None:
 
 
 def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[str, float]]:
-    """Price reports and discards; both run beside the vCPUs' own work."""
-    blocks = float(tally[RANGES])
-    huge = context.number("order") >= 9
-    return {
-        "host_cpu_background": {"unmap_2m": blocks} if huge else {"unmap_4k": float(tally[UNMAPS])},
-        "hypercall_time": {"hypercall": float(tally[HYPERCALLS])},
-    }
+    """Price reports and discards."""
+    return costs_of_taking(tally, whole_blocks=context.number("order") >= 9)
 
 
 def block_local(context: Context) -> bool:

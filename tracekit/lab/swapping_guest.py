@@ -34,7 +34,7 @@ read touched _ </proc/uptime
 wait
 read end _ </proc/uptime
 echo "$start $touched $end"
-grep -i -e HYP: -e APF /proc/interrupts
+grep -i -e HYP: -e APF /proc/interrupts || true
 """
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+from tracekit.lab.validate.compared import Compared
 from tracekit.replay import Result
 from tracekit.trace import Trace, open_trace
 
@@ -63,6 +64,11 @@ class Recording:
     def trace(self) -> Trace:
         """The trace, opened."""
         return open_trace(self.path)
+
+    def compared(self, trace: Trace) -> Trace | Compared:
+        """Return what is compared of this run's trace: a small guest's without its low area."""
+        first = self.account.get("first_gfn")
+        return trace if first is None else Compared(trace, first)
 
 
 def _nothing_more(recording: Recording, ledger: Result) -> Mapping[str, float]:
