@@ -123,7 +123,8 @@ class Attribution:
         keep = np.ones(len(out["kind"]), bool)
         keep[rows] = False
         parts = [{name: column[keep] for name, column in out.items()}]
-        for slot in slots:
+        touched = set(out["vm"][rows].tolist())
+        for slot in (slot for slot in slots if slot.vm in touched):
             low = np.maximum(first, np.uint64(slot.hva))
             high = np.minimum(end, np.uint64(slot.hva + slot.size_bytes))
             touching = (low < high) & (out["vm"][rows] == slot.vm) & _is_in_time(slot, out["ts_ns"][rows])

@@ -48,25 +48,39 @@ class MemslotTable:
         self._writer = writer
         self._there: dict[tuple[int, int], Memslot] = {}
         self._gone: deque[Memslot] = deque()
-        self._map: MemslotMap | None = None
+        self._maps: dict[int, MemslotMap] = {}
+        self.vms: set[int] = set()
+        """The VMs that have, or had, memslots."""
 
     @property
     def slots(self) -> list[Memslot]:
         """The memslots that are there, and those that went in the last seconds."""
         return [*self._gone, *self._there.values()]
 
+    @property
+    def there(self) -> set[int]:
+        """The VMs that have memslots now."""
+        return {vm for vm, _ in self._there}
+
     def add(self, slot: Memslot) -> None:
         """Take in one memslot."""
+        self.vms.add(slot.vm)
         if before := self._there.pop((slot.vm, slot.slot), None):
             self._gone.append(replace(before, to_ns=slot.from_ns))
         while self._gone and self._gone[0].to_ns <= slot.from_ns - _KEEP_NS:
-            self._gone.popleft()
+            self._maps.pop(self._gone.popleft().vm, None)
         if slot.size_bytes:
             self._there[slot.vm, slot.slot] = slot
-        self._map = None
+        self._maps.pop(slot.vm, None)
         row = asdict(slot)
         del row["to_ns"]
         self._writer.add_memslot(**row)
+
+    def end(self, vm: int, ts_ns: int) -> None:
+        """Forget the memslots of a VM that is gone, when the last rows that need them have come."""
+        for key in [key for key in self._there if key[0] == vm]:
+            self._gone.append(replace(self._there.pop(key), to_ns=ts_ns))
+        self._maps.pop(vm, None)
 
     def take_from(self, out: dict[str, np.ndarray]) -> None:
         """Take in the `memslot` rows of decoded columns; their wire-only values become those of an event."""
@@ -100,12 +114,15 @@ class MemslotTable:
         rows = np.flatnonzero((out["valid"] & (VALID["hva"] | VALID["gfn"])) == VALID["hva"])
         if not len(rows):
             return
-        gfn, known = self._lookup().gfn_of_hva(out["hva"][rows], ts_ns=out["ts_ns"][rows], vm=out["vm"][rows])
-        rows = rows[known]
-        out["gfn"][rows] = gfn[known]
-        out["valid"][rows] |= np.uint8(VALID["gfn"])
+        for vm in np.unique(out["vm"][rows]).tolist():
+            mine = rows[out["vm"][rows] == vm]
+            gfn, known = self._lookup(vm).gfn_of_hva(out["hva"][mine], ts_ns=out["ts_ns"][mine], vm=vm)
+            found = mine[known]
+            out["gfn"][found] = gfn[known]
+            out["valid"][found] |= np.uint8(VALID["gfn"])
 
-    def _lookup(self) -> MemslotMap:
-        if self._map is None:
-            self._map = MemslotMap([asdict(slot) for slot in self.slots])
-        return self._map
+    def _lookup(self, vm: int) -> MemslotMap:
+        """Return one VM's memslots: where thousands come and go, those of all would be made for ever."""
+        if vm not in self._maps:
+            self._maps[vm] = MemslotMap([asdict(slot) for slot in self.slots if slot.vm == vm])
+        return self._maps[vm]

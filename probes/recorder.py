@@ -114,6 +114,8 @@ class Recorder:
         if now - self._flushed_ns >= _FLUSH_NS:
             self._flushed_ns = now
             self._vms.refresh()
+            for vm in self._vms.ended & self._memslots.there:
+                self._memslots.end(vm, now)
             self._save_vms()
             self._attribution.note_cgroups()
             self._enter_losses()
@@ -188,6 +190,8 @@ class Recorder:
             self._samples[metric] = value
             self._writer.add_sample(now_ns, 0, metric, value)
         for vm, pid in enumerate(self._vms.pids):
+            if vm in self._vms.ended:
+                continue
             for metric, value in sample_process(pid):
                 self._samples[metric] = value
                 self._writer.add_sample(now_ns, vm, metric, value)

@@ -58,9 +58,8 @@ class SlotFinder:
 
     def look(self, *, running: bool) -> None:
         """Look at every VM without memslots; `running` says that they ran before the recording."""
-        known = {slot.vm for slot in self._memslots.slots}
         for vm, listed in enumerate(self._listed):
-            if vm in known:
+            if vm in self._memslots.vms:
                 continue
             argv, pid = listed["argv"], listed["pid"]
             first_look = pid not in self._looked
@@ -81,7 +80,7 @@ class SlotFinder:
     @property
     def notes(self) -> list[str]:
         """What a reader of the trace must know: which VMs have no memslots though they were looked for."""
-        without = sorted(self._without - {slot.vm for slot in self._memslots.slots})
+        without = sorted(self._without - self._memslots.vms)
         return [f"memslots of VM {vm} are not known: no one mapping is its memory for sure" for vm in without]
 
     def _assumed(self, pid: int, argv: Sequence[str]) -> list[tuple[int, int, int]]:

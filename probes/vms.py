@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -39,6 +39,10 @@ class Vms(Protocol):
     def refresh(self) -> None:
         """Bring `meta.vms` up to date."""
 
+    @property
+    def ended(self) -> Set[int]:
+        """The VMs whose process is gone: there is nothing more to look at."""
+
 
 class ThisGuest:
     """The machine this is, recorded from inside: one VM, and no process of ours to look at."""
@@ -46,6 +50,7 @@ class ThisGuest:
     def __init__(self, vms: list[Vm]) -> None:
         self.pids: list[int] = []
         self.signatures: list[Signature] = []
+        self.ended: set[int] = set()
         vms.append(Vm(pid=0, argv=[], vcpus=os.cpu_count() or 1, page_bytes=PAGE_BYTES))
 
     def know(self, newest: int) -> None:
@@ -60,6 +65,7 @@ class VmList:
 
     def __init__(self, bpf: Any, vms: list[Vm], command: Sequence[str]) -> None:
         self._bpf, self._vms, self._command = bpf, vms, command
+        self.ended: set[int] = set()
 
     @property
     def pids(self) -> list[int]:
@@ -86,10 +92,23 @@ class VmList:
                 entry["argv"] = redact(self._command)
             self._vms.append(entry)  # type: ignore[arg-type]
         vcpus = Counter(key.tgid for key in self._bpf[b"vcpus"])
-        for vm in self._vms:
+        for index, vm in enumerate(self._vms):
+            if index in self.ended:
+                continue
+            if not _is_there(vm["pid"]):
+                self.ended.add(index)
             vm["vcpus"] = max(vm["vcpus"], vcpus[vm["pid"]])
             with contextlib.suppress(OSError):
                 raw = Path(f"/proc/{vm['pid']}/cmdline").read_bytes()
                 argv = [word.decode(errors="replace") for word in raw.split(b"\0")[:-1]]
                 if argv and not is_waiting(argv):
                     vm["argv"] = redact(argv)
+
+
+def _is_there(pid: int) -> bool:
+    with contextlib.suppress(PermissionError):  # another user's is there too
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+    return True

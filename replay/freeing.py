@@ -7,12 +7,13 @@ its pages is. A mechanism that uses it has `FREE_WORDS` words per page (its `pag
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.replay.accounts import RANGES, TALLIES, UNMAPS, count
+from tracekit.replay.accounts import HYPERCALLS, RANGES, TALLIES, UNMAPS, count
 from tracekit.replay.events import BLOCK_PAGES
 from tracekit.replay.jit import hot, prefetch
 from tracekit.replay.mechanisms import Own
@@ -33,6 +34,7 @@ from tracekit.replay.pages import (
 __all__ = [
     "FREE_BLOCK_WORDS",
     "FREE_WORDS",
+    "costs_of_taking",
     "fetch_group",
     "note_free",
     "note_used",
@@ -113,6 +115,12 @@ def take_all_due(s: World, m: Own, me: int, order: int) -> None:
     take_at(s, (groups[group_of] << order) + page, due[groups][group_of], me)
     s.tally[me * TALLIES + RANGES] = ranges
     heads[groups] &= COUNT
+
+
+def costs_of_taking(tally: NDArray[np.int64], *, whole_blocks: bool) -> Mapping[str, Mapping[str, float]]:
+    """Price hypercalls and discards; both run beside the vCPUs' own work."""
+    unmapped = {"unmap_2m": float(tally[RANGES])} if whole_blocks else {"unmap_4k": float(tally[UNMAPS])}
+    return {"host_cpu_background": unmapped, "hypercall_time": {"hypercall": float(tally[HYPERCALLS])}}
 
 
 def take_at(s: World, pages: NDArray[np.int64], times: NDArray[np.int64], me: int) -> None:

@@ -3,14 +3,15 @@
 Policies:
 
 - `monitor`: needs page_alloc and page_free. At each sample the balloon takes the memory that has been free
-  longest until `free_mib` stay free (with `target_mib`: until the host holds no more than that for the VM),
-  at most `step_mib` a time, and gives back in the same way. A page that is allocated out of the balloon
-  faults again; if nothing else was free, the allocation waits for the next sample too (the reaction lag).
+  longest until `free_mib` stay free (with `target_mib`: all that the VM has above it, and first what was
+  freed last, as Linux gives it out), at most `step_mib` a time, and gives back in the same way. A page that
+  is allocated out of the balloon faults again; if nothing else was free, the allocation waits for the next
+  sample too (the reaction lag).
 - `recorded`: the discards of the trace, without the lag of the monitor that made them: up to one `interval_s`
   earlier, but not before the page's last visible use. Half an interval is the mean lag of a periodic sample.
 
 With a target the guest may fill its balloon with memory that nothing ever backed: then only what the host
-holds above the target is taken (point, low). At most, all of the balloon is memory that the host gets back.
+holds above the target is taken (low). At most, all of the balloon is memory that the host gets back (high).
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ from tracekit.trace.schema import PAGE_BYTES
 __all__ = ["MECHANISM"]
 
 # m.par
-MONITOR, GROUP, STEP, LEAVE, TARGET, SIZE, WAITS, LAG = range(8)
+MONITOR, GROUP, STEP, LEAVE, TARGET, SIZE, WAITS, LAG, GOES = range(9)
 NEVER, WHEN_NOTHING_IS_FREE, ALWAYS = range(3)  # of WAITS: when an allocation waits for the next sample
+FREE_LONGEST, FREED_LAST, FREED_LAST_AND_BACKED = range(3)  # of GOES: what goes into the balloon first
 # m.ints: time of the next sample, interval, then head, tail and length of two lists
 NEXT_SAMPLE, INTERVAL, LISTS = 0, 1, 2
 FREE, BALLOON = 0, 1  # the lists of groups: free in the guest, in the balloon
@@ -111,6 +113,18 @@ def note_used(m: Own, page: int) -> bool:
 
 
 @hot
+def next_to_go(s: World, m: Own, group: int) -> int:
+    """Return the next group from this one on that goes into the balloon; -1 = none."""
+    size = int(m.par[GROUP])
+    while group >= 0 and m.par[GOES] == FREED_LAST_AND_BACKED:
+        for p in range(group, group + size):
+            if s.words[p] & C_BACKED:
+                return group
+        group = m.page[group * WORDS + BEFORE] - 1
+    return group
+
+
+@hot
 def sample(s: World, at: int, m: Own, me: int) -> None:
     """Look once: inflate or deflate by as many groups as the target asks and the step allows."""
     size = int(m.par[GROUP])
@@ -123,8 +137,13 @@ def sample(s: World, at: int, m: Own, me: int) -> None:
     else:
         wanted = (int(m.par[SIZE]) - int(m.par[TARGET])) // size - held
     step = int(m.par[STEP]) // size
+    oldest = m.par[GOES] == FREE_LONGEST
+    following = m.ints[LISTS + (HEAD if oldest else TAIL)] - 1
     for _ in range(min(wanted, step, free)):
-        group = m.ints[LISTS + HEAD] - 1
+        group = next_to_go(s, m, following)
+        if group < 0:
+            break
+        following = m.page[group * WORDS + (AFTER if oldest else BEFORE)] - 1
         remove(m, FREE, group)
         append(m, BALLOON, group)
         taken = 0
@@ -226,9 +245,12 @@ def setup(context: Context) -> Setup:
             max(step, group),
             context.number("free_mib") * mib,
             target * mib if target > 0 else -1.0,
-            float((size or 0) // PAGE_BYTES) if end == "high" else -1.0,
+            float((size or 0) // PAGE_BYTES) if end != "low" else -1.0,
             {"low": ALWAYS, "high": NEVER}.get(end, WHEN_NOTHING_IS_FREE),
             interval * {"low": 0.0, "high": 1.0}.get(end, 0.5),
+            {"low": FREE_LONGEST, "high": FREED_LAST_AND_BACKED}.get(end, FREED_LAST)
+            if target > 0
+            else FREE_LONGEST,
         ],
         ints=ints,
     )

@@ -26,6 +26,7 @@ from tracekit.replay.events import Event
 from tracekit.replay.freeing import (
     FREE_BLOCK_WORDS,
     FREE_WORDS,
+    costs_of_taking,
     fetch_group,
     note_free,
     note_used,
@@ -140,14 +141,9 @@ def finish(context: Context, world: World, own: Own, me: int) -> None:
 
 
 def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[str, float]]:
-    """Price hypercalls and discards; both run beside the vCPUs' own work."""
-    huge = context.text("policy") == "on_free" and context.number("order") >= 9
-    return {
-        "host_cpu_background": {"unmap_2m": float(tally[RANGES])}
-        if huge
-        else {"unmap_4k": float(tally[UNMAPS])},
-        "hypercall_time": {"hypercall": float(tally[HYPERCALLS])},
-    }
+    """Price hypercalls and discards."""
+    whole_blocks = context.text("policy") == "on_free" and context.number("order") >= 9
+    return costs_of_taking(tally, whole_blocks=whole_blocks)
 
 
 def block_local(context: Context) -> bool:

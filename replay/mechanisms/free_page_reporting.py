@@ -4,37 +4,45 @@ A block of 2^order pages that has been free for `delay_s` is reported; the host 
 (`discard=now`) or MADV_FREE (`discard=lazily`: only if the host comes under pressure, so the saving lies
 between nothing and all of it). A page that is allocated again faults again, and comes zeroed. Linux
 reports orders of at least pageblock_order (9) after PAGE_REPORTING_DELAY = 2 s, 32 blocks in a report
-(mm/page_reporting.c). Frees before the recording are not seen: memory free all along stays as it was.
+(mm/page_reporting.c). It leaves out a zone with less free memory than its low watermark and 32 blocks: that
+is all of ZONE_DMA, the first 16 MiB, always (`from_mib`). Frees before the recording are not seen: memory
+free all along stays as it was.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.errors import UsageError
 from tracekit.replay import events as ev
-from tracekit.replay.accounts import HYPERCALLS, RANGES, TALLIES, UNMAPS
+from tracekit.replay.accounts import HYPERCALLS, RANGES, TALLIES
 from tracekit.replay.events import Event
 from tracekit.replay.freeing import (
     FREE_BLOCK_WORDS,
     FREE_WORDS,
+    costs_of_taking,
     fetch_group,
     note_free,
     note_used,
     take_all_due,
     take_due,
 )
+from tracekit.replay.index import VM_SHIFT
 from tracekit.replay.jit import hot
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
-from tracekit.replay.pages import World
+from tracekit.replay.pages import World, gfn_of
+from tracekit.trace.schema import PAGE_BYTES
 
 __all__ = ["MECHANISM"]
 
 # m.par
-ORDER, DELAY, TAKES = range(3)
+ORDER, DELAY, TAKES, FIRST_GFN = range(4)
+
+GFN_OF_VM: Final = (1 << VM_SHIFT) - 1
 
 
 @hot
@@ -52,7 +60,7 @@ def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
 @hot
 def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
     """Follow what is free."""
-    if e.op == ev.FREE and m.par[TAKES] != 0:
+    if e.op == ev.FREE and m.par[TAKES] != 0 and gfn_of(s, e.page) & GFN_OF_VM >= m.par[FIRST_GFN]:
         note_free(m, e.page, int(m.par[ORDER]), e.end + int(m.par[DELAY]))
     elif e.op == ev.ALLOC:
         note_used(m, e.page, int(m.par[ORDER]))
@@ -79,6 +87,7 @@ def setup(context: Context) -> Setup:
             context.number("order"),
             context.number("delay_s") * 1e9,
             float(not lazily or context.hypothesis != "low"),
+            context.number("from_mib") * (1 << 20) / PAGE_BYTES,
         ]
     )
 
@@ -91,13 +100,8 @@ def finish(context: Context, world: World, own: Own, me: int) -> None:
 
 
 def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[str, float]]:
-    """Price reports and discards; both run beside the vCPUs' own work."""
-    blocks = float(tally[RANGES])
-    huge = context.number("order") >= 9
-    return {
-        "host_cpu_background": {"unmap_2m": blocks} if huge else {"unmap_4k": float(tally[UNMAPS])},
-        "hypercall_time": {"hypercall": float(tally[HYPERCALLS])},
-    }
+    """Price reports and discards."""
+    return costs_of_taking(tally, whole_blocks=context.number("order") >= 9)
 
 
 def block_local(context: Context) -> bool:
@@ -123,6 +127,7 @@ MECHANISM = Mechanism(
         Param("order", 9, "smallest block, 2^order pages of 4 KiB", low=0, high=9),
         Param("delay_s", 2.0, "how long a block is free before it is reported", unit="s", low=0),
         Param("batch", 32, "blocks in a report", low=1, high=511),
+        Param("from_mib", 16.0, "guest memory below is not reported", unit="MiB", low=0),
         Param("discard", "now", "MADV_DONTNEED (now) or MADV_FREE (lazily)", choices=("now", "lazily")),
     ),
     page_words=FREE_WORDS,

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.endurance.workload import Account, account, command, emitted, start_recorder
+from tests.endurance.hosts import HOST_FAULTS
+from tests.endurance.workload import Account, account, children_of, command, emitted, finished, start_recorder
 from tracekit.trace import Meta, TraceWriter, events_batch, open_trace, recover
 
 SEED = 20_261_123
@@ -57,14 +58,6 @@ def summed(fault: str, accounts: list[Account]) -> Row:
         sum(a.stored for a in accounts),
         sum(a.ledgered for a in accounts),
     )
-
-
-def finished(recorder: subprocess.Popen[str], code: int = 0) -> str:
-    """Wait for the recorder; it must end with this exit code and without a traceback."""
-    said = recorder.communicate(timeout=300)[1]
-    assert "Traceback" not in said, said
-    assert recorder.returncode == code, said
-    return said
 
 
 def whole(folder: Path, name: str) -> Account:
@@ -157,18 +150,6 @@ def recorder_killed(folder: Path, rng: random.Random) -> Account:
         for child in children_of(folder):
             os.kill(child, signal.SIGKILL)
     return whole(folder, "x.trace")
-
-
-def children_of(folder: Path) -> list[int]:
-    """Processes whose command line names this test's own counter."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                if str(folder / "counter").encode() in words and b"record" not in words:
-                    found.append(int(entry.name))
-    return found
 
 
 def reader_stopped(folder: Path, rng: random.Random) -> Account:
@@ -284,6 +265,7 @@ FAULTS: dict[str, tuple[str, int, Callable[[Path, random.Random], Account]]] = {
     "busy_cpus": ("two busy loops a CPU, of better priority", 2, busy_cpus),
     "vm_killed": ("the traced process gets SIGKILL", 5, vm_killed),
     "two_recorders": ("two recorders of one process", 2, two_recorders),
+    **HOST_FAULTS,
 }
 
 

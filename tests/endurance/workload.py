@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ import polars as pl
 
 from tracekit.trace import Trace
 
-__all__ = ["EMIT", "Account", "account", "command", "emitted", "start_recorder"]
+__all__ = ["EMIT", "Account", "account", "children_of", "command", "emitted", "finished", "start_recorder"]
 
 # Calls madvise(MADV_DONTNEED) on page after page of its own, so many a second (0 = as fast as it can), until
 # it has made so many or so many seconds are over. How many it has made it writes, after each, into a file
@@ -51,6 +53,26 @@ def start_recorder(out: Path, *rest: str, **popen: object) -> subprocess.Popen[s
     """Start `tracekit record -o out …`."""
     arguments = [sys.executable, "-m", "tracekit", "record", "-o", str(out), *rest]
     return subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, **popen)  # type: ignore[call-overload, no-any-return]
+
+
+def finished(recorder: subprocess.Popen[str], code: int = 0) -> str:
+    """Wait for the recorder; it must end with this exit code and without a traceback."""
+    said = recorder.communicate(timeout=300)[1]
+    assert "Traceback" not in said, said
+    assert recorder.returncode == code, said
+    return said
+
+
+def children_of(folder: Path) -> list[int]:
+    """Processes whose command line names this test's own counter."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if str(folder / "counter").encode() in words and b"record" not in words:
+                    found.append(int(entry.name))
+    return found
 
 
 @dataclass(frozen=True)

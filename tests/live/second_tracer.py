@@ -35,8 +35,11 @@ def field(text: str, name: str) -> str:
 
 
 @contextmanager
-def second_tracer(*events: str, kilobytes: int = 65536) -> Iterator[SecondTracer]:
-    """Trace `category/event`s of the whole machine while the block runs; fails if it lost any."""
+def second_tracer(*events: str, only: str = "", kilobytes: int = 65536) -> Iterator[SecondTracer]:
+    """Trace `category/event`s of the whole machine while the block runs; fails if it lost any.
+
+    `only`: a filter for all of them, in ftrace's words.
+    """
     root = tracefs.tracefs_root()
     instance = root / "instances" / f"tracekit-test-{os.getpid()}"
     try:
@@ -49,6 +52,8 @@ def second_tracer(*events: str, kilobytes: int = 65536) -> Iterator[SecondTracer
         (instance / "trace_clock").write_text("mono")
         (instance / "options" / "record-tgid").write_text("1")
         for event in events:
+            if only:
+                (instance / "events" / event / "filter").write_text(only)
             (instance / "events" / event / "enable").write_text("1")
         yield tracer
         (instance / "tracing_on").write_text("0")

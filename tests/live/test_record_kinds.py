@@ -15,8 +15,9 @@ import polars as pl
 import pytest
 
 from tests.live.recording import of_kind, record_command
+from tests.live.second_tracer import field, second_tracer
 from tests.unit.test_probes_source import OLD_PAGE_FAULT
-from tracekit.probes import bcc_package, constants, source, tracefs
+from tracekit.probes import bcc_package, btf, constants, source, tracefs
 from tracekit.probes.catalogue import HOST_PROBES
 from tracekit.trace import Trace
 
@@ -143,23 +144,38 @@ def small_cgroup_with_swap(limit: str) -> Iterator[Path]:
         (control / "hot_remove").write_text(str(number))
 
 
+def in_turns(n: int) -> list[str]:
+    """Return n swaps of one page, every other one first: out, out, ..., in, in, ..."""
+    return ["swap_out"] * (n - n // 2) + ["swap_in"] * (n // 2)
+
+
 def test_swap_is_the_kernels_count_and_waited_for_faults_are_major(tmp_path: Path) -> None:
+    items = [btf.enum_value("vm_event_item", name) for name in ("PSWPIN", "PSWPOUT")]
+    counted = "memcg/count_memcg_events"
     with small_cgroup_with_swap("16M") as group:
-        before = swap_counters()
-        trace, account = record_script(tmp_path, SWAP, str(group))
-        swapped_in, swapped_out = (b - a for a, b in zip(before, swap_counters(), strict=True))
+        with second_tracer(counted, only=" || ".join(f"item == {item}" for item in items)) as tracer:
+            before = swap_counters()
+            trace, account = record_script(tmp_path, SWAP, str(group))
+            machine = [b - a for a, b in zip(before, swap_counters(), strict=True)]
+        mine = group.stat().st_ino
+    # DAMON, where it runs, swaps pages of others meanwhile: the kernel's count is the whole machine's.
+    swaps = [[int(field(text, name)) for name in ("memcg_id", "item", "val")] for text in tracer.rows["text"]]
+    total = [sum(n for _, what, n in swaps if what == item) for item in items]
+    swapped_in, swapped_out = (sum(n for who, what, n in swaps if (who, what) == (mine, i)) for i in items)
+    for own, whole, seen in zip((swapped_in, swapped_out), machine, total, strict=True):
+        assert own <= whole <= seen
     assert swapped_in > 5000
     rows = of_kind(trace, "swap_in")
     assert rows["pages"].sum() == swapped_in
     assert rows["gfn"].null_count() == 0
     gone = of_kind(trace, "swap_out")
     assert gone["pages"].sum() == swapped_out
-    # Each page goes out before it comes in, and in before it goes out again: the addresses are right.
+    # Each page goes out before it comes in, and in before it goes out again: the addresses are right. Where
+    # reclaim was preempted between unmapping and writing, a swap-out has none, and one turn is missing.
     known = gone.filter(pl.col("gfn").is_not_null())
-    assert known.height > swapped_in
     turns = pl.concat([known, rows]).sort("ts_ns").group_by("gfn", maintain_order=True).agg("kind")
-    for kinds in turns["kind"].to_list():
-        assert kinds == (["swap_out", "swap_in"] * len(kinds))[: len(kinds)]
+    broken = [kinds for kinds in turns["kind"].to_list() if kinds[::2] + kinds[1::2] != in_turns(len(kinds))]
+    assert len(broken) <= gone.height - known.height < 0.02 * gone.height
     faults = of_kind(trace, "host_fault").filter(pl.col("flags") & 1 == 1)
     assert faults.height == account["major"] == swapped_in
 

@@ -16,7 +16,7 @@ from tracekit.probes import bcc_package, btf, constants, doctor, host, samples, 
 from tracekit.probes.filemap import Mapping
 from tracekit.probes.ledger import LossLedger
 from tracekit.probes.losses import Loss, LossReader
-from tracekit.probes.memslots import MemslotTable
+from tracekit.probes.memslots import Memslot, MemslotTable
 from tracekit.probes.plan import RecordPlan, RecordReport
 from tracekit.probes.slots import assume
 from tracekit.probes.wire import LOST, RECORD, VALID
@@ -326,12 +326,41 @@ def test_a_vm_whose_memory_is_not_known_for_sure_gets_a_note_and_no_memslots(
     maps.write_text("40000000-44000000 rw-p 00000000 00:00 0\n")  # 64 MiB, as an arena of malloc
     monkeypatch.setattr(slots, "holds_vm", lambda pid: True)
     monkeypatch.setattr(slots, "Path", lambda path: maps)
-    table: Any = SimpleNamespace(slots=[])
+    table: Any = SimpleNamespace(slots=[], vms=set())
     vm: Any = {"pid": 7, "argv": ["vmm"]}
     finder = slots.SlotFinder(table, {}, [vm], None, 0)
     finder.look(running=True)
     assert table.slots == []
     assert finder.notes == ["memslots of VM 0 are not known: no one mapping is its memory for sure"]
     # Once the VM makes one, there is nothing to say.
-    table.slots.append(SimpleNamespace(vm=0))
+    table.vms.add(0)
     assert finder.notes == []
+
+
+def test_memslots_of_a_vm_that_is_gone_serve_its_last_rows_and_are_forgotten() -> None:
+    notes: list[dict[str, Any]] = []
+    table = MemslotTable(SimpleNamespace(add_memslot=lambda **row: notes.append(row)))  # type: ignore[arg-type]
+    second = 1_000_000_000
+    for vm in range(3):
+        table.add(Memslot(vm, 0, 0, 4096, 0x1000, 0, vm * second, "ioctl"))
+    table.end(0, 3 * second)
+    assert (table.there, len(table.slots), table.vms) == ({1, 2}, 3, {0, 1, 2})
+
+    def gfn_known(vm: int, ts_ns: int) -> bool:
+        out = {
+            "valid": np.array([VALID["hva"]], np.uint8),
+            "hva": np.array([0x1008], np.uint64),
+            "gfn": np.zeros(1, np.uint64),
+            "vm": np.array([vm], np.uint16),
+            "ts_ns": np.array([ts_ns], np.uint64),
+        }
+        table.fill_gfns(out)
+        return bool(out["valid"][0] & VALID["gfn"])
+
+    assert gfn_known(0, 3 * second - 1)
+    assert not gfn_known(0, 3 * second)
+    assert gfn_known(1, 9 * second)
+    table.add(Memslot(3, 0, 0, 4096, 0x1000, 0, 6 * second, "ioctl"))
+    assert {slot.vm for slot in table.slots} == {1, 2, 3}
+    assert not gfn_known(0, 3 * second - 1)
+    assert len(notes) == 4  # what the trace says of them stays as the VMM said it

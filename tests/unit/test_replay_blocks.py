@@ -25,7 +25,7 @@ TEXTS = (
     "cold_hint,order=1,delay_ms=0.2",
     "cold_hint,policy=idle,idle_s=0.0004,scan_ms=0.01",
     "cold_hint,policy=oracle",
-    "free_page_reporting,order=0,delay_s=0.0001",
+    "free_page_reporting,from_mib=0,order=0,delay_s=0.0001",
     "zeroing+hugepages+cold_hint,order=0,delay_ms=0.1",
 )
 

@@ -57,7 +57,7 @@ def test_a_hint_does_not_forget_that_the_page_came_zeroed() -> None:
 def test_the_untouched_rest_of_a_huge_page_is_reported_with_it() -> None:
     # One page of 512 touched at 10 us (mapped huge at 6 + 4 us); all freed at 20 us, reported 80 us later.
     rows = [fault(10, 0, 4), free(20, 0, pages=512)]
-    scenario = "hugepages+free_page_reporting,delay_s=0.00008"
+    scenario = "hugepages+free_page_reporting,from_mib=0,delay_s=0.00008"
     result = replayed(Tiny(rows, span_us=1000), scenario, profile=costs(ept_2m=4_000))
     assert resident(result, scenario)[1] == pytest.approx(512 * 90)
 

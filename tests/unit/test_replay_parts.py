@@ -122,12 +122,15 @@ def test_what_a_combination_loses_without_a_mechanism() -> None:
     alone = {m: metrics(result, name, f"without {m}")["faults"] for m in ("zeroing", "hot_hint", "prealloc")}
     assert {m: row["saved"] for m, row in alone.items()} == dict.fromkeys(alone, 0)
     # Of two mechanisms, the one that is left is the other alone; without it, the whole is lost but for that.
-    name = "hugepages+free_page_reporting"
+    name = "hugepages+free_page_reporting,from_mib=0"
     rows = [fault(10, 0), fault(20, 1), {"us": 30, "kind": "page_free", "gfn": 0, "pages": 512}]
     result = replayed(Tiny(rows, span_us=3_000_000), name, profile=costs())
     whole = metrics(result, name)["resident_time"]
     without = metrics(result, name, "without hugepages")["resident_time"]
-    only = metrics(replayed(Tiny(rows, span_us=3_000_000), "free_page_reporting"), "free_page_reporting")
+    only = metrics(
+        replayed(Tiny(rows, span_us=3_000_000), "free_page_reporting,from_mib=0"),
+        "free_page_reporting,from_mib=0",
+    )
     assert without["saved"] == pytest.approx(whole["saved"] - only["resident_time"]["saved"])
 
 

@@ -66,7 +66,7 @@ def test_free_again_and_allocated_again_count_once() -> None:
         alloc(90, 0),
         alloc(91, 0),
     ]
-    name = "free_page_reporting,order=1,delay_s=0.00003"
+    name = "free_page_reporting,from_mib=0,order=1,delay_s=0.00003"
     found = metrics(replayed(Tiny(rows, span_us=100), name, profile=costs()), name)
     # Taken at 50 us; page 0 comes back once, by a fault of 4 us (the mean of the class).
     assert found["refaults"]["counterfactual"] == 1

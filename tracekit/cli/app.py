@@ -22,6 +22,7 @@ from tracekit.cli.export import export
 from tracekit.cli.fleet import fleet
 from tracekit.cli.import_ import import_
 from tracekit.cli.info import info
+from tracekit.cli.listing import CommandList
 from tracekit.cli.mark import mark
 from tracekit.cli.merge import merge
 from tracekit.cli.output import inert, stderr
@@ -35,10 +36,12 @@ from tracekit.errors import FailedError, TracekitError
 __all__ = ["app", "main"]
 
 app = typer.Typer(
+    cls=CommandList,
     name="tracekit",
     help="Record what a VM's memory really did, then replay it through an enlightened-memory model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # boxes around the help would cost 0.2 s of imports
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from tracekit.cli.listing import CommandList
 from tracekit.cli.output import next_command, print_json, stderr, stdout
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Bundled real traces and synthetic ones.", no_args_is_help=True)
+app = typer.Typer(cls=CommandList, help="Bundled real traces and synthetic ones.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -8,12 +8,13 @@ from typing import Annotated, Literal
 import typer
 
 from tracekit.cli import lab_host, lab_swap, lab_validate
+from tracekit.cli.listing import CommandList
 from tracekit.cli.output import next_command, print_json, stderr, stdout
 from tracekit.cli.sizes import parse_size
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Real guests on this host.", no_args_is_help=True)
+app = typer.Typer(cls=CommandList, help="Real guests on this host.", no_args_is_help=True)
 app.add_typer(lab_host.app, name="host")
 app.command()(lab_validate.validate)
 app.command()(lab_swap.swap)
@@ -163,6 +164,10 @@ def linux(
     settle: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="Wait after freeing, for reports to come.")
     ] = 5.0,
+    page_events: Annotated[
+        bool,
+        typer.Option("--page-events", help="The guest's kernel tells of its pages (in --json)."),
+    ] = False,
     kit: Annotated[
         Path | None,
         typer.Option(envvar="TRACEKIT_GUEST_KIT", help="Folder with vmlinuz and initramfs."),
@@ -182,6 +187,7 @@ def linux(
             balloon_bytes=balloon,
             commands=tuple(run or ()),
             settle_s=settle,
+            page_events=page_events,
             kit=kit,
         )
     )

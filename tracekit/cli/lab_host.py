@@ -7,12 +7,14 @@ from typing import Annotated, Literal
 
 import typer
 
+from tracekit.cli.listing import CommandList
 from tracekit.cli.output import next_command, stderr
 from tracekit.cli.sizes import parse_size
 
 __all__ = ["app"]
 
 app = typer.Typer(
+    cls=CommandList,
     help="A whole KVM host with nested paging: Debian in QEMU, with tracekit and bcc in it.",
     no_args_is_help=True,
 )

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 
 from tracekit.errors import FailedError, UsageError
 from tracekit.lab.debian import Kernel, kernel, unpacked
+from tracekit.lab.guest_pages import follow_pages, followed_pages
 from tracekit.lab.initramfs import Initramfs
 from tracekit.lab.kernel_modules import load_order
 from tracekit.lab.qemu import Qemu, guest_init
@@ -26,7 +27,8 @@ class LinuxPlan:
     """What a Linux guest has and does; sizes in bytes, `settle_s` is the time given to page reporting.
 
     After boot it runs `commands` (shell), writes and deletes a file of `alloc_bytes` in its memory, then its
-    balloon is inflated until `balloon_bytes` of guest memory are left (0: neither), then deflated. `kit` is a
+    balloon is inflated until `balloon_bytes` of guest memory are left (0: neither), then deflated. With
+    `page_events` the guest's kernel tells which pages it gives out and takes back, from boot on. `kit` is a
     folder of `make_kit` to boot from; without one, the guest is made of `kernel_package` and busybox.
     `qemu_arguments` come after QEMU's others.
     """
@@ -39,6 +41,7 @@ class LinuxPlan:
     balloon_bytes: int = 0
     commands: tuple[str, ...] = ()
     settle_s: float = 5.0
+    page_events: bool = False
     kernel_arguments: str = ""
     kernel_package: str = "linux-image-cloud-amd64"
     kit: Path | None = None
@@ -151,6 +154,7 @@ def run_plan(plan: LinuxPlan) -> dict[str, Any]:
 
         step("boot")
         put_mark_if_recorded("ready")
+        begun = follow_pages(guest.qemu) if plan.page_events else None
         for command in plan.commands:
             outputs.append(guest.qemu.run(command, timeout_s=600))
             step("run")
@@ -166,6 +170,7 @@ def run_plan(plan: LinuxPlan) -> dict[str, Any]:
             step("inflate")
             guest.balloon(plan.memory_bytes)
             step("deflate")
+        pages = followed_pages(guest.qemu, begun) if begun else None
         pid, accel, release = guest.qemu.pid, guest.accel, guest.qemu.run("uname -r").strip()
     return {
         "plan": {**asdict(plan), "kit": str(plan.kit or "")},
@@ -174,6 +179,7 @@ def run_plan(plan: LinuxPlan) -> dict[str, Any]:
         "kernel": release,
         "outputs": outputs,
         "steps": [asdict(one) for one in steps],
+        "guest_pages": asdict(pages) if pages else None,
     }
 
 

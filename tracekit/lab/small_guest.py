@@ -84,9 +84,10 @@ class SmallGuest:
                 self._added = Backing(plan.memory_bytes, added)
             self.vm = cleanup.enter_context(self.kvm.create_vm())
             self._memslots: list[tuple[int, int, int, int]] = []
+            cleanup.callback(self._remove_memslots)
             self._add_memslot(0, self.low)
             self._add_memslot(RANGE_GPA, self.memory)
-            self._sharing = Sharing([self.low, self.memory]) if plan.mergeable else None
+            self._sharing = Sharing([self.memory]) if plan.mergeable else None
             if plan.twins:
                 self._fill_with_twins()
             self._labels = self._fill_low_area()
@@ -160,7 +161,7 @@ class SmallGuest:
         return time.monotonic_ns() - started
 
     def _fill_with_twins(self) -> None:
-        """Give each page of the first half a content of its own, and its twin in the second half the same."""
+        """Give each page of the first half a content of its own, and the second half the same."""
         half, step = self.plan.pages // 2, self.plan.step_bytes
         content = np.random.default_rng(self.plan.seed).integers(0, 256, (half, 4096), dtype=np.uint8)
         pages = self.memory.view()[: 2 * half * step].reshape(2, half, step)
@@ -177,6 +178,11 @@ class SmallGuest:
         slot = len(self._memslots)
         self.vm.set_memslot(slot, gpa, memory.size_bytes, memory.address)
         self._memslots.append((slot, gpa, memory.size_bytes, memory.address))
+
+    def _remove_memslots(self) -> None:
+        """Say that the VM is over before its addresses become other memory of this process."""
+        for slot, gpa, _, address in self._memslots:
+            self.vm.set_memslot(slot, gpa, 0, address)
 
     def _create_vcpu(self, index: int, cleanup: contextlib.ExitStack) -> Vcpu:
         vcpu = cleanup.enter_context(self.vm.create_vcpu(index))

@@ -76,6 +76,10 @@ class FreePageReporting(Groups):
 
     name, stage = "free_page_reporting", 3
 
+    def freed(self, page: Page, end: int) -> None:
+        if page.gfn >= self.params["from_mib"] * 256:
+            super().freed(page, end)
+
     @property
     def delay(self) -> int:
         return int(self.params["delay_s"] * 1e9)
@@ -162,12 +166,12 @@ class Balloon(Mechanism):
     def sample(self, at: int) -> None:
         step = (self.params["step_mib"] * 256 or 1 << 62) // self.size or 1
         if self.params["target_mib"]:
-            excess = self.w.resident["counterfactual"] - int(self.params["target_mib"] * 256)
-            wanted = -(-excess // self.size)
+            balloon = (self.facts.memory_pages or 0) - int(self.params["target_mib"] * 256)
+            wanted = balloon // self.size - len(self.inflated)
         else:
             wanted = len(self.waiting) - int(self.params["free_mib"] * 256) // self.size
         for _ in range(int(min(wanted, step, len(self.waiting)))):
-            group = self.waiting.pop(0)
+            group = self.waiting.pop(-1 if self.params["target_mib"] else 0)
             self.inflated.append(group)
             for page in group:
                 self.w.drop(page, at, self.name)

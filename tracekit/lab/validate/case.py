@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+from tracekit.lab.validate.compared import Compared
 from tracekit.replay import Result
 from tracekit.trace import Trace, open_trace
 
@@ -64,8 +65,13 @@ class Recording:
         """The trace, opened."""
         return open_trace(self.path)
 
+    def compared(self, trace: Trace) -> Trace | Compared:
+        """Return what is compared of this run's trace: a small guest's without its low area."""
+        first = self.account.get("first_gfn")
+        return trace if first is None else Compared(trace, first)
 
-def _nothing_more(recording: Recording) -> Mapping[str, float]:
+
+def _nothing_more(recording: Recording, ledger: Result) -> Mapping[str, float]:
     return {}
 
 
@@ -79,11 +85,11 @@ class Case:
 
     The scenario may take a parameter (how long ahead) from that recording.
 
-    `compare` names metrics of `UNITS`. `measure` gives what only this case can tell of a recording, by
-    metric; `predict` what only it reads out of the scenario's result over the baseline. With `guest_events`
-    the guest's account of its pages is merged into the baseline, as a trace of `record --guest` would be.
-    `emulated` runs have no times of a real machine. Where the model says no more than a bound (`bound_only`),
-    there is no point to be in error.
+    `compare` names metrics of `UNITS`. `measure` gives what only this case can tell of a recording and its
+    ledger, by metric; `predict` what only it reads out of the scenario's result over the baseline. With
+    `guest_events` the guest's account of its pages is merged into the baseline, as a trace of
+    `record --guest` would be. `emulated` runs have no times of a real machine. Where the model says no more
+    than a bound (`bound_only`), there is no point to be in error.
     """
 
     mechanism: str
@@ -93,7 +99,7 @@ class Case:
     real: Run
     compare: tuple[str, ...]
     guest_events: Callable[[Recording], Any] | None = None
-    measure: Callable[[Recording], Mapping[str, float]] = field(default=_nothing_more)
+    measure: Callable[[Recording, Result], Mapping[str, float]] = field(default=_nothing_more)
     predict: Callable[[Recording, Result], Prediction] = field(default=_nothing_else)
     emulated: bool = False
     bound_only: bool = False

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from tracekit.lab.validate.case import GOALS, UNITS, Case, Prediction, Recording
+from tracekit.lab.validate.curves import resident_at
 from tracekit.replay import Result
 
 __all__ = ["Check", "Summary", "check_all", "guest_time", "measured", "predicted", "summarise"]
@@ -110,19 +111,23 @@ def guest_time(recording: Recording) -> float:
 def measured(case: Case, recording: Recording, ledger: Result) -> dict[str, float]:
     """Return the metrics of a recording: `ledger` is its own, with nothing enabled."""
     found = {row["metric"]: row["baseline"] for row in ledger.rows.iter_rows(named=True)}
-    found["resident_end"] = ledger.curves["resident_bytes"][-1]
+    found["resident_end"] = resident_at(ledger)[0]
     account = recording.account
     if "vcpus" in account:
         found["time"] = guest_time(recording)
         found["startup"] = account["prealloc_ns"]
-        found["exits"] = found.get("exits", 0.0) + sum(
-            n for name, n in account["calls"].items() if name.startswith("call_")
-        )
-    return {**found, **case.measure(recording)}
+    found["exits"] = found.get("exits", 0.0) + _calls(recording)
+    return {**found, **case.measure(recording, ledger)}
 
 
-def predicted(result: Result, baseline: Mapping[str, float]) -> Prediction:
-    """Return (value, low, high) of what the scenario leaves of each metric.
+def _calls(recording: Recording) -> float:
+    """Return how often a small guest called through a port: exits that no probe sees."""
+    calls = recording.account.get("calls", {})
+    return float(sum(n for name, n in calls.items() if name.startswith("call_")))
+
+
+def predicted(result: Result, recording: Recording, baseline: Mapping[str, float]) -> Prediction:
+    """Return (value, low, high) of what the scenario leaves of each metric of the recorded baseline.
 
     `time` is the baseline's own, less what the critical path gains without the start-up work (which is
     compared by itself): the guest's phases begin after that.
@@ -136,8 +141,14 @@ def predicted(result: Result, baseline: Mapping[str, float]) -> Prediction:
         )
         for name, row in figures.items()
     }
-    end = result.curves["resident_bytes"][-1]
-    found["resident_end"] = (end, end, end)
+    value, low, high = found["exits"]
+    calls = _calls(recording)  # the scenario adds its own, and takes none of these away
+    found["exits"] = (
+        value + calls,
+        None if low is None else low + calls,
+        None if high is None else high + calls,
+    )
+    found["resident_end"] = resident_at(result)
     if "time" in baseline and "critical_path" in figures:
         path, startup = figures["critical_path"], figures.get("startup", {"saved": 0, "low": 0, "high": 0})
         at = {

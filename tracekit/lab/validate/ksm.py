@@ -12,10 +12,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
-import polars as pl
-
 from tracekit.lab.ksm import ksm_settings
 from tracekit.lab.validate.case import Case, Prediction, Recording, Run
+from tracekit.lab.validate.curves import resident_at, without
 from tracekit.lab.validate.small import guest
 from tracekit.replay import Result
 
@@ -72,7 +71,7 @@ def _ksmd() -> Iterator[tuple[str, ...]]:
         yield ()
 
 
-def _shared(recording: Recording) -> Mapping[str, float]:
+def _shared(recording: Recording, ledger: Result) -> Mapping[str, float]:
     """Return what the kernel counted after the first pass and after the last (nothing without ksmd)."""
     counted = [float(sample["bytes"]) for sample in recording.account["shared"].values()]
     return {"shared": counted[0], "shared_end": counted[-1]} if counted else {}
@@ -83,19 +82,11 @@ def _saved(recording: Recording, result: Result) -> Prediction:
 
     Without such counts: at the end.
     """
-    names = result.curves["scenario"].unique(maintain_order=True).to_list()
-    without, merging = (result.curves.filter(pl.col("scenario") == name) for name in names)
-    times = [sample["ts_ns"] for sample in recording.account["shared"].values()] or [
-        int(without["ts_ns"][-1])
-    ]
+    times = [sample["ts_ns"] for sample in recording.account["shared"].values()] or [None]
     found = []
     for ts_ns in (times[0], times[-1]):
-        before, after = (
-            one.filter(pl.col("ts_ns") <= ts_ns).row(-1, named=True) for one in (without, merging)
+        before, (value, low, high) = without(result, ts_ns), resident_at(result, ts_ns)
+        found.append(
+            (before - value, None if high is None else before - high, None if low is None else before - low)
         )
-        value, least, most = (
-            None if after[name] is None else before["resident_bytes"] - after[name]
-            for name in ("resident_bytes", "high_bytes", "low_bytes")
-        )
-        found.append((float(value or 0), least, most))
     return {"shared": found[0], "shared_end": found[1]}

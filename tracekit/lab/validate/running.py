@@ -103,15 +103,15 @@ def run_case(case: Case, seed: int, folder: Path, profile: Profile) -> list[Chec
     """Record the baseline, predict, really run, and compare."""
     stem = "-".join([case.mechanism, *case.name.replace(",", "").split(), str(seed)])
     before = record_run(case.baseline, folder, f"{stem}-baseline")
-    source = case.guest_events(before) if case.guest_events else before.trace
+    source = before.compared(case.guest_events(before) if case.guest_events else before.trace)
     scenario = case.scenario if isinstance(case.scenario, str) else case.scenario(before)
     result = replay(source, [scenario], profile=profile)
     after = record_run(case.real, folder, f"{stem}-real")
     first = measured(case, before, _ledger(before, profile))
     last = measured(case, after, _ledger(after, profile))
-    prediction = {**predicted(result, first), **case.predict(before, result)}
+    prediction = {**predicted(result, before, first), **case.predict(before, result)}
     return check_all(case, scenario, seed, prediction=prediction, before=first, after=last)
 
 
 def _ledger(recording: Recording, profile: Profile) -> Result:
-    return replay(recording.trace, ["baseline"], profile=profile)
+    return replay(recording.compared(recording.trace), ["baseline"], profile=profile)

@@ -8,6 +8,7 @@ import polars as pl
 
 from tracekit.lab.validate.case import Case, Recording
 from tracekit.lab.validate.small import ORDERS, guest, with_account
+from tracekit.replay import Result
 from tracekit.trace.schema import PAGE_BYTES
 
 __all__ = ["cases"]
@@ -16,7 +17,7 @@ _PAGES = 32749
 _USED = 20011
 
 
-def zeroed_twice(recording: Recording) -> Mapping[str, float]:
+def zeroed_twice(recording: Recording, ledger: Result) -> Mapping[str, float]:
     """Return the memory that the guest zeroed just after the host had: its faults while it zeroed."""
     spans = [
         (phase["start_ns"], phase["start_ns"] + phase["elapsed_ns"])

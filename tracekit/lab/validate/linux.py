@@ -1,0 +1,81 @@
+"""Linux guests in QEMU as runs: what their kernel says of its pages, and what is resident after a step."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Final
+
+from tracekit.errors import FailedError
+from tracekit.lab.guest_pages import GuestPages, as_trace
+from tracekit.lab.linux_guest import can_run_linux_under_kvm
+from tracekit.lab.validate.case import Prediction, Recording, Run
+from tracekit.lab.validate.curves import resident_at
+from tracekit.replay import Result
+from tracekit.trace import Trace
+from tracekit.trace.merge import given_offset, merge
+
+__all__ = ["emulated", "end_of", "linux", "measured_when_done", "predicted_when_settled", "with_its_pages"]
+
+_PR_SET_THP_DISABLE: Final = 41
+
+
+def linux(*words: str) -> Run:
+    """Return the run of a Linux guest whose kernel tells of its pages, backed by pages of 4 KiB."""
+    return Run(("lab", "linux", "--page-events", *words), _small_pages)
+
+
+@cache
+def emulated() -> bool:
+    """Say whether such a guest's times are those of an emulated machine here."""
+    return not can_run_linux_under_kvm()
+
+
+@contextmanager
+def _small_pages() -> Iterator[tuple[str, ...]]:
+    """Forbid transparent huge pages to what is started meanwhile: reports and refaults are then of 4 KiB."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0):
+        raise FailedError("huge pages can't be switched off for a run")
+    try:
+        yield ()
+    finally:
+        libc.prctl(_PR_SET_THP_DISABLE, 0, 0, 0, 0)
+
+
+def with_its_pages(recording: Recording) -> Trace:
+    """Return the recording merged with the page events of its guest's kernel."""
+    told = recording.account["guest_pages"]
+    pages = GuestPages(told["flags"], told["events"], tuple(told["between_ns"]))
+    path = recording.path.with_suffix(".guest.trace")
+    as_trace(pages, path)
+    low, high = pages.between_ns
+    merged, _ = merge(
+        recording.path,
+        path,
+        recording.path.with_suffix(".merged.trace"),
+        vm=int(recording.trace.memslots["vm"][0]),
+        offset=given_offset(0, (high - low) // 2),
+        force=True,
+    )
+    return merged
+
+
+def end_of(recording: Recording, step: str) -> int:
+    """Return when a step of the guest's life was over, ns."""
+    (found,) = (one for one in recording.account["steps"] if one["name"] == step)
+    return int(found["start_ns"] + found["elapsed_ns"])
+
+
+def predicted_when_settled(recording: Recording, result: Result) -> Prediction:
+    """Return the scenario's resident memory at the end of the baseline's step `settle`."""
+    return {"resident_end": resident_at(result, end_of(recording, "settle"))}
+
+
+def measured_when_done(recording: Recording, ledger: Result) -> Mapping[str, float]:
+    """Return the resident memory of a run when its balloon is inflated; where it has none, when settled."""
+    steps = [step["name"] for step in recording.account["steps"]]
+    done = end_of(recording, "inflate" if "inflate" in steps else "settle")
+    return {"resident_end": resident_at(ledger, done)[0]}
