@@ -67,7 +67,10 @@ ON(kvm, kvm_hv_hypercall)
                           .arg = arg};
     asm volatile("" : : "r"(&same) : "memory");
     u32 i, reason = LOST_REASONS;
-    for (i = 0; i < MAX_HINTS && i < count; i++) {
+    for (i = 0; i < MAX_HINTS; i++) {
+        asm volatile("" : "+r"(i));  // else both bounds become one that the verifier can't tell
+        if (i >= count)
+            break;
         u64 range = 0;
         if (bpf_probe_read_user(&range, sizeof(range), (void *)(page + 8 + 8 * i))) {
             reason = LOST_UNREADABLE_ARGUMENT;
