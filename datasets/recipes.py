@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from tracekit.datasets.memory_limit import join_when_started, memory_limit
@@ -20,7 +22,7 @@ class Recipe:
 
     `command` is traced with its children; a first word `tracekit` is run by this very interpreter.
     `options` go to `tracekit record`; `limit_bytes` is the memory limit of `limited_program`, which the
-    command starts.
+    command starts. Without `huge_pages` the kernel gives the command's processes 4 KiB pages only.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Recipe:
     options: tuple[str, ...] = ()
     limit_bytes: int = 0
     limited_program: str = ""
+    huge_pages: bool = True
     licence: str = "CC0-1.0"
 
     @property
@@ -71,8 +74,10 @@ RECIPES: dict[str, Recipe] = {
             title="Debian's cloud kernel boots in QEMU with 256 MiB",
             about=(
                 "QEMU without KVM (TCG) boots Debian 12's cloud kernel and a busybox initramfs, one vCPU, no"
-                " free page reporting. Faults are those of QEMU's threads on guest memory, mapped to gfns."
+                " free page reporting, on 4 KiB pages. Faults are those of QEMU's threads: those on guest"
+                " memory have a gfn, the others are on QEMU's own memory."
             ),
+            huge_pages=False,
             command=(
                 *("tracekit", "lab", "linux", "--memory", "256M"),
                 *("--free-page-reporting", "off", "--settle", "0"),
@@ -112,9 +117,11 @@ RECIPES: dict[str, Recipe] = {
             name="limit-zram",
             title="a Linux guest grows past a 192 MiB memory limit with zram, then idles",
             about=(
-                "QEMU without KVM (TCG) in a memory cgroup of 192 MiB with zram to swap to: the guest (of"
-                " 256 MiB) boots, fills 96 MiB and frees them, then idles for three seconds."
+                "QEMU without KVM (TCG), on 4 KiB pages, in a memory cgroup of 192 MiB with zram to swap to:"
+                " the guest (of 256 MiB) boots, fills 96 MiB, frees them and idles for three seconds. The"
+                " limit holds for all of QEMU: its own memory (without a gfn) swaps too."
             ),
+            huge_pages=False,
             command=(
                 *("tracekit", "lab", "linux", "--memory", "256M", "--free-page-reporting", "off"),
                 *("--alloc", "96M", "--settle", "3"),
@@ -152,6 +159,21 @@ RECIPES: dict[str, Recipe] = {
 """Every recipe by the name of its trace."""
 
 
+_PR_SET_THP_DISABLE, _PR_GET_THP_DISABLE = 41, 42
+
+
+@contextlib.contextmanager
+def _small_pages() -> Iterator[None]:
+    """Have processes that start here get 4 KiB pages only, whatever they advise: they inherit it from us."""
+    libc = ctypes.CDLL(None)
+    before = libc.prctl(_PR_GET_THP_DISABLE, 0, 0, 0, 0)
+    libc.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        libc.prctl(_PR_SET_THP_DISABLE, max(before, 0), 0, 0, 0)
+
+
 def record(recipe: Recipe, path: Path, *, force: bool = False) -> None:
     """Record a recipe's trace to `path`.
 
@@ -163,6 +185,8 @@ def record(recipe: Recipe, path: Path, *, force: bool = False) -> None:
     options = [*(["-f"] if force else []), *recipe.options, "-o", str(path)]
     command = [*tracekit, "record", *options, "--", *words]
     with contextlib.ExitStack() as setting:
+        if not recipe.huge_pages:
+            setting.enter_context(_small_pages())
         group = None
         if recipe.limit_bytes:
             group = setting.enter_context(memory_limit(recipe.limit_bytes, 4 * recipe.limit_bytes))

@@ -31,7 +31,7 @@ from tracekit.trace.schema import EVENTS, KINDS
 __all__ = ["read_csv", "read_parquet"]
 
 _ROWS = 1 << 18
-_RUN_ROWS = 1 << 21
+_RUN_ROWS = 1 << 20
 _BAD_SHOWN = 5
 _REQUIRED = ("ts_ns", "kind")
 _DTYPES = pl.DataFrame(EVENTS.empty_table()).schema
@@ -50,7 +50,7 @@ def read_parquet(path: Path | str, sink: Sink) -> None:
         file = stack.enter_context(_seekable(path))
         stack.enter_context(_our_words(path))
         try:
-            table = pq.ParquetFile(file)
+            table = pq.ParquetFile(file, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:
             raise DamagedError(f"{path} is no Parquet file: {_first_line(error)}") from None
         _read(_parquet_rows(table, sink), sink)

@@ -59,8 +59,18 @@ ON(kvm, kvm_hv_hypercall)
     }
     // The call's own record has the plain code; each range's has 1 + heat type above it.
     u64 arg = code | (1 + (heat & 3)) << 16;
+    // What all ranges share lies ready on the stack. The verifier of kernels before 6.7 takes a loop for endless
+    // whose counter is not in a register, and with all this in registers it would not be.
+    struct record same = {.ts = now, .kind = KIND_HV_HYPERCALL, .tid = (u32)bpf_get_current_pid_tgid(),
+                          .vm = t->vm, .vcpu = t->vcpu >= 0 ? t->vcpu : 0,
+                          .valid = VALID_ARG | VALID_GFN | VALID_LEVEL | (t->vcpu >= 0 ? VALID_VCPU : 0),
+                          .arg = arg};
+    asm volatile("" : : "r"(&same) : "memory");
     u32 i, reason = LOST_REASONS;
-    for (i = 0; i < MAX_HINTS && i < count; i++) {
+    for (i = 0; i < MAX_HINTS; i++) {
+        asm volatile("" : "+r"(i));  // else both bounds become one that the verifier can't tell
+        if (i >= count)
+            break;
         u64 range = 0;
         if (bpf_probe_read_user(&range, sizeof(range), (void *)(page + 8 + 8 * i))) {
             reason = LOST_UNREADABLE_ARGUMENT;
@@ -75,11 +85,10 @@ ON(kvm, kvm_hv_hypercall)
         // base_large_pfn:43 in units of 2 MiB.
         u64 units = (range & 0x7ff) + 1;
         u8 level = !(range & 0x800) ? 1 : !(range & 0x1000) ? 2 : 3;
-        *r = (struct record){.ts = now, .kind = KIND_HV_HYPERCALL, .tid = (u32)bpf_get_current_pid_tgid(),
-                             .vm = t->vm, .vcpu = t->vcpu >= 0 ? t->vcpu : 0,
-                             .valid = VALID_ARG | VALID_GFN | VALID_LEVEL | (t->vcpu >= 0 ? VALID_VCPU : 0),
-                             .arg = arg, .level = level, .gfn = level == 1 ? range >> 12 : range >> 21 << 9,
-                             .pages = units << (9 * (level - 1))};
+        *r = same;
+        r->level = level;
+        r->gfn = level == 1 ? range >> 12 : range >> 21 << 9;
+        r->pages = units << (9 * (level - 1));
         submit(r);
     }
     if (i == MAX_HINTS && i < count)

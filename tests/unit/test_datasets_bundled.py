@@ -65,10 +65,21 @@ def test_the_balloon_took_and_gave_back_64_mib_page_by_page() -> None:
     assert reports["gfn"].null_count() == 0
 
 
+def test_linux_guests_on_small_pages_tell_page_by_page_what_they_touch() -> None:
+    for name in ("linux-boot", "limit-zram"):
+        faults = open_trace(trace_path(name)).events.filter(pl.col("kind") == "host_fault")
+        guest = faults.filter(pl.col("gfn").is_not_null()).collect()
+        assert guest["pages"].max() == 1
+        assert guest["gfn"].n_unique() > 20_000
+        assert guest["gfn"].max() < (256 << 20) // 4096
+
+
 def test_swapping_under_a_limit_is_there_and_so_are_the_guests_own_zeroed_pages() -> None:
     limited = open_trace(trace_path("limit-zram")).events.collect()
     assert limited.filter(pl.col("kind") == "swap_out")["pages"].sum() > 1000
-    assert limited.filter(pl.col("kind") == "swap_in").height > 100
+    back = limited.filter(pl.col("kind") == "swap_in")
+    assert back.height > 100
+    assert back["gfn"].null_count() < back.height  # of the guest, and of QEMU itself
     inside = open_trace(trace_path("guest-side")).events.filter(pl.col("kind") == "page_alloc").collect()
     assert inside.filter(pl.col("flags") & 2 != 0).height > 100
 

@@ -14,7 +14,7 @@ ANSWERS = {
     "zeroing_twice.py": r"vm 0: 0 to 256 MiB zeroed by host and guest \(bounded\)",
     "hints_that_pay.py": r"prealloc,via=pre_fault +saves +[\d,.]+ ms = 100\.0 %",
     "balloon_lag.py": r"balloon_inflate +16,384 calls +64 MiB",
-    "boot_waits.py": r"host_fault +\d+ x, +[\d.]+ ms in all",
+    "boot_waits.py": r"host_fault +[\d,]+ x, +[\d.]+ ms in all",
     "alike_boots.py": r"in both: Jaccard 0\.\d\d",
 }
 
