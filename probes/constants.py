@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from tracekit.probes import btf
+from tracekit.probes.page_structures import page_structures
 from tracekit.probes.raw import OFFSETS
 
 __all__ = ["damon_is_physical", "guest_constants", "init_on_alloc", "kernel_constants", "why_unknown"]
@@ -38,6 +39,9 @@ def kernel_constants(mmu_mode: str, kvm_module: str) -> dict[str, int]:
 def guest_constants() -> dict[str, int]:
     """Return what the probes inside a guest need: who the recorder is, and what this kernel zeroes."""
     known = {"RECORDER": os.getpid(), "INIT_ON_ALLOC": int(init_on_alloc())}
+    if (pages := page_structures()) is not None:
+        # As C reads it: a decimal number of 64 bits without a sign would not be one.
+        known |= {"PAGES_AT": pages.base - (1 << 64), "PAGE_STRUCTURE_BYTES": pages.size}
     return {**known, "DAMON_IS_PHYSICAL": 1} if damon_is_physical() else known
 
 

@@ -4,6 +4,9 @@ An ordinary tracepoint program costs the traced task, beside itself, the record 
 of the arguments, for perf. A raw one gets the arguments as they are passed. They are in no `format` file, but
 BTF tells their types: only where these are exactly the expected ones is a tracepoint taken raw. Only events
 that come as often as page faults are worth it.
+
+And an ordinary program is skipped wherever another BPF program, or a bpf() call that was preempted, holds its
+CPU; a raw one only where it would interrupt itself.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tracekit.probes import btf
+from tracekit.probes.page_structures import page_structures
 from tracekit.probes.tracefs import Field, Tracepoint
 
 __all__ = ["OFFSETS", "raw_tracepoint"]
@@ -31,6 +35,7 @@ class _Raw:
     types: tuple[str, ...]
     fields: tuple[str, ...]
     offsets: tuple[str, ...] = ()
+    pages: bool = False  # an argument is a struct page *: its page number must be computable
 
 
 _FAULT: Final = _Raw(
@@ -44,6 +49,12 @@ _RAW: Final[dict[tuple[str, str], _Raw]] = {
         ("memcg", "item", "val"),
         ("MEMCG_CGROUP_OFFSET", "CGROUP_NODE_OFFSET", "NODE_ID_OFFSET"),
     ),
+    ("kmem", "mm_page_alloc"): _Raw(
+        ("struct page *", "unsigned int", "gfp_t", "int"),
+        ("page", "order", "gfp_flags", "migratetype"),
+        pages=True,
+    ),
+    ("kmem", "mm_page_free"): _Raw(("struct page *", "unsigned int"), ("page", "order"), pages=True),
     ("kvmmmu", "kvm_mmu_pagetable_walk"): _Raw(("u64", "u32"), ("addr", "pferr")),
     ("kvmmmu", "kvm_mmu_spte_requested"): _Raw(
         ("struct kvm_page_fault *",), ("fault",), ("FAULT_GFN_OFFSET", "FAULT_LEVEL_OFFSET")
@@ -59,6 +70,8 @@ def raw_tracepoint(category: str, event: str) -> Tracepoint | None:
     if raw is None or btf.prototype(f"btf_trace_{event}") != ("void *", *raw.types):
         return None
     if any(btf.field_offset(*OFFSETS[name]) is None for name in raw.offsets):
+        return None
+    if raw.pages and page_structures() is None:
         return None
     fields = tuple(Field(name, 8 * at, 8, signed=False) for at, name in enumerate(raw.fields))
     return Tracepoint(category, event, fields, raw=True)

@@ -5,9 +5,21 @@
 
 static __always_inline int is_own(void) { return bpf_get_current_pid_tgid() >> 32 == RECORDER; }
 
+// The page's number: given, or from where its structure lies (page_structures.py).
+#ifdef RAW_kmem__mm_page_alloc
+#define ALLOCATED(args) ((args)->page ? ((args)->page - (u64)(PAGES_AT)) / PAGE_STRUCTURE_BYTES : NOT_A_PAGE)
+#else
+#define ALLOCATED(args) (args)->pfn
+#endif
+#ifdef RAW_kmem__mm_page_free
+#define FREED(args) (((args)->page - (u64)(PAGES_AT)) / PAGE_STRUCTURE_BYTES)
+#else
+#define FREED(args) (args)->pfn
+#endif
+
 ON(kmem, mm_page_alloc)
 {
-    u64 pfn = args->pfn;
+    u64 pfn = ALLOCATED(args);
     if (pfn == NOT_A_PAGE || is_own())
         return;
     u32 flags = INIT_ON_ALLOC || (args->gfp_flags & GFP_ZERO) ? FLAG_ZEROED : 0;
@@ -19,6 +31,6 @@ ON(kmem, mm_page_free)
 {
     if (is_own())
         return;
-    EMIT_AS(0, bpf_get_smp_processor_id(), KIND_PAGE_FREE, bpf_ktime_get_ns(), VALID_GFN, .gfn = args->pfn,
+    EMIT_AS(0, bpf_get_smp_processor_id(), KIND_PAGE_FREE, bpf_ktime_get_ns(), VALID_GFN, .gfn = FREED(args),
             .pages = 1 << args->order);
 }

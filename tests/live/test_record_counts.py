@@ -43,7 +43,9 @@ def same_window(trace: Trace, tracer: SecondTracer, own: set[int]) -> tuple[pl.D
     # Its events are switched on one after the other: begin when all are.
     quiet = quiet.filter(quiet.is_between(rows["ts_ns"][0] + 200_000_000, rows["ts_ns"][-1]))
     start, end = quiet[0], quiet[-1]
-    theirs = rows.filter(pl.col("ts_ns").is_between(start, end), ~pl.col("tid").is_in(list(own)))
+    # A thread of its own that has ended is not in `own`, but its process is.
+    mine = pl.col("tid").is_in(list(own)) | pl.col("tgid").is_in(list(own))
+    theirs = rows.filter(pl.col("ts_ns").is_between(start, end), ~mine)
     ours = trace.events.filter(pl.col("ts_ns").is_between(start, end)).collect()
     return ours.with_columns(pl.col("kind").cast(pl.String)), theirs
 
