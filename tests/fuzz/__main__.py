@@ -130,7 +130,7 @@ def main() -> None:
         f"-max_total_time={seconds + 60}",
         f"-artifact_prefix={corpus}/",
         "-max_len=4096",
-        "-timeout=30",
+        "-timeout=600",
         "-rss_limit_mb=6000",
         "-print_final_stats=0",
         "-verbosity=0",
