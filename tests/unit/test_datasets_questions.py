@@ -44,17 +44,11 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[EventsNa
 
 Traces = dict[str, tuple[EventsNamespace, dict[str, Any]]]
 
+ONE_VM = ("boot-linux", "boot-windows", "working-set", "scan", "swap-thrash", "balloon-storm", "fork-bomb")
+
 
 def test_first_touches_are_as_many_as_the_truth_says(traces: Traces) -> None:
-    for name in (
-        "boot-linux",
-        "boot-windows",
-        "working-set",
-        "scan",
-        "swap-thrash",
-        "balloon-storm",
-        "fork-bomb",
-    ):
+    for name in ONE_VM:
         ask, truth = traces[name]
         answer = ask.first_touches().collect()
         assert answer.height == truth["first_touches"], name
@@ -88,15 +82,7 @@ def test_latency_quantiles_are_latencies_that_occurred(traces: Traces) -> None:
 
 
 def test_resident_curve_passes_through_every_point_of_the_truth(traces: Traces) -> None:
-    for name in (
-        "boot-linux",
-        "boot-windows",
-        "working-set",
-        "scan",
-        "swap-thrash",
-        "balloon-storm",
-        "fork-bomb",
-    ):
+    for name in ONE_VM:
         ask, truth = traces[name]
         curve = ask.resident_curve().collect()
         at = curve["ts_ns"].to_numpy()
