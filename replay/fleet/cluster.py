@@ -21,8 +21,8 @@ from tracekit.replay.fleet.task import Outcome, Question, replay_trace, summaris
 __all__ = ["connected", "replay_fleet"]
 
 _ONE_CORE: Final = {"distributed.nanny.pre-spawn-environ.POLARS_MAX_THREADS": "1"}
-"""A worker has one core, and threads beyond it take turns with the other workers'. (For pyarrow's pool Dask says
-so itself.)"""
+"""A worker has one core, and threads beyond it take turns with the other workers'. (For pyarrow's pool
+Dask says so itself.)"""
 
 
 def replay_fleet(places: Sequence[Place], question: Question, results: str, client: Any) -> Iterator[Outcome]:

@@ -5,7 +5,8 @@ Large sets are measured by hand, for they take many minutes (`SETS` is a folder 
     python tests/bench/bench_fleet.py SETS TRACES JOBS [RESULTS]
 
 replays the first TRACES traces of it with `SCENARIOS` and prints events, seconds, CPU time of all processes,
-and the largest sum of their resident memory (looked at every 2 s, for looking takes CPU time too; pages that they share count for each).
+and the largest sum of their resident memory (looked at every 2 s, for looking takes CPU time too; pages that
+they share count for each).
 """
 
 from __future__ import annotations
