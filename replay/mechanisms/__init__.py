@@ -34,14 +34,15 @@ combination follows this order.
 `begin(context, world, own, me)` may change the state before the first event, `finish` (same arguments)
 after the last one; both are ordinary Python. `costs(tally, context)` prices its tallies: for each metric a
 count for each cost of the profile. `block_local(context)` says that it looks at nothing but the event's own
-block of 512 pages (then an open loop may go block by block, for sweeps).
+block of 512 pages (then an open loop may go block by block, for sweeps). `abreast` is for sweeps too: how
+one walk through the events answers many settings (`Abreast`).
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cache
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from tracekit.replay.survey import Survey
     from tracekit.replay.timeline import Timeline
 
-__all__ = ["Context", "Mechanism", "Own", "Param", "Setup", "Stage", "known_mechanisms"]
+__all__ = ["Abreast", "Context", "Mechanism", "Own", "Param", "Setup", "Stage", "known_mechanisms"]
 
 ParamValue = bool | int | float | str
 
@@ -142,6 +143,27 @@ def _measured(context: Context) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Abreast:
+    """How one walk through the events answers many settings of a mechanism that is alone in an open loop.
+
+    `key(context)` is None where that can't be, else what such settings have in common, and their order. Of
+    at most `most` of them, in this order, `setup` makes the arrays. `fetch` and `look` stand in for the
+    own hooks and leave the world as if nothing was on; `finish` does what is due at the end.
+    `one_of(world, own, me, k)` returns the world of the k-th setting so far, and `tally(context, world, me)`
+    adds to it what only the end of a replay counts.
+    """
+
+    most: int
+    key: Callable[[Context], tuple[Hashable, int] | None]
+    setup: Callable[[Sequence[Context]], Setup]
+    fetch: Callable[..., None]
+    look: Callable[..., int]
+    finish: Callable[[World, Own, int], None]
+    one_of: Callable[[World, Own, int, int], World]
+    tally: Callable[[Context, World, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mechanism:
     """One mechanism; see the docstring of this package for its hooks.
 
@@ -170,6 +192,7 @@ class Mechanism:
     finish: Callable[[Context, World, Own, int], None] | None = None
     costs: Callable[[NDArray[np.int64], Context], Mapping[str, Mapping[str, float]]] = _no_costs
     block_local: Callable[[Context], bool] = _same
+    abreast: Abreast | None = None
     bounded: Callable[[Context], bool] = _same
     open_below: Callable[[Context], bool] = _same
     label: Callable[[Context], str] = _measured
