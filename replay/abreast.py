@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tracekit.replay.chain import Chain, chain_of
-from tracekit.replay.mechanisms import Abreast, Mechanism, Own, Setup
+from tracekit.replay.mechanisms import Abreast, Own, Setup
 
 if TYPE_CHECKING:
     from tracekit.replay.pages import World
@@ -63,51 +63,37 @@ class Walk:
 def walks_of(settings: Sequence[Setting], chain: Chain, *, abreast: bool) -> list[Walk]:
     """Return the walks that answer these settings; each alone unless `abreast`."""
     families: dict[Hashable, list[tuple[int, int]]] = {}
+    ways: dict[Hashable, tuple[Abreast, int]] = {}
     for k, setting in enumerate(settings):
-        family, order = (_family(setting, chain) if abreast else None) or (k, 0)
+        family: Hashable = k
+        order = 0
+        if abreast and not setting.closed and len(setting.contexts) == 1:
+            ((name, context),) = setting.contexts.items()
+            at = next(j for j, m in enumerate(chain.mechanisms) if m.name == name)
+            found = chain.mechanisms[at].abreast(context)
+            if found is not None:
+                how, alike, order = found
+                family = (at, how, alike, setting.costs.tobytes(), setting.around)
+                ways[family] = how, at
         families.setdefault(family, []).append((order, k))
     walks = []
-    for places in families.values():
+    for family, places in families.items():
         members = tuple(k for _, k in sorted(places))
-        names = list(settings[members[0]].contexts)
         if len(members) == 1:
             walks.append(Walk(members, chain))
             continue
-        at = next(j for j, m in enumerate(chain.mechanisms) if m.name == names[0])
-        how = chain.mechanisms[at].abreast
-        assert how is not None
-        others = chain_of(
-            [*chain.mechanisms[:at], _stand_in(chain.mechanisms[at], how), *chain.mechanisms[at + 1 :]]
+        how, at = ways[family]
+        standing_in = replace(
+            chain.mechanisms[at],
+            page_words=how.page_words,
+            fetch=how.fetch,
+            look=how.look,
+            fault=how.fault,
+            event=how.event,
+            tick=None,
+            begin=None,
         )
-        walks += [
-            Walk(members[begin : begin + how.most], others, how, at)
-            for begin in range(0, len(members), how.most)
-        ]
+        others = chain_of([*chain.mechanisms[:at], standing_in, *chain.mechanisms[at + 1 :]])
+        for begin in range(0, len(members), how.most):
+            walks.append(Walk(members[begin : begin + how.most], others, how, at))
     return sorted(walks, key=lambda walk: min(walk.members))
-
-
-def _family(setting: Setting, chain: Chain) -> tuple[Hashable, int] | None:
-    """Return what those have in common that a setting may go abreast with, and its place among them."""
-    if setting.closed or len(setting.contexts) != 1:
-        return None
-    ((name, context),) = setting.contexts.items()
-    how = next(m.abreast for m in chain.mechanisms if m.name == name)
-    found = how.key(context) if how is not None else None
-    if found is None:
-        return None
-    return (name, found[0], setting.costs.tobytes(), setting.around), found[1]
-
-
-def _stand_in(mechanism: Mechanism, how: Abreast) -> Mechanism:
-    """Return the mechanism with the hooks that answer many settings."""
-    return replace(
-        mechanism,
-        fetch=how.fetch,
-        look=how.look,
-        fault=None,
-        event=None,
-        tick=None,
-        begin=None,
-        finish=None,
-        abreast=None,
-    )

@@ -5,7 +5,8 @@ which pages are there. So the pages of all settings are in the state of a replay
 that those with the shortest delays have taken some: a page needs one number more, how many (its *rank*). A
 page that is used again comes back for all of them at once; only taking it has a time for each.
 
-`m.ints` holds the settings by rising delay: their number, the length of a row, the delays, then a row for
+`m.ints` holds the settings by rising delay: their number, the length of a row, the class of the faults on
+what was taken, the delays, then a row for
 each of what it took, then a row for each rank of what came back for all settings below.
 """
 
@@ -22,10 +23,24 @@ from tracekit.replay import events as ev
 from tracekit.replay import pages as pg
 from tracekit.replay.events import Event
 from tracekit.replay.jit import compiled_for, hot, int64, prefetch
-from tracekit.replay.mechanisms import Own
+from tracekit.replay.mechanisms import Own, Setup
 from tracekit.replay.pages import CURVE_BINS, World
 
-__all__ = ["LAST_TIME", "MOST", "NEVER", "fetch", "finish_idle", "look_idle", "one_of", "table_of"]
+__all__ = [
+    "LAST_TIME",
+    "MOST",
+    "delay_of",
+    "fetch",
+    "finish_idle",
+    "give_back",
+    "look_idle",
+    "one_of",
+    "setup_idle",
+    "table_of",
+    "take",
+    "uses_again",
+    "whole",
+]
 
 RANK_BITS: Final = 8
 RANK: Final = (1 << RANK_BITS) - 1
@@ -37,7 +52,7 @@ NEVER: Final = 1 << 60
 
 USES: Final = (ev.FAULT, ev.ACCESSED, ev.ALLOC, ev.POPULATE, ev.SWAP_IN)
 
-SETTINGS, ROW, DELAYS = range(3)
+SETTINGS, ROW, CLASS, DELAYS = range(4)
 # A row: ranges and pages, the two limbs of World.hold, refaults by lane follow the curve.
 RANGES, PAGES, HOLD, CURVE = 0, 1, 2, 4
 LANES: Final = CURVE + CURVE_BINS
@@ -46,11 +61,25 @@ SWAPPED: Final = ev.EPT_MAJOR * ev.LEVELS + 1
 """The class of a fault on a page whose contents went to swap."""
 
 
-def table_of(delays: Sequence[int], lanes: int) -> NDArray[np.int64]:
-    """Return `m.ints` for these delays (ns, rising); after the last stands one that never passes."""
+def whole(delay: float) -> int:
+    """Return a delay in whole ns; a very long one never passes."""
+    return int(min(delay, NEVER))
+
+
+def table_of(delays: Sequence[float], lanes: int, cls: int) -> NDArray[np.int64]:
+    """Return `m.ints` for these delays (ns, rising), and for the class of the faults on what was taken.
+
+    After the last delay stands one that never passes.
+    """
     row = LANES + lanes
-    head = [len(delays), row, *(min(delay, NEVER) for delay in delays), NEVER]
+    head = [len(delays), row, cls, *map(whole, delays), NEVER]
     return np.concatenate([np.array(head, np.int64), np.zeros(2 * len(delays) * row, np.int64)])
+
+
+@hot
+def delay_of(m: Own, rank: int) -> int:
+    """Return the delay of the setting above so many others."""
+    return int64(m.ints[DELAYS + rank])  # type: ignore[no-any-return]
 
 
 @hot
@@ -76,30 +105,33 @@ def take(s: World, m: Own, setting: int, t: int, n: int) -> None:
 
 
 @hot
-def come_back(s: World, m: Own, e: Event, rank: int, ns: int) -> bool:
-    """Say whether the event ends that a page is taken, and book it for all settings below the rank.
+def uses_again(e: Event) -> bool:
+    """Say whether the event ends that a page is taken."""
+    return e.op in (ev.FAULT, ev.ALLOC, ev.ACCESSED, ev.DROP, ev.SWAP_OUT, ev.POPULATE, ev.SWAP_IN)
 
-    A use of it is a fault of `ns` that was not recorded. Where the recording shows that the host backed it or
-    took it away, the settings that took it have it, or have it no more, as the others do.
+
+@hot
+def give_back(s: World, m: Own, e: Event, rank: int, n: int) -> None:
+    """Book for all settings below the rank that the event ended that `n` pages are taken.
+
+    A use is a fault that was not recorded. Where the recording shows that the host backed a page or took it
+    away, the settings that took it have it, or have it no more, as the others do.
     """
     fault = e.op in (ev.ALLOC, ev.ACCESSED) or (e.op == ev.FAULT and not e.bits & ev.CONTINUED)
-    if not fault and e.op not in (ev.FAULT, ev.DROP, ev.SWAP_OUT, ev.POPULATE, ev.SWAP_IN):
-        return False
     at = row_of(m, m.ints[SETTINGS] + rank - 1)
-    _change(s, m, at, e.end + ns if fault else e.end, 1)
+    _change(s, m, at, e.end + s.cost[m.ints[CLASS]] if fault else e.end, n)
     if fault:
-        m.ints[at + LANES + e.lane] += 1
-    return True
+        m.ints[at + LANES + e.lane] += n
 
 
 @hot
 def take_passed(s: World, m: Own, last: int, rank: int, until: int) -> int:
     """Take a page for all settings whose delay since `last` - 1 has passed; return its new rank."""
-    due = last - 1 + m.ints[DELAYS + rank]
+    due = last - 1 + delay_of(m, rank)
     while due <= until:
         take(s, m, rank, due, 1)
         rank += 1
-        due = last - 1 + m.ints[DELAYS + rank]
+        due = last - 1 + delay_of(m, rank)
     return rank
 
 
@@ -118,7 +150,8 @@ def look_idle(s: World, e: Event, w: int, m: Own, me: int) -> int:
     last, rank = m.page[e.page] >> RANK_BITS, m.page[e.page] & RANK
     if last > 0 and w & pg.C_BACKED:
         rank = take_passed(s, m, last, rank, e.start)
-    if rank > 0 and come_back(s, m, e, rank, s.cost[SWAPPED]):
+    if rank > 0 and uses_again(e):
+        give_back(s, m, e, rank, 1)
         rank = 0
     if e.op in USES:
         last = max(e.end, 0) + 1
@@ -134,6 +167,11 @@ def _rest_idle(s: World, m: Own, end: int) -> None:
             take_passed(s, m, last, m.page[page] & RANK, end)
 
 
+def setup_idle(delays: Sequence[float], lanes: int) -> Setup:
+    """Return the arrays for these idle times (ns, rising)."""
+    return Setup(ints=table_of(delays, lanes, SWAPPED))
+
+
 def finish_idle(s: World, m: Own, me: int) -> None:
     """Take what nothing came back to by the end of the trace."""
     compiled_for(len(s.words), _rest_idle)(s, m, int(s.clock[pg.CLOCK_END]))
@@ -141,7 +179,7 @@ def finish_idle(s: World, m: Own, me: int) -> None:
 
 def one_of(s: World, m: Own, me: int, setting: int) -> World:
     """Return the world of one setting; its words are those of a replay that takes nothing."""
-    cls = SWAPPED
+    cls = int(m.ints[CLASS])
     settings = int(m.ints[SETTINGS])
     rows = m.ints[row_of(m, 0) :].reshape(2, settings, -1)
     taken, back = rows[0, setting], rows[1, setting:].sum(axis=0)

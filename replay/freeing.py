@@ -32,8 +32,10 @@ from tracekit.replay.pages import (
 )
 
 __all__ = [
+    "COUNT_BITS",
     "FREE_BLOCK_WORDS",
     "FREE_WORDS",
+    "LAST_TIME",
     "costs_of_taking",
     "fetch_group",
     "note_free",

@@ -14,13 +14,13 @@ Policies:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.errors import UsageError
-from tracekit.replay import delays
+from tracekit.replay import delays, group_delays
 from tracekit.replay import events as ev
 from tracekit.replay.accounts import HYPERCALLS, RANGES, TALLIES, UNMAPS, count
 from tracekit.replay.events import Event
@@ -144,17 +144,55 @@ def into_hypercalls(context: Context, world: World, me: int) -> None:
     tally[HYPERCALLS] += -(-int(tally[RANGES]) // int(context.number("batch")))
 
 
-def delays_abreast(context: Context) -> tuple[str, int] | None:
-    """Return the delay of policy idle, by which settings go abreast: they differ in nothing else."""
-    if context.text("policy") != "idle" or context.timeline.span_ns >= delays.LAST_TIME:
-        return None
-    return "idle", int(min(setup(context).par[DELAY], delays.NEVER))
+def delay_of(context: Context) -> float:
+    """Return the delay of a setting, ns."""
+    return setup(context).par[DELAY]
 
 
-def setup_abreast(contexts: Sequence[Context]) -> Setup:
-    """Lay out a row for each delay."""
-    lanes = len(contexts[0].timeline.lanes.vm)
-    return Setup(ints=delays.table_of([int(setup(one).par[DELAY]) for one in contexts], lanes))
+def idle_abreast(contexts: Sequence[Context]) -> Setup:
+    """Lay out idle times."""
+    return delays.setup_idle([delay_of(one) for one in contexts], len(contexts[0].timeline.lanes.vm))
+
+
+def on_free_abreast(contexts: Sequence[Context]) -> Setup:
+    """Lay out delays of groups."""
+    first = contexts[0]
+    waits = [delay_of(one) for one in contexts]
+    return group_delays.setup(int(first.number("order")), 0, waits, len(first.timeline.lanes.vm))
+
+
+def abreast(context: Context) -> tuple[Abreast, Hashable, int] | None:
+    """Settings that differ only in their delay go abreast."""
+    policy, delay = context.text("policy"), delays.whole(delay_of(context))
+    if policy == "idle" and context.timeline.span_ns < delays.LAST_TIME:
+        return IDLE_ABREAST, None, delay
+    if policy == "on_free" and context.timeline.span_ns < group_delays.LAST:
+        return ON_FREE_ABREAST, context.number("order"), delay
+    return None
+
+
+IDLE_ABREAST = Abreast(
+    most=delays.MOST,
+    page_words=FREE_WORDS,
+    fetch=delays.fetch,
+    look=delays.look_idle,
+    setup=idle_abreast,
+    finish=delays.finish_idle,
+    one_of=delays.one_of,
+    tally=into_hypercalls,
+)
+ON_FREE_ABREAST = Abreast(
+    most=group_delays.MOST,
+    page_words=group_delays.WORDS,
+    fetch=group_delays.fetch,
+    look=group_delays.look,
+    fault=group_delays.fault,
+    event=group_delays.event,
+    setup=on_free_abreast,
+    finish=group_delays.finish,
+    one_of=delays.one_of,
+    tally=into_hypercalls,
+)
 
 
 def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[str, float]]:
@@ -200,16 +238,7 @@ MECHANISM = Mechanism(
     finish=finish,
     costs=costs,
     block_local=block_local,
-    abreast=Abreast(
-        most=delays.MOST,
-        key=delays_abreast,
-        setup=setup_abreast,
-        fetch=delays.fetch,
-        look=delays.look_idle,
-        finish=delays.finish_idle,
-        one_of=delays.one_of,
-        tally=into_hypercalls,
-    ),
+    abreast=abreast,
     bounded=bounded,
     label=label,
 )
