@@ -143,6 +143,7 @@ def finish(context: Context, world: World, own: Own, me: int) -> None:
 def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[str, float]]:
     """Price hypercalls and discards."""
     whole_blocks = context.text("policy") == "on_free" and context.number("order") >= 9
+    whole_blocks &= context.survey.large_pages
     found = costs_of_taking(tally, whole_blocks=whole_blocks)
     if context.text("by") == "vcpu":
         found = {**found, "on_path": {k: v for one in found.values() for k, v in one.items()}}
