@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from tracekit.probes.wire import NULLABLE, RECORD, VALID
+from tracekit.probes.wire import HEADER_BYTES, NULLABLE, RECORD, VALID
 from tracekit.trace.batch import events_batch
 from tracekit.trace.schema import (
     ACCESS_EXECUTE,
@@ -145,14 +145,14 @@ def _split(records: np.ndarray) -> dict[str, np.ndarray]:
     field would read all records again for each.
     """
     stride = RECORD.itemsize // 8
-    rows = records.view(np.uint64).reshape(len(records), stride)
-    words = np.empty((stride, len(records)), np.uint64)
+    rows = records.view(np.uint64).reshape(len(records), stride)[:, HEADER_BYTES // 8 :]
+    words = np.empty((rows.shape[1], len(records)), np.uint64)
     for start in range(0, len(records), _TRANSPOSED):
         words[:, start : start + _TRANSPOSED] = rows[start : start + _TRANSPOSED].T
     out = {}
     for name, (kind, offset) in _FIELDS.items():
         per_word = 8 // kind.itemsize
-        word = words[offset // 8].view(kind)
+        word = words[(offset - HEADER_BYTES) // 8].view(kind)
         out[name] = np.ascontiguousarray(word[offset % 8 // kind.itemsize :: per_word])
     return out
 

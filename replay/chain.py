@@ -22,7 +22,7 @@ from tracekit.replay.mechanisms import Mechanism
 
 __all__ = ["Chain", "chain_of"]
 
-_ENGINE = ("accounts", "engine", "events", "freeing", "index", "jit", "pages")
+_ENGINE = ("accounts", "delays", "engine", "events", "freeing", "group_delays", "index", "jit", "pages")
 HOOKS = ("fetch", "look", "fault", "event", "tick")
 _HEADS = {
     "fetch": "def fetch(page, on, own):",

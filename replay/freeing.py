@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tracekit.replay.accounts import HYPERCALLS, RANGES, TALLIES, UNMAPS, count
 from tracekit.replay.events import BLOCK_PAGES
-from tracekit.replay.jit import hot, prefetch
+from tracekit.replay.jit import hot, int64, prefetch
 from tracekit.replay.mechanisms import Own
 from tracekit.replay.pages import (
     C_BACKED,
@@ -32,8 +32,10 @@ from tracekit.replay.pages import (
 )
 
 __all__ = [
+    "COUNT_BITS",
     "FREE_BLOCK_WORDS",
     "FREE_WORDS",
+    "LAST_TIME",
     "costs_of_taking",
     "fetch_group",
     "note_free",
@@ -41,6 +43,7 @@ __all__ = [
     "take_all_due",
     "take_at",
     "take_due",
+    "take_unused",
 ]
 
 FREE_WORDS: Final = 1
@@ -121,6 +124,16 @@ def costs_of_taking(tally: NDArray[np.int64], *, whole_blocks: bool) -> Mapping[
     """Price hypercalls and discards: of whole blocks as large pages, or page by page."""
     unmapped = {"unmap_2m": float(tally[RANGES])} if whole_blocks else {"unmap_4k": float(tally[UNMAPS])}
     return {"host_cpu_background": unmapped, "hypercall_time": {"hypercall": float(tally[HYPERCALLS])}}
+
+
+def take_unused(s: World, m: Own, me: int, delay: int, end: int) -> None:
+    """Take the pages whose last use, at m.page - 1, is `delay` before the end: one range each."""
+    for page in range(len(s.words)):
+        due = m.page[page] - 1 + delay
+        if m.page[page] > 0 and due <= end and s.words[page] & C_BACKED:
+            s.words[page] = drop(s, int64(s.words[page]), due, me)
+            count(s, me, RANGES, 1)
+            count(s, me, UNMAPS, 1)
 
 
 def take_at(s: World, pages: NDArray[np.int64], times: NDArray[np.int64], me: int) -> None:

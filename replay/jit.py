@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 
-__all__ = ["compiled", "hot", "int64", "prefetch"]
+__all__ = ["compiled", "compiled_for", "hot", "int64", "prefetch"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -54,6 +54,19 @@ def compiled(function: F) -> F:
     # whose argument types nobody else can load.
     own = function.__module__.startswith("tracekit.")
     return cast(F, numba.njit(cache=own, nogil=True, error_model="numpy", **_OPTIONS)(function))
+
+
+PLAIN_STEPS: Final = 1 << 18
+
+
+def compiled_for(steps: int, function: F) -> F:
+    """Return the compiled twin of a function if it has so many steps to do that this is quicker."""
+    return _twin(function) if steps > PLAIN_STEPS else function
+
+
+@cache
+def _twin(function: Any) -> Any:
+    return compiled(function)
 
 
 @hot

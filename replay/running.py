@@ -16,7 +16,7 @@ from tracekit.replay.chain import Chain, chain_of
 from tracekit.replay.chance import CHANCE, chance_rows, window_ends
 from tracekit.replay.costs import Profile, load_profile
 from tracekit.replay.curves import BASELINE, banded, resident_curve
-from tracekit.replay.ledger import Figure, Ledger, unit_of, widened
+from tracekit.replay.ledger import Figure, Ledger, widened
 from tracekit.replay.losses import with_losses
 from tracekit.replay.mechanisms import Context, Mechanism, known_mechanisms
 from tracekit.replay.parts import Phase, parse_phases, phase_figures, vcpu_figures
@@ -26,6 +26,7 @@ from tracekit.replay.result import Result, Row, notes, provenance
 from tracekit.replay.sampled import Sample, require_local, sample_of
 from tracekit.replay.scenarios import Scenario, parse_scenario
 from tracekit.replay.state import Replay, Setting
+from tracekit.replay.steps import name_of, rows_of, sets_of
 from tracekit.replay.survey import Survey, survey
 from tracekit.replay.timeline import Timeline, TraceLike
 
@@ -34,13 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Room", "run"]
 
+S = TypeVar("S")
 T = TypeVar("T")
-
-NONE, ALL = "none", "all"
-"""The names in the `mechanism` column for the baseline and for a whole combination."""
-
-WITHOUT = "without "
-"""Before a mechanism's name in that column: what the combination would lose without it."""
 
 REFAULTS_MOVE = ("faults", "exits", "refaults", "stall", "critical_path", "host_cpu")
 """Metrics (their beginnings) that have no bound where the refaults have none."""
@@ -143,7 +139,9 @@ class Room:
         """
         if bootstrap and self.sample is not None:
             raise UsageError("a bootstrap over time says nothing of which blocks a sample holds")
-        found = _each(lambda one: self.rows(one, steps=steps), scenarios, jobs)
+        shares = [scenarios[k::jobs] for k in range(min(jobs, len(scenarios)))]
+        by_share = _each(lambda some: self.rows(some, steps=steps), shares, jobs)
+        found = [by_share[k % jobs][k // jobs] for k in range(len(scenarios))]
         chances = _each(lambda one: self.chances(one, bootstrap), scenarios if bootstrap else [], jobs)
         names = [BASELINE, *(scenario.name for scenario in scenarios)]
         curves = [self.curves[name] for name in names if name in self.curves]
@@ -173,12 +171,26 @@ class Room:
         params = scenario.params[mechanism.name]
         return Context(self.timeline, self.facts, self.profile, params, "point", self.seed)
 
-    def figures(self, contexts: Mapping[str, Context], *, curve: str = "") -> dict[str, Figure]:
-        """Return the figures with these mechanisms on, under every hypothesis that the trace leaves.
+    def figures_of(
+        self, wanted: Sequence[Mapping[str, Context]], curves: Mapping[int, Sequence[str]]
+    ) -> list[dict[str, Figure]]:
+        """Return the figures with each of these sets of mechanisms on, under every hypothesis that is left.
 
-        `curve` names the scenario whose resident curves are to be kept.
+        `curves`: by number of a set, the scenarios whose resident curves are to be kept.
         """
-        kept: list[tuple[pl.DataFrame, pl.DataFrame]] = []
+        asked = [self._hypotheses(contexts) for contexts in wanted]
+        resident: list[Residency] = []
+        found = iter(self.all_of([one for some in asked for one in some], resident=resident))
+        figures, done = [], 0
+        for k, (contexts, some) in enumerate(zip(wanted, asked, strict=True)):
+            figures.append(self._widest(contexts, [next(found) for _ in some]))
+            for scenario in curves.get(k, ()):
+                self._keep(scenario, resident[done : done + len(some)])
+            done += len(some)
+        return figures
+
+    def _hypotheses(self, contexts: Mapping[str, Context]) -> list[tuple[Mapping[str, Context], bool]]:
+        """Return what to replay for a set: contexts, and whether in a closed loop; the point first."""
         asked = [(contexts, self.closed)]
         if any(self.known[name].bounded(context) for name, context in contexts.items()):
             for end in ("low", "high"):
@@ -187,9 +199,13 @@ class Room:
         if contexts:
             # Some of the guest's work follows its stalls, some a clock of its own: the truth lies between.
             asked.append((contexts, not self.closed))
-        point, *others = self.all_of(asked, curves=kept if curve else None)
-        if kept:
-            self._keep(curve, kept)
+        return asked
+
+    def _widest(
+        self, contexts: Mapping[str, Context], found: Sequence[dict[str, Figure]]
+    ) -> dict[str, Figure]:
+        """Return the figures of the first, with intervals that hold those of all."""
+        point, *others = found
         figures = {
             name: widened(figure, [other[name] for other in others if name in other])
             for name, figure in point.items()
@@ -203,23 +219,23 @@ class Room:
             }
         return figures
 
-    def _keep(self, scenario: str, curves: Sequence[tuple[pl.DataFrame, pl.DataFrame]]) -> None:
+    def _keep(self, scenario: str, resident: Sequence[Residency]) -> None:
         """Keep the curves of a scenario and of the recorded run, each with what the trace leaves open."""
         earlier, lost = self.facts.earlier_bytes, self.timeline.trace.lost
         scale = 1.0 if self.sample is None else self.sample.memory_scale
-        for name, mine in zip((BASELINE, scenario), zip(*curves, strict=True), strict=True):
+        for name, some in ((BASELINE, self.before), (scenario, resident)):
+            mine = [resident_curve(one, self.timeline) for one in some]
             self.curves[name] = banded(name, mine, earlier_bytes=earlier, lost=lost, scale=scale)
 
     def all_of(
         self,
         asked: Sequence[tuple[Mapping[str, Context], bool]],
         *,
-        curves: list[tuple[pl.DataFrame, pl.DataFrame]] | None = None,
+        resident: list[Residency] | None = None,
     ) -> list[dict[str, Figure]]:
         """Replay for each of these contexts, in a closed loop or not; return the figures of each.
 
-        They share their passes over the events. `curves` gets resident memory over time of each, as recorded
-        and as replayed.
+        They share their passes over the events. `resident` gets resident memory over time of each.
         """
         settings = []
         for contexts, closed in asked:
@@ -236,11 +252,8 @@ class Room:
             self.before.append(Residency.of(next(replays).world))
         found = []
         for (contexts, _), replay in zip(asked, replays, strict=True):
-            if curves is not None:
-                both = self.before[0], Residency.of(replay.world)
-                curves.append(
-                    (resident_curve(both[0], self.timeline), resident_curve(both[1], self.timeline))
-                )
+            if resident is not None:
+                resident.append(Residency.of(replay.world))
             found.append(self._figures_of(replay, contexts))
         return found
 
@@ -255,7 +268,7 @@ class Room:
     def chances(self, scenario: Scenario, resamples: int) -> list[dict[str, Any]]:
         """Replay once more, window by window, and bootstrap what the windows save."""
         contexts = {m.name: self.context(scenario, m) for m in scenario.mechanisms}
-        mechanism = ALL if len(contexts) > 1 else next(iter(contexts), NONE)
+        mechanism = name_of(list(contexts))
         costs = self.prices.kernel("point")
         ends = window_ends(max(self.timeline.span_ns, 1))
         replay = Replay.run(
@@ -270,74 +283,35 @@ class Room:
             seed=self.seed,
         )
 
-    def rows(self, scenario: Scenario, *, steps: bool = True) -> list[Row]:
-        """Return the rows of a scenario: of its one mechanism; or of all, each step, without each."""
-        chosen = [m for m in self.chain.mechanisms if m in scenario.mechanisms]
-        contexts = {m.name: self.context(scenario, m) for m in chosen}
-        if self.sample is not None:
-            require_local(chosen, contexts)
-        whole = self.figures(contexts, curve=scenario.name)
-        if len(chosen) <= 1:
-            return _rows(scenario.name, chosen[0].name if chosen else NONE, whole)
-        rows = _rows(scenario.name, ALL, whole)
-        if not steps:
-            return rows
-        every = frozenset(contexts)
-        known: dict[frozenset[str], Mapping[str, Figure]] = {frozenset(): {}, every: whole}
-
-        def with_these(names: Iterable[str]) -> Mapping[str, Figure]:
-            these = frozenset(names)
-            if these not in known:
-                known[these] = self.figures({m.name: contexts[m.name] for m in chosen if m.name in these})
-            return known[these]
-
-        names = [m.name for m in chosen]
-        for k, name in enumerate(names):
-            rows += _rows(scenario.name, name, _step(with_these(names[:k]), with_these(names[: k + 1])))
-        for name in names:
-            rows += _rows(scenario.name, f"{WITHOUT}{name}", _step(with_these(every - {name}), whole))
-        return rows
+    def rows(self, scenarios: Sequence[Scenario], *, steps: bool = True) -> list[list[Row]]:
+        """Return the rows of each scenario; whatever several need is replayed once."""
+        numbers: dict[Any, int] = {}
+        wanted: list[Mapping[str, Context]] = []
+        curves: dict[int, list[str]] = {}
+        places: list[tuple[list[str], dict[frozenset[str], int]]] = []
+        for scenario in scenarios:
+            chosen = [m for m in self.chain.mechanisms if m in scenario.mechanisms]
+            contexts = {m.name: self.context(scenario, m) for m in chosen}
+            if self.sample is not None:
+                require_local(chosen, contexts)
+            place = {}
+            for these in sets_of(list(contexts), steps=steps):
+                mine = {name: context for name, context in contexts.items() if name in these}
+                key = tuple((name, tuple(context.params.items())) for name, context in mine.items())
+                place[these] = numbers.setdefault(key, len(wanted))
+                if place[these] == len(wanted):
+                    wanted.append(mine)
+            places.append((list(contexts), place))
+            curves.setdefault(place[frozenset(contexts)], []).append(scenario.name)
+        figures = self.figures_of(wanted, curves)
+        return [
+            rows_of(scenario.name, names, {these: figures[k] for these, k in place.items()})
+            for scenario, (names, place) in zip(scenarios, places, strict=True)
+        ]
 
 
-def _each(work: Callable[[Scenario], list[T]], scenarios: Sequence[Scenario], jobs: int) -> list[list[T]]:
+def _each(work: Callable[[S], list[T]], items: Sequence[S], jobs: int) -> list[list[T]]:
     if jobs == 1:
-        return [work(scenario) for scenario in scenarios]
+        return [work(item) for item in items]
     with ThreadPoolExecutor(jobs) as pool:
-        return list(pool.map(work, scenarios))
-
-
-def _step(before: Mapping[str, Figure], after: Mapping[str, Figure]) -> dict[str, Figure]:
-    """Return what one more mechanism changed, after the others."""
-    steps = {}
-    for name, figure in after.items():
-        if name not in before:
-            steps[name] = figure
-            continue
-        earlier = before[name]
-        ends = sorted((figure.saved.low - earlier.saved.low, figure.saved.high - earlier.saved.high))
-        value = figure.saved.value - earlier.saved.value
-        saved = figure.saved._replace(value=value, low=min(ends[0], value), high=max(ends[1], value))
-        steps[name] = Figure(earlier.counterfactual, figure.counterfactual, saved, figure.label)
-    return steps
-
-
-def _rows(scenario: str, mechanism: str, figures: Mapping[str, Figure]) -> list[Row]:
-    return [
-        Row(
-            scenario,
-            mechanism,
-            metric,
-            unit_of(metric),
-            _number(figure.baseline),
-            _number(figure.counterfactual),
-            _number(figure.saved.value),
-            _number(figure.saved.low),
-            _number(figure.saved.high),
-            figure.label,
-        )
-        for metric, figure in figures.items()
-    ]
-
-
-def _number(value: float) -> float | None:
-    return float(value) + 0.0 if np.isfinite(value) else None
+        return list(pool.map(work, items))

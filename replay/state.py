@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tracekit.replay import accounts as ac
 from tracekit.replay import pages as pg
+from tracekit.replay.abreast import Walk, walks_of
 from tracekit.replay.blocks import IN_ORDER, block_order, replay_blocks
 from tracekit.replay.chain import Chain
 from tracekit.replay.events import BLOCK_PAGES, CLASSES, Columns
@@ -122,6 +123,7 @@ class Replay:
         *,
         plain: bool | None = None,
         by_block: bool | None = None,
+        abreast: bool | None = None,
         at: Sequence[int] = (),
     ) -> Iterator[Replay]:
         """Yield a replay for each setting, in order; as many as fit into `STATE_BYTES` share a pass.
@@ -129,42 +131,62 @@ class Replay:
         Each keeps how things stand `at` some times (`stands`).
         The timeline must have been surveyed. `plain`: run the same functions uncompiled (the oracle).
         `by_block`: replay each batch block by block where that gives the same numbers (None: where it is
-        quicker too). Neither changes any number.
+        quicker too). `abreast`: let one walk answer all the settings that it can (None: likewise). None of
+        these changes any number.
         """
         rows = max(int(timeline.seen.sum()), timeline.rows)
         plain = rows <= PLAIN_ROWS if plain is None else plain
         special = rows * len(settings) >= SPECIAL_WORK
+        # Those abreast need a kernel of their own.
+        walks = walks_of(settings, chain, abreast=plain or special if abreast is None else abreast)
+        firsts = [settings[walk.members[0]] for walk in walks]
         if by_block is None:
-            by_block = special and sum(one.block_local(chain) for one in settings) >= BY_BLOCK_SETTINGS
+            by_block = special and sum(one.block_local(chain) for one in firsts) >= BY_BLOCK_SETTINGS
         at_once = 1
         if by_block or not timeline.kept:
-            largest = max((one.state_bytes(timeline, chain) for one in settings), default=1)
+            largest = max((one.state_bytes(timeline, chain) for one in firsts), default=1)
             at_once = max(STATE_BYTES // largest, 1)
-        for begin in range(0, len(settings), at_once):
-            some = settings[begin : begin + at_once]
-            kernels = [chain.kernel(one.mask(chain), plain=plain, special=special) for one in some]
-            yield from cls._pass(timeline, chain, some, kernels, by_block=by_block, at=sorted(set(at)))
+        ready: dict[int, Replay] = {}
+        done = 0
+        for begin in range(0, len(walks), at_once):
+            some = walks[begin : begin + at_once]
+            kernels = [
+                walk.chain.kernel(one.mask(chain), plain=plain, special=special or walk.how is not None)
+                for walk, one in zip(some, firsts[begin:], strict=False)
+            ]
+            stops = sorted(set(at))
+            ready |= cls._pass(timeline, settings, some, kernels, by_block=by_block, at=stops)
+            while ready and min(ready) == done:
+                yield ready.pop(done)
+                done += 1
 
     @classmethod
     def _pass(
         cls,
         timeline: Timeline,
-        chain: Chain,
         settings: Sequence[Setting],
+        walks: Sequence[Walk],
         kernels: Sequence[Callable[..., None]],
         *,
         by_block: bool,
         at: Sequence[int],
-    ) -> list[Replay]:
-        """Replay these settings side by side."""
-        replays = [cls._new(timeline, chain, setting) for setting in settings]
-        local = [by_block and one.block_local(chain) for one in settings]
+    ) -> dict[int, Replay]:
+        """Let these walks go side by side; return what each setting comes to, by its number."""
+        firsts = [settings[walk.members[0]] for walk in walks]
+        replays = [
+            cls._new(timeline, walk.chain, one, walk.setups(settings))
+            for walk, one in zip(walks, firsts, strict=True)
+        ]
+        local = [by_block and one.block_local(walk.chain) for walk, one in zip(walks, firsts, strict=True)]
+        stands: dict[int, dict[int, Stand]] = {k: {} for walk in walks for k in walk.members}
         so_far = Totals.new(len(timeline.lanes.vm))
         for columns, then in _cut(timeline, at):
             if columns is not None:
                 blocks = block_order(columns, timeline.index.blocks) if any(local) else None
-                for replay, setting, drive, is_local in zip(replays, settings, kernels, local, strict=True):
-                    state = replay.world, setting.mask(chain), replay.own
+                for walk, one, replay, drive, is_local in zip(
+                    walks, firsts, replays, kernels, local, strict=True
+                ):
+                    state = replay.world, one.mask(walk.chain), replay.own
                     if blocks is not None and is_local:
                         replay_blocks(drive, columns, blocks, *state)
                     else:
@@ -173,21 +195,27 @@ class Replay:
                     add_batch(columns, so_far)
             if then is not None:
                 recorded = Recorded.of(so_far)
-                for replay in replays:
-                    replay.stands[then] = Stand.of(replay.world, recorded)
-        for replay, setting in zip(replays, settings, strict=True):
-            for k, m in enumerate(chain.mechanisms):
-                if replay.on[k] and m.finish is not None:
-                    m.finish(setting.contexts[m.name], replay.world, replay.own[k], k + 1)
-        return replays
+                for walk, replay in zip(walks, replays, strict=True):
+                    for k, world in zip(walk.members, walk.worlds(replay.world, replay.own), strict=True):
+                        stands[k][then] = Stand.of(world, recorded)
+        return {
+            k: replace(replay, world=world, stands=stands[k])
+            for walk, replay in zip(walks, replays, strict=True)
+            for k, world in zip(walk.members, walk.ends(settings, replay.world, replay.own), strict=True)
+        }
 
     @classmethod
-    def _new(cls, timeline: Timeline, chain: Chain, setting: Setting) -> Replay:
-        """Return the state before the first event."""
+    def _new(
+        cls, timeline: Timeline, chain: Chain, setting: Setting, given: Mapping[str, Setup] = {}
+    ) -> Replay:
+        """Return the state before the first event; set-ups `given` are not made."""
         contexts = setting.contexts
         mechanisms = chain.mechanisms
         on = np.array([m.name in contexts for m in mechanisms], np.int64)
-        setups = [m.setup(contexts[m.name]) if m.name in contexts else Setup() for m in mechanisms]
+        setups = [
+            (given.get(m.name) or m.setup(contexts[m.name])) if m.name in contexts else Setup()
+            for m in mechanisms
+        ]
         initial = 0
         for k, setup in enumerate(setups):
             if setup.initial:

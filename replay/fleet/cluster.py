@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tracekit.errors import CapabilityError, FailedError, UsageError
 from tracekit.replay.fleet.places import Place, file_system
@@ -20,7 +20,9 @@ from tracekit.replay.fleet.task import Outcome, Question, replay_trace, summaris
 
 __all__ = ["connected", "replay_fleet"]
 
-_NO_DASK = "a fleet needs Dask, which is not installed"
+_ONE_CORE: Final = {"distributed.nanny.pre-spawn-environ.POLARS_MAX_THREADS": "1"}
+"""A worker has one core, and threads beyond it take turns with the other workers'. (For pyarrow's pool
+Dask says so itself.)"""
 
 
 def replay_fleet(places: Sequence[Place], question: Question, results: str, client: Any) -> Iterator[Outcome]:
@@ -79,6 +81,7 @@ def connected(jobs: int | None = None, address: str | None = None, *, timeout_s:
         return
     with (
         tempfile.TemporaryDirectory(prefix="tracekit-fleet-") as scratch,
+        import_module("dask").config.set(_ONE_CORE),
         distributed.LocalCluster(
             n_workers=jobs or len(os.sched_getaffinity(0)),
             threads_per_worker=1,

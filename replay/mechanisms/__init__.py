@@ -34,14 +34,16 @@ combination follows this order.
 `begin(context, world, own, me)` may change the state before the first event, `finish` (same arguments)
 after the last one; both are ordinary Python. `costs(tally, context)` prices its tallies: for each metric a
 count for each cost of the profile. `block_local(context)` says that it looks at nothing but the event's own
-block of 512 pages (then an open loop may go block by block, for sweeps).
+block of 512 pages (then an open loop may go block by block, for sweeps). `abreast(context)` is for sweeps
+too: how one walk through the events answers many settings, what these must have in common, and this one's
+place in their order; None where it must go alone.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cache
@@ -56,7 +58,7 @@ if TYPE_CHECKING:
     from tracekit.replay.survey import Survey
     from tracekit.replay.timeline import Timeline
 
-__all__ = ["Context", "Mechanism", "Own", "Param", "Setup", "Stage", "known_mechanisms"]
+__all__ = ["Abreast", "Context", "Mechanism", "Own", "Param", "Setup", "Stage", "known_mechanisms"]
 
 ParamValue = bool | int | float | str
 
@@ -142,6 +144,32 @@ def _measured(context: Context) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Abreast:
+    """How one walk through the events answers many settings of a mechanism that is alone in an open loop.
+
+    Of at most `most` of them, in order, `setup` makes the arrays. The hooks stand in for the own ones and
+    leave the world as if nothing was on; `finish` does what is due at the end. `one_of(world, own, me, k)`
+    returns the world of the k-th setting so far, and `tally(context, world, me)` adds to it what only the
+    end of a replay counts.
+    """
+
+    most: int
+    page_words: int
+    fetch: Callable[..., None]
+    look: Callable[..., int]
+    fault: Callable[..., tuple[int, int, int]] | None = None
+    event: Callable[..., int] | None = None
+    setup: Callable[[Sequence[Context]], Setup]
+    finish: Callable[[World, Own, int], None]
+    one_of: Callable[[World, Own, int, int], World]
+    tally: Callable[[Context, World, int], None]
+
+
+def _alone(context: Context) -> None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mechanism:
     """One mechanism; see the docstring of this package for its hooks.
 
@@ -170,6 +198,7 @@ class Mechanism:
     finish: Callable[[Context, World, Own, int], None] | None = None
     costs: Callable[[NDArray[np.int64], Context], Mapping[str, Mapping[str, float]]] = _no_costs
     block_local: Callable[[Context], bool] = _same
+    abreast: Callable[[Context], tuple[Abreast, Hashable, int] | None] = _alone
     bounded: Callable[[Context], bool] = _same
     open_below: Callable[[Context], bool] = _same
     label: Callable[[Context], str] = _measured

@@ -14,12 +14,13 @@ Policies:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.errors import UsageError
+from tracekit.replay import delays, group_delays
 from tracekit.replay import events as ev
 from tracekit.replay.accounts import HYPERCALLS, RANGES, TALLIES, UNMAPS, count
 from tracekit.replay.events import Event
@@ -31,11 +32,11 @@ from tracekit.replay.freeing import (
     note_free,
     note_used,
     take_all_due,
-    take_at,
     take_due,
+    take_unused,
 )
-from tracekit.replay.jit import hot
-from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
+from tracekit.replay.jit import compiled_for, hot
+from tracekit.replay.mechanisms import Abreast, Context, Mechanism, Own, Param, Setup, Stage
 from tracekit.replay.pages import C_BACKED, C_SWAPPED, CLOCK_END, World, drop
 
 __all__ = ["MECHANISM"]
@@ -125,19 +126,73 @@ def setup(context: Context) -> Setup:
 
 
 def finish(context: Context, world: World, own: Own, me: int) -> None:
-    """Take what nothing came back to; put the ranges into hypercalls."""
+    """Take what nothing came back to."""
     policy = int(own.par[POLICY])
     if policy == ON_FREE:
         take_all_due(world, own, me, int(own.par[ORDER]))
     elif policy != RECORDED and own.par[TAKES]:
-        last = own.page[: len(world.words)]
         end = int(world.clock[CLOCK_END]) - int(world.shift.max(initial=0))
-        due = last - 1 + (int(own.par[DELAY]) if policy == IDLE else 0)
-        pages = np.flatnonzero((last > 0) & (due <= end) & (world.words & C_BACKED != 0))
-        take_at(world, pages, due[pages], me)
-    tally = world.tally.reshape(-1, TALLIES)[me]
+        delay = int(own.par[DELAY]) if policy == IDLE else 0
+        compiled_for(len(world.words), take_unused)(world, own, me, delay, end)
     if policy != RECORDED:  # recorded hints were hypercalls already
-        tally[HYPERCALLS] += -(-int(tally[RANGES]) // int(context.number("batch")))
+        into_hypercalls(context, world, me)
+
+
+def into_hypercalls(context: Context, world: World, me: int) -> None:
+    """Put the ranges into hypercalls."""
+    tally = world.tally.reshape(-1, TALLIES)[me]
+    tally[HYPERCALLS] += -(-int(tally[RANGES]) // int(context.number("batch")))
+
+
+def delay_of(context: Context) -> float:
+    """Return the delay of a setting, ns."""
+    return setup(context).par[DELAY]
+
+
+def idle_abreast(contexts: Sequence[Context]) -> Setup:
+    """Lay out idle times."""
+    return delays.setup_idle([delay_of(one) for one in contexts], len(contexts[0].timeline.lanes.vm))
+
+
+def on_free_abreast(contexts: Sequence[Context]) -> Setup:
+    """Lay out delays of groups."""
+    first = contexts[0]
+    waits = [delay_of(one) for one in contexts]
+    return group_delays.setup(int(first.number("order")), 0, waits, len(first.timeline.lanes.vm))
+
+
+def abreast(context: Context) -> tuple[Abreast, Hashable, int] | None:
+    """Settings that differ only in their delay go abreast."""
+    policy, delay = context.text("policy"), delays.whole(delay_of(context))
+    if policy == "idle" and context.timeline.span_ns < delays.LAST_TIME:
+        return IDLE_ABREAST, None, delay
+    if policy == "on_free" and context.timeline.span_ns < group_delays.LAST:
+        return ON_FREE_ABREAST, context.number("order"), delay
+    return None
+
+
+IDLE_ABREAST = Abreast(
+    most=delays.MOST,
+    page_words=FREE_WORDS,
+    fetch=delays.fetch,
+    look=delays.look_idle,
+    setup=idle_abreast,
+    finish=delays.finish_idle,
+    one_of=delays.one_of,
+    tally=into_hypercalls,
+)
+ON_FREE_ABREAST = Abreast(
+    most=group_delays.MOST,
+    page_words=group_delays.WORDS,
+    fetch=group_delays.fetch,
+    look=group_delays.look,
+    fault=group_delays.fault,
+    event=group_delays.event,
+    setup=on_free_abreast,
+    finish=group_delays.finish,
+    one_of=delays.one_of,
+    tally=into_hypercalls,
+)
 
 
 def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[str, float]]:
@@ -193,6 +248,7 @@ MECHANISM = Mechanism(
     finish=finish,
     costs=costs,
     block_local=block_local,
+    abreast=abreast,
     bounded=bounded,
     label=label,
 )

@@ -11,13 +11,14 @@ free all along stays as it was.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.errors import UsageError
+from tracekit.replay import delays, group_delays
 from tracekit.replay import events as ev
 from tracekit.replay.accounts import HYPERCALLS, RANGES, TALLIES
 from tracekit.replay.events import Event
@@ -33,7 +34,7 @@ from tracekit.replay.freeing import (
 )
 from tracekit.replay.index import VM_SHIFT
 from tracekit.replay.jit import hot
-from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
+from tracekit.replay.mechanisms import Abreast, Context, Mechanism, Own, Param, Setup, Stage
 from tracekit.replay.pages import World, gfn_of
 from tracekit.trace.schema import PAGE_BYTES
 
@@ -93,10 +94,45 @@ def setup(context: Context) -> Setup:
 
 
 def finish(context: Context, world: World, own: Own, me: int) -> None:
-    """Take what stayed free to the end; put the blocks into reports."""
+    """Take what stayed free to the end."""
     take_all_due(world, own, me, int(own.par[ORDER]))
+    into_reports(context, world, me)
+
+
+def into_reports(context: Context, world: World, me: int) -> None:
+    """Put the blocks into reports."""
     tally = world.tally.reshape(-1, TALLIES)[me]
     tally[HYPERCALLS] += -(-int(tally[RANGES]) // int(context.number("batch")))
+
+
+def setup_abreast(contexts: Sequence[Context]) -> Setup:
+    """Lay out delays."""
+    par = setup(contexts[0]).par
+    waits = [setup(one).par[DELAY] for one in contexts]
+    lanes = len(contexts[0].timeline.lanes.vm)
+    return group_delays.setup(int(par[ORDER]), par[FIRST_GFN], waits, lanes)
+
+
+def abreast(context: Context) -> tuple[Abreast, Hashable, int] | None:
+    """Settings that differ only in their delay go abreast."""
+    par = setup(context).par
+    if not par[TAKES] or context.timeline.span_ns >= group_delays.LAST:
+        return None
+    return ABREAST, (par[ORDER], par[FIRST_GFN]), delays.whole(par[DELAY])
+
+
+ABREAST = Abreast(
+    most=group_delays.MOST,
+    page_words=group_delays.WORDS,
+    fetch=group_delays.fetch,
+    look=group_delays.look,
+    fault=group_delays.fault,
+    event=group_delays.event,
+    setup=setup_abreast,
+    finish=group_delays.finish,
+    one_of=delays.one_of,
+    tally=into_reports,
+)
 
 
 def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[str, float]]:
@@ -140,6 +176,7 @@ MECHANISM = Mechanism(
     finish=finish,
     costs=costs,
     block_local=block_local,
+    abreast=abreast,
     bounded=bounded,
     label=label,
 )

@@ -5,7 +5,8 @@ Large sets are measured by hand, for they take many minutes (`SETS` is a folder 
     python tests/bench/bench_fleet.py SETS TRACES JOBS [RESULTS]
 
 replays the first TRACES traces of it with `SCENARIOS` and prints events, seconds, CPU time of all processes,
-and the largest sum of their resident memory (looked at every 0.2 s; pages that they share count for each).
+and the largest sum of their resident memory (looked at every 2 s, for looking takes CPU time too; pages that
+they share count for each).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def measured(traces: list[Path], jobs: int, results: Path | None = None) -> dict
         peak = 0
         while run.poll() is None:
             peak = max(peak, resident(run.pid))
-            time.sleep(0.2)
+            time.sleep(2)
         seconds = time.perf_counter() - started
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert run.stdout is not None

@@ -69,6 +69,8 @@ def test_pages_and_access_regions_of_this_machine_are_those_another_tracer_saw(t
         assert recorder.wait(timeout=60) == 0
     trace = open_trace(path)
     ours, theirs = same_window(trace, tracer, own)
+    ours.write_parquet(tmp_path / "ours.parquet")  # for tests/endurance/guest_counts.py
+    theirs.write_parquet(tmp_path / "theirs.parquet")
     for kind, event in (("page_alloc", "mm_page_alloc"), ("page_free", "mm_page_free")):
         seen = theirs.filter(pl.col("event") == event)
         seen = seen.with_columns(

@@ -22,6 +22,8 @@ _DTYPES: Final[dict[str, np.dtype[Any]]] = {
 }
 # Asking a schema for its fields takes microseconds each, and a recorder makes a batch many times a second.
 _TYPES: Final[dict[str, pa.DataType]] = {f.name: f.type for f in EVENTS}
+_NULL_ROWS: Final = 1 << 16
+_NULLS: Final[dict[str, pa.Array]] = {f.name: pa.nulls(_NULL_ROWS, f.type) for f in EVENTS if f.nullable}
 _NULLABLE: Final = {f.name for f in EVENTS if f.nullable}
 _NEVER_NULL: Final = [(index, f.name) for index, f in enumerate(EVENTS) if not f.nullable]
 _KIND: Final = EVENTS.get_field_index("kind")
@@ -88,7 +90,7 @@ def _column(name: str, values: Any, mask: Any, rows: int) -> pa.Array:
     if values is None and name in _DEFAULTS:
         values = _DEFAULTS[name]
     if values is None:
-        return pa.nulls(rows, _TYPES[name])
+        return _NULLS[name].slice(0, rows) if rows <= _NULL_ROWS else pa.nulls(rows, _TYPES[name])
     if name == "kind":
         values = _kind_codes(values)
     data = _exact(name, values, dtype)

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 import pyarrow as pa
 
 from tracekit.trace.batch import KIND_DICTIONARY, newer_kinds
+from tracekit.trace.holdback import goes_back, times
 from tracekit.trace.layout import Block, check_batch_header, check_dictionary_header, footer_blocks
 from tracekit.trace.schema import EVENTS
 
@@ -81,7 +82,8 @@ class FrameReader:
     `part` is the whole file as a buffer (memory-mapped: nothing is copied). After iterating, `end` is
     the offset behind the last good frame, `closed` tells whether Arrow's end mark and a footer that names
     just these batches follow it, and `trouble` says why reading stopped early ("" = the data ended between
-    two frames). `dictionaries` and `batches` are where the messages are.
+    two frames). Rows whose time goes back are such a trouble, where `columns` has their time.
+    `dictionaries` and `batches` are where the messages are.
     """
 
     def __init__(self, part: pa.Buffer, *, columns: Sequence[str] | None = None) -> None:
@@ -92,6 +94,7 @@ class FrameReader:
         self.batches: list[Block] = []
         self._part = part
         self._columns = columns
+        self._last_ts = 0
 
     def __iter__(self) -> Iterator[Frame]:
         """Yield frames in the order they were written."""
@@ -107,6 +110,11 @@ class FrameReader:
             if frame.seq != number:
                 self.trouble = f"batch {number} says it is number {frame.seq}"
                 return
+            if "ts_ns" in frame.batch.schema.names and frame.batch.num_rows:
+                if goes_back(frame.batch, self._last_ts):
+                    self.trouble = f"batch {number}: time goes back"
+                    return
+                self._last_ts = int(times(frame.batch)[-1])
             self.end = end
             yield frame
 

@@ -9,7 +9,17 @@ import pyarrow as pa
 
 from tracekit.trace.schema import EVENTS
 
-__all__ = ["EMPTY", "HoldBack", "concat", "frames", "is_sorted", "sort_by_time", "split_at", "times"]
+__all__ = [
+    "EMPTY",
+    "HoldBack",
+    "concat",
+    "frames",
+    "goes_back",
+    "is_sorted",
+    "sort_by_time",
+    "split_at",
+    "times",
+]
 
 
 class HoldBack:
@@ -114,6 +124,11 @@ def is_sorted(batch: pa.RecordBatch) -> bool:
     """Return whether the rows are in time order."""
     ts = times(batch)
     return len(ts) < 2 or bool((ts[1:] >= ts[:-1]).all())
+
+
+def goes_back(batch: pa.RecordBatch, since: int) -> bool:
+    """Return whether the rows (one at least) are out of time order, or begin before `since`."""
+    return int(times(batch)[0]) < since or not is_sorted(batch)
 
 
 def sort_by_time(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -16,6 +16,7 @@ import pyarrow as pa
 __all__ = [
     "BLOCK",
     "MOST_ROWS",
+    "SIZES_BYTES",
     "BatchPlaces",
     "Block",
     "batch_places",
@@ -23,6 +24,7 @@ __all__ = [
     "check_dictionary_header",
     "footer_blocks",
     "footer_places",
+    "set_sizes",
 ]
 
 MOST_ROWS: Final = 1 << 16
@@ -30,6 +32,9 @@ MOST_ROWS: Final = 1 << 16
 
 BLOCK: Final = "<qiiq"
 """A batch in the footer of an Arrow file: offset, bytes of the header, padding, bytes of the body."""
+
+SIZES_BYTES: Final = 16
+"""What `set_sizes` needs behind a header."""
 
 _TEXT_BYTES: Final = 256  # of a metric's name or a reason, on average over a batch
 _FILE_MAGIC: Final = 8  # bytes before the first message of a file
@@ -56,6 +61,11 @@ class _Table:
     @classmethod
     def root(cls, data: bytes | memoryview) -> _Table:
         return cls(data, _read("<I", data, 0))
+
+    @property
+    def where(self) -> tuple[int, int]:
+        """Where the table and its vtable are in the buffer."""
+        return self._at, self._vtable
 
     def _field(self, index: int) -> int:
         size = _read("<H", self._data, self._vtable)
@@ -103,12 +113,13 @@ def _read(form: str, data: bytes | bytearray | memoryview, at: int) -> int:
 
 
 class BatchPlaces(NamedTuple):
-    """Where the message of a batch begins, its body, and the numbers that tell sizes, in the given bytes."""
+    """Where the message of a batch begins, its body, its tables (and their vtables), and what tells sizes."""
 
     start: int
     body: int
-    body_size_at: int
-    buffers: list[tuple[int, ...]]
+    message: tuple[int, int]
+    batch: tuple[int, int]
+    nodes_at: list[int]
     buffers_at: list[int]
 
 
@@ -121,8 +132,28 @@ def batch_places(content: bytearray) -> BatchPlaces:
         message = _Table.root(memoryview(content)[header:body])
         end = body + message.number(3, "<q")
     batch = message.table(2)
-    places = [header + place for place in batch.places(2, "<qq")]
-    return BatchPlaces(start, body, header + message.place(3), batch.vector(2, "<qq"), places)
+    nodes, buffers = ([header + place for place in batch.places(which, "<qq")] for which in (1, 2))
+    tables = [(header + at, header + vtable) for at, vtable in (message.where, batch.where)]
+    return BatchPlaces(start, body, tables[0], tables[1], nodes, buffers)
+
+
+def set_sizes(content: bytearray, places: BatchPlaces, rows: int, body: int) -> None:
+    """Let a batch that was written without rows, of which its header so says nothing, have rows and a body.
+
+    Each number takes the next of the SIZES_BYTES that `content` has behind the header; the table that lacks
+    it is made to reach there.
+    """
+    at = places.body
+    for (table, vtable), index, number in ((places.message, 3, body), (places.batch, 0, rows)):
+        entry = vtable + 4 + 2 * index
+        reach = at - table
+        if _read("<H", content, vtable) < 6 + 2 * index or _read("<H", content, entry) or reach > 0xFFF0:
+            raise ValueError("another header than that of a batch without rows")
+        struct.pack_into("<H", content, vtable + 2, reach + 8)
+        struct.pack_into("<H", content, entry, reach)
+        struct.pack_into("<q", content, at, number)
+        at += 8
+    struct.pack_into("<I", content, places.start + 4, at - places.start - 8)
 
 
 def footer_places(tail: bytearray) -> list[int]:

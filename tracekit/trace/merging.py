@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from tracekit.errors import DamagedError
-from tracekit.trace.holdback import concat, sort_by_time, times
+from tracekit.trace.holdback import concat, goes_back, sort_by_time, times
 
 __all__ = ["Source", "merge_sources", "rebatch"]
 
@@ -37,11 +37,10 @@ class Source:
             self.head = next(self._batches, None)
             if self.head is None:
                 return False
-            ts = times(self.head)
-            if len(ts):
-                if int(ts[0]) < self._seen_ts or np.any(ts[1:] < ts[:-1]):
+            if self.head.num_rows:
+                if goes_back(self.head, self._seen_ts):
                     raise DamagedError("the events of this trace are damaged: in one part time goes back")
-                self._seen_ts = int(ts[-1])
+                self._seen_ts = int(times(self.head)[-1])
         return True
 
     def take_until(self, ts: int) -> pa.RecordBatch:

@@ -16,7 +16,7 @@ from tracekit.trace.folder import EVENTS_DIR, Folder, part_name, write_all
 from tracekit.trace.framing import frame_metadata, seal
 from tracekit.trace.layout import Block
 from tracekit.trace.schema import EVENTS
-from tracekit.trace.splice import mend_footer, put_in, take_out
+from tracekit.trace.splice import compress, mend_footer, put_in
 
 __all__ = ["FRAME_ROWS", "PartLine", "PartWriter"]
 
@@ -113,9 +113,8 @@ class PartWriter:
         for start in range(0, batch.num_rows, FRAME_ROWS):
             rows = batch.slice(start, FRAME_ROWS)
             metadata = frame_metadata(self._batches, self.rows, rows.num_rows, lost_so_far)
-            without, columns = take_out(rows)
-            self._arrow.write_batch(without, custom_metadata=metadata)
-            frame, block = put_in(self._sink.take(), columns, rows.num_rows)
+            self._arrow.write_batch(rows.slice(0, 0), custom_metadata=metadata)
+            frame, block = put_in(self._sink.take(), compress(rows))
             self._blocks.append(block._replace(offset=self.bytes + block.offset))
             seal(frame)
             self._put(frame)

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from tracekit.trace.batch import KIND_DICTIONARY
 from tracekit.trace.framing import ARROW_ERRORS, Frame, FrameReader, decode_frame, is_sealed, open_frames
+from tracekit.trace.holdback import goes_back
 from tracekit.trace.layout import MOST_ROWS, check_batch_header, footer_blocks
 from tracekit.trace.schema import EVENTS
 
@@ -141,8 +142,7 @@ class SalvageReader:
             frame = decode_frame(decoder)
         except (*ARROW_ERRORS, StopIteration):
             return None
-        first = _first_ts(frame)
-        older = first is not None and self._last_ts is not None and first < self._last_ts
+        older = bool(frame.batch.num_rows) and goes_back(frame.batch, self._last_ts or 0)
         return None if older or frame.seq <= self._seq else frame
 
 

@@ -6,40 +6,59 @@ byte, finds in each row just that, the bytes that changed and then a match with 
 runs of rows in which the same bytes change. Every row of a run then is the same sequence, which is stated
 once, and nothing is left to store but the changed bytes. Any zstd decoder reads the frame (RFC 8878); it
 is somewhat larger than zstd's own, which also squeezes the changed bytes.
+
+Memory touched in order counts: its low byte is that of 256 rows before (of an address, 16), so that rows
+compared with those differ in one byte only. And a column that does not change at all is one long match.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Final
+from itertools import pairwise
+from typing import Final, NamedTuple
 
 import numpy as np
 
-__all__ = ["compress_rows"]
+__all__ = ["compress_constant", "compress_rows"]
 
 _ROW: Final = 8
 _LEAST_ROWS: Final = 64
-_MOST_ROWS: Final = 16_384  # of a block, whose content zstd bounds by 128 KiB
+_MOST_CONTENT: Final = 1 << 17  # of a block, in any zstd frame
+_MOST_ROWS: Final = _MOST_CONTENT // _ROW
 _MOST_CHANGED: Final = 5  # a zstd match has 3 bytes at least
 _WORTH_IT: Final = 3  # bytes of most rows that change: beyond that, zstd finds more than this does
-_RARE: Final = 4096  # one row in so many may change more than the others: it takes a block of its own
+_RARE: Final = 2048  # one run in so many rows may change more than the others: it takes a block of its own
+_FARTHER: Final = (16, 256)
+"""Rows back, beside the one before: where pages' addresses, or numbers, have the same low byte again."""
+_TRIED: Final = 1024  # rows by which the distance is chosen
 
 # RFC 8878. Frame: one segment, its size in 4 bytes. Block: raw or compressed. Literals: raw, size in 20 bits.
 # Sequences: the three codes (literals, offset, match) stated once for all; they need no further bits, but for
-# the first one, which says that matches are 8 bytes back: offset value 8 + 3 = code 3 and bits 011.
+# the first one, which says how far back all matches are: its offset value is bytes + 3, a one and its bits.
 _FRAME: Final = struct.Struct("<IBI")
 _MAGIC, _ONE_SEGMENT = 0xFD2FB528, 0xA0
 _RAW, _COMPRESSED = 0 << 1, 2 << 1
 _LAST: Final = 1
 _LITERALS: Final = 0b1100
 _STATED_ONCE: Final = 0x54
-_EIGHT_BACK, _EIGHT_BACK_BITS = 3, 0b1_011
-_AS_BEFORE, _NO_BITS = 0, 0b1
+_AS_BEFORE: Final = 0  # the code of the offset used last, which has no bits
+_NO_LITERALS = b"\0"
+_LEAST_MATCH, _LONG_MATCH, _LONG_MATCH_CODE = 3, 131, 36  # from 131 bytes on: code 36 + the bits that follow
 
 
-def compress_rows(values: np.ndarray) -> bytes | None:
+class _Run(NamedTuple):
+    """Rows `first` to before `end` in which bytes below `upto` change."""
+
+    first: int
+    end: int
+    upto: int
+
+
+def compress_rows(values: np.ndarray, most: int = _WORTH_IT) -> bytes | None:
     """Return a zstd frame of a column (8-byte integers, contiguous), or None where zstd itself does better.
+
+    `most`: how many bytes of most rows may change.
 
     >>> import pyarrow as pa
     >>> column = np.arange(1000, dtype=np.uint64) * np.uint64(37) + np.uint64(1 << 40)
@@ -51,66 +70,134 @@ def compress_rows(values: np.ndarray) -> bytes | None:
     if rows < _LEAST_ROWS:
         return None
     words = values.view(np.uint64)
-    differ = words[1:] ^ words[:-1]
+    back = _distance(words)
+    differ = words[back:] ^ words[:-back]
     low = _lowest_byte(int(np.bitwise_or.reduce(differ)))
-    high, more = _bytes_that_change(differ, low)
-    if high - low > _WORTH_IT or any(end - low > _MOST_CHANGED for _, end in more):
+    high, more = _bytes_that_change(differ, low, back)
+    if high - low > most or any(run.upto - low > _MOST_CHANGED for run in more):
         return None
-    first_high = dict(more).get(1, high)
     content = values.view(np.uint8)
-    # Row 0 as it is; row 1, whose match says how far back all matches are; the others.
-    first = content[: _ROW + low]
-    second = content[_ROW + low : _ROW + first_high]
+    # The first rows as they are; the next, whose match says how far back all matches are; the others.
+    upto = more[0].upto if more and more[0].first == back else high
+    start = content[: back * _ROW + low]
+    second = content[back * _ROW + low : back * _ROW + upto]
     pieces: list[bytes | memoryview] = [_FRAME.pack(_MAGIC, _ONE_SEGMENT, rows * _ROW)]
-    pieces += [_header(_RAW, len(first)), first.data]
-    pieces += _block(second, 1, _EIGHT_BACK, _EIGHT_BACK_BITS)
-    for start, end, upto in _runs(rows, high, more):
-        literals = np.empty((end - start, upto - low), np.uint8)
-        for byte in range(low, upto):
-            literals[:, byte - low] = content[start * _ROW + byte : end * _ROW : _ROW]
-        pieces += _block(literals, end - start, _AS_BEFORE, _NO_BITS)
+    pieces += [_header(_RAW, len(start)), start.data]
+    pieces += _block(second, 1, *_offset(back * _ROW))
+    for run in _runs(back + 1, rows - 1, high, more):
+        pieces += _block(
+            _bytes_of(content[run.first * _ROW : run.end * _ROW], low, run.upto),
+            run.end - run.first,
+            _AS_BEFORE,
+            b"\1",
+        )
     # A match reaches into the next row as far as no byte changes; there is none behind the last.
     last = content[(rows - 1) * _ROW + low :]
     pieces += [_header(_RAW | _LAST, len(last)), last.data]
     return b"".join(pieces)
 
 
-def _bytes_that_change(differ: np.ndarray, low: int) -> tuple[int, list[tuple[int, int]]]:
-    """Return the byte behind the highest that changes in most rows, and (row, that byte) of the others."""
+def compress_constant(values: np.ndarray) -> bytes | None:
+    """Return a zstd frame of a column (integers, contiguous) of one value; None if it has more, or is short.
+
+    >>> import pyarrow as pa
+    >>> column = np.full(40_000, 4711, np.uint32)
+    >>> frame = compress_constant(column)
+    >>> len(frame), pa.Codec("zstd").decompress(frame, 160_000).to_pybytes() == column.tobytes()
+    (40, True)
+    """
+    size = values.nbytes - values.itemsize  # what follows the first value is a match of it
+    if size < _LONG_MATCH or values[0] != values[-1] or (values != values[0]).any():
+        return None
+    pieces = [
+        _FRAME.pack(_MAGIC, _ONE_SEGMENT, values.nbytes),
+        _header(_RAW, values.itemsize),
+        values[:1].tobytes(),
+    ]
+    blocks = -(-size // _MOST_CONTENT)
+    code, bits = _offset(values.itemsize)
+    for block in range(blocks):
+        match = (block + 1) * size // blocks - block * size // blocks - _LEAST_MATCH
+        length = match.bit_length() - 1
+        follow = int.from_bytes(bits, "little") << length | match - (1 << length)
+        codes = bytes([1, _STATED_ONCE, 0, code, _LONG_MATCH_CODE + length])
+        body = _NO_LITERALS + codes + follow.to_bytes((follow.bit_length() + 7) // 8, "little")
+        pieces += [_header(_COMPRESSED | (_LAST if block == blocks - 1 else 0), len(body)), body]
+    return b"".join(pieces)
+
+
+def _distance(words: np.ndarray) -> int:
+    """Return how many rows back a row is that differs in the fewest bytes, as the first rows have it."""
+    if len(words) < 2 * _TRIED:
+        return 1
+    changed = {}
+    for back in (1, *_FARTHER):
+        bits = int(np.bitwise_or.reduce(words[back:_TRIED] ^ words[: _TRIED - back]))
+        changed[back] = max((bits.bit_length() + 7) // 8 - _lowest_byte(bits), 1)
+    return min(changed, key=changed.__getitem__)
+
+
+def _bytes_that_change(differ: np.ndarray, low: int, back: int) -> tuple[int, list[_Run]]:
+    """Return the byte behind the highest that changes in most rows, and the runs of rows that change more."""
     high = max((int(differ.max()).bit_length() + 7) // 8, low + 1)
-    others: np.ndarray = np.empty(0, np.intp)
+    more: list[_Run] = []
     while high > low + 1:
-        over = np.flatnonzero(differ >= np.uint64(1 << 8 * (high - 1)))
-        if len(over) * _RARE > len(differ):
+        over = differ >= np.uint64(1 << 8 * (high - 1))
+        edges = np.flatnonzero(over[1:] != over[:-1]) + 1
+        if len(edges) * _RARE > 2 * len(differ):
             break
-        high, others = high - 1, over
-    return high, [(int(row) + 1, (int(differ[row]).bit_length() + 7) // 8) for row in others]
+        high -= 1
+        bounds = [0, *edges.tolist(), len(differ)]
+        parts = [(first, end) for first, end in pairwise(bounds) if over[first]]
+        more = [
+            _Run(first + back, end + back, (int(differ[first:end].max()).bit_length() + 7) // 8)
+            for first, end in parts
+        ]
+    return high, more
 
 
 def _lowest_byte(bits: int) -> int:
     return ((bits & -bits).bit_length() - 1) // 8 if bits else 0
 
 
-def _runs(rows: int, high: int, more: list[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
-    """Yield (first row, row behind the last, high) of blocks that hold rows 2 to the last but one."""
-    start = 2
-    for row, upto in [*more, (rows - 1, 0)]:
-        end = min(row, rows - 1)
-        for first in range(start, end, _MOST_ROWS):
-            yield first, min(first + _MOST_ROWS, end), high
-        if 2 <= row < rows - 1:
-            yield row, row + 1, upto
-        start = max(start, row + 1)
+def _runs(start: int, end: int, high: int, more: list[_Run]) -> Iterator[_Run]:
+    """Yield what each block between two rows holds."""
+    for run in [*more, _Run(end, end, high)]:
+        for first, last, upto in (
+            (start, min(run.first, end), high),
+            (max(run.first, start), min(run.end, end), run.upto),
+        ):
+            for row in range(first, last, _MOST_ROWS):
+                yield _Run(row, min(row + _MOST_ROWS, last), upto)
+        start = max(start, run.end)
 
 
-def _block(literals: np.ndarray, rows: int, offset: int, bits: int) -> list[bytes | memoryview]:
+def _bytes_of(content: np.ndarray, low: int, upto: int) -> np.ndarray:
+    """Return bytes `low` to before `upto` of all rows, one row behind the other."""
+    rows, width = len(content) // _ROW, upto - low
+    taken = np.empty(rows * width, np.uint8)
+    if width == 2 and not low % 2:
+        taken.view(np.uint16)[:] = content.view(np.uint16)[low // 2 :: _ROW // 2]
+        return taken
+    for byte in range(width):
+        taken[byte::width] = content[low + byte :: _ROW]
+    return taken
+
+
+def _block(literals: np.ndarray, rows: int, offset: int, bits: bytes) -> list[bytes | memoryview]:
     """Return a block of that many rows: in each some literals, then a match of what does not change."""
     changed = literals.size // rows
     count = bytes([rows]) if rows < 128 else bytes([128 + (rows >> 8), rows & 255])
-    codes = bytes([_STATED_ONCE, changed, offset, _ROW - changed - 3, bits])
+    codes = bytes([_STATED_ONCE, changed, offset, _ROW - changed - _LEAST_MATCH]) + bits
     head = (literals.size << 4 | _LITERALS).to_bytes(3, "little")
     size = len(head) + literals.size + len(count) + len(codes)
     return [_header(_COMPRESSED, size), head, literals.data, count, codes]
+
+
+def _offset(size: int) -> tuple[int, bytes]:
+    """Return the code of an offset of that many bytes, and the bits that follow it behind a one."""
+    value = size + 3
+    return value.bit_length() - 1, value.to_bytes((value.bit_length() + 7) // 8, "little")
 
 
 def _header(kind: int, size: int) -> bytes:
