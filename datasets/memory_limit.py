@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tracekit.errors import CapabilityError
 
-__all__ = ["file_swap", "join_when_started", "memory_limit", "zram_swap"]
+__all__ = ["charged_bytes", "file_swap", "join_when_started", "memory_limit", "zram_swap"]
 
 _CONTROL = Path("/sys/class/zram-control")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -47,6 +47,12 @@ def memory_limit(limit_bytes: int, swap_bytes: int) -> Iterator[Path]:
             raise CapabilityError(f"cannot set up a memory limit: {error}", hint="tracekit doctor") from None
         with _fresh_statistics(group / "memory.stat"):
             yield group
+
+
+def charged_bytes(group: Path) -> int:
+    """Return what a cgroup is charged with: its processes' memory and the kernel's for them."""
+    names = ("memory.current", "memory.usage_in_bytes")
+    return next(int((group / name).read_text()) for name in names if (group / name).exists())
 
 
 @contextlib.contextmanager

@@ -16,7 +16,16 @@ from tracekit.replay.events import CLASSES
 from tracekit.replay.jit import hot
 from tracekit.replay.pages import CLOCK_CLOSED, World
 
-__all__ = ["add_fault", "advance", "book_fault", "count", "histogram_cells", "saved_span", "shorten_added"]
+__all__ = [
+    "add_fault",
+    "advance",
+    "book_fault",
+    "count",
+    "histogram_cells",
+    "saved_span",
+    "shorten_added",
+    "wait",
+]
 
 # Verdicts: what became of a recorded fault.
 KEPT: Final = 0
@@ -54,9 +63,9 @@ SCANNED: Final = 9
 CANDIDATES: Final = 10  # faults that a mechanism could not tell apart from those it saves
 MERGED: Final = 11
 PREFAULTS_2M: Final = 12
-SPARE_1: Final = 13
-SPARE_2: Final = 14
-SPARE_3: Final = 15
+UNMAPS_ON_PATH: Final = 13  # of UNMAPS: a faulting lane took them away itself
+SPARE_1: Final = 14
+SPARE_2: Final = 15
 TALLIES: Final = 16
 
 # World.by_lane: cells of one lane.
@@ -110,6 +119,14 @@ def add_fault(s: World, lane: int, who: int, reason: int, cls: int, ns: int) -> 
         s.histogram[histogram_cell(ns)] += 1
         s.by_lane[lane * LANE_CELLS + LANE_FAULTS_SAVED] -= 1
         s.by_lane[lane * LANE_CELLS + LANE_STALL_SAVED] -= ns
+
+
+@hot
+def wait(s: World, lane: int, who: int, cls: int, ns: int) -> None:
+    """Let a lane work `ns` inside a fault that is booked without it: no fault of its own, in no quantile."""
+    s.added[((who * REASONS + REFAULT) * CLASSES + cls) * 2 + 1] += ns
+    s.by_lane[lane * LANE_CELLS + LANE_STALL_SAVED] -= ns
+    advance(s, lane, -ns)
 
 
 @hot

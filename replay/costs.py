@@ -34,6 +34,7 @@ COSTS: Final[Mapping[str, str]] = {
     "prefault_4k": "the host backs one 4 KiB page ahead of use",
     "prefault_2m": "the host backs one 2 MiB page ahead of use",
     "prefault_1g": "the host backs one 1 GiB page ahead of use",
+    "worker_wake": "from a hint until the background worker that sleeps has a CPU to begin on it",
     "unmap_4k": "the host takes one mapped 4 KiB page away, with the TLB flush",
     "unmap_2m": "the host takes one mapped 2 MiB page away",
     "hypercall": "one hypercall to the VMM and back",

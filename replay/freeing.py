@@ -121,7 +121,7 @@ def take_all_due(s: World, m: Own, me: int, order: int) -> None:
 
 
 def costs_of_taking(tally: NDArray[np.int64], *, whole_blocks: bool) -> Mapping[str, Mapping[str, float]]:
-    """Price hypercalls and discards; both run beside the vCPUs' own work."""
+    """Price hypercalls and discards: of whole blocks as large pages, or page by page."""
     unmapped = {"unmap_2m": float(tally[RANGES])} if whole_blocks else {"unmap_4k": float(tally[UNMAPS])}
     return {"host_cpu_background": unmapped, "hypercall_time": {"hypercall": float(tally[HYPERCALLS])}}
 

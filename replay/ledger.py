@@ -185,7 +185,8 @@ class Ledger:
         """
         table, added = self._fault_table().sum(axis=0), self._added_table().sum(axis=0)
         changed = table[1:, :, ac.UNMEASURED].sum(axis=0)
-        extra = self._refaults_by_class() + added[ac.INSTEAD, :, 0]
+        # A first touch that is put off happens at another time: it takes what faults of its class take.
+        extra = self._refaults_by_class() + added[[ac.INSTEAD, ac.DEFERRED], :, 0].sum(axis=0)
         low = high = 0.0
         for one in np.flatnonzero(mask):
             price = self.prices.amounts[one]
@@ -201,6 +202,13 @@ class Ledger:
         """Return the refaults that cost what faults of their class cost, not what a mechanism says."""
         rows = [not m.prices_refaults for m in self.mechanisms]
         return np.asarray(self._added_table()[1:, ac.REFAULT, :, 0][rows].sum(axis=0), np.int64)
+
+    def _self_priced_refaults(self) -> NDArray[np.int64]:
+        """Return the refaults that cost what a mechanism says, by class, in the row of their reason."""
+        rows = [m.prices_refaults for m in self.mechanisms]
+        found = np.zeros((ac.REASONS, ev.CLASSES), np.int64)
+        found[ac.REFAULT] = self._added_table()[1:, ac.REFAULT, :, 0][rows].sum(axis=0)
+        return found
 
     def _quantiles(self, label: str) -> dict[str, Figure]:
         nominal = self.prices.nominal()
@@ -244,9 +252,11 @@ class Ledger:
         spread, _ = self._spread(np.ones(ev.CLASSES, bool))
         calls = self._priced("hypercall_time")
         others = self._beside_stall(lanes)
+        # Work that the vCPUs do themselves; a vCPU that would have been idle loses nothing by it.
+        work = self._priced("on_path")
         saved = Amount(
-            value + others.value,
-            min(value, int(shift.min())) + spread.low + calls.value - calls.high + others.low,
+            value + others.value - work.value / len(lanes),
+            min(value, int(shift.min())) + spread.low + calls.value - calls.high + others.low - work.high,
             max(value, int(shift.max()), union) + spread.high + calls.value - calls.low + others.high,
         ).minus(startup)
         label = weaker(self._label(), "bounded" if saved.low < saved.high else "measured")
@@ -262,6 +272,8 @@ class Ledger:
         vCPUs has the same share; the critical one may have none of it, or all.
         """
         table, added = self._fault_table()[..., ac.COUNT].sum(axis=0), self._added_table()[..., 0].sum(axis=0)
+        # The price of a refault that a mechanism names (a swap-in) holds the way out and back.
+        added = added - self._self_priced_refaults()
         gone = table[ac.SKIPPED] + table[ac.HIT] + table[ac.REPRICED] - added.sum(axis=0)
         exits = sum(int(n) for one, n in enumerate(gone) if class_name(one).startswith("ept"))
         hits = self._fault_table()[..., ac.COUNT][:, (ac.HIT, ac.SHORTENED)].sum(axis=(1, 2))
@@ -279,7 +291,7 @@ class Ledger:
         """Return whether times in the counterfactual rest on any price."""
         if self._spread(np.ones(ev.CLASSES, bool))[1] or self._priced("startup").high:
             return True
-        if self._beside_stall(vcpu_lanes(self.timeline)) != Amount.exact(0):
+        if self._priced("on_path").high or self._beside_stall(vcpu_lanes(self.timeline)) != Amount.exact(0):
             return True
         # Work beside the guest sets a time only where it makes memory ready.
         ahead = [m for m in self.mechanisms if m.name in self.contexts and m.stage is Stage.BACK]

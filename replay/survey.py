@@ -63,6 +63,12 @@ class Survey:
         return bool(self.counts[ev.ALLOC])
 
     @property
+    def large_pages(self) -> bool:
+        """Whether most memory that the faults mapped came as large pages."""
+        pages = self.faults.reshape(-1, ev.LEVELS).sum(axis=0) * np.array([1, 1, 512, 1 << 18])
+        return bool(pages[2:].sum() > pages[:2].sum())
+
+    @property
     def histogram(self) -> NDArray[np.int64]:
         """Recorded latencies of all classes by cell."""
         return np.asarray(self.histograms.sum(axis=0), np.int64)

@@ -198,7 +198,11 @@ ON_FREE_ABREAST = Abreast(
 def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[str, float]]:
     """Price hypercalls and discards."""
     whole_blocks = context.text("policy") == "on_free" and context.number("order") >= 9
-    return costs_of_taking(tally, whole_blocks=whole_blocks)
+    whole_blocks &= context.survey.large_pages
+    found = costs_of_taking(tally, whole_blocks=whole_blocks)
+    if context.text("by") == "vcpu":
+        found = {**found, "on_path": {k: v for one in found.values() for k, v in one.items()}}
+    return found
 
 
 def block_local(context: Context) -> bool:
@@ -227,6 +231,12 @@ MECHANISM = Mechanism(
         Param("idle_s", 60.0, "idle: how long a page is not accessed", unit="s", low=0),
         Param("scan_ms", 5000.0, "idle: period of the access samples", unit="ms", low=0),
         Param("batch", 511, "ranges per hypercall (at most 511)", low=1, high=511),
+        Param(
+            "by",
+            "vcpu",
+            "who gives hints and discards: the vCPU and its VMM thread, or somebody beside it",
+            choices=("vcpu", "beside"),
+        ),
     ),
     page_words=FREE_WORDS,
     block_words=FREE_BLOCK_WORDS,

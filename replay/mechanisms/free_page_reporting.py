@@ -137,7 +137,7 @@ ABREAST = Abreast(
 
 def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[str, float]]:
     """Price reports and discards."""
-    return costs_of_taking(tally, whole_blocks=context.number("order") >= 9)
+    return costs_of_taking(tally, whole_blocks=context.number("order") >= 9 and context.survey.large_pages)
 
 
 def block_local(context: Context) -> bool:

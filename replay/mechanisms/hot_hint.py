@@ -1,10 +1,13 @@
 """hot_hint: the host backs pages in the background before they are touched (Hyper-V 0x8003 hot, prefault).
 
-One background worker takes the hints in order; a page takes `prefault_*` of the cost profile. A prefault
-that is done in time removes the fault; one under way shortens it to the rest of its own time; one not begun
-is dropped, and the fault happens as recorded. As in `prealloc`, `via=populate` fills the host's page table
-only: a prefault in time leaves the guest's exit, at `ept_backed_4k`, and one under way adds that to its rest
-(the exit is over before the fill is waited for: an upper bound). `via=pre_fault` removes the exit. Policies:
+One background worker takes the hints in order; a page takes `prefault_*` of the cost profile. A worker that
+sleeps when a batch of hints comes begins `worker_wake` later: it has to get a CPU. That time is drawn anew
+for each batch, between the ends of the cost's range (its 10th and 90th percentile), with its median.
+A prefault that is done in time removes the fault; one under way shortens it to the rest of its own time; one
+not begun is dropped, and the fault happens as recorded. As in `prealloc`, `via=populate` fills the host's
+page table only: a prefault in time leaves the guest's exit, at `ept_backed_4k`, and one under way adds that
+to its rest (the exit is over before the fill is waited for: an upper bound). `via=pre_fault` removes the
+exit. Policies:
 
 - `oracle`: each first touch is hinted `lead_ms` before it happens. No real policy hints better.
 - `stride`: the host sees two equal strides in a lane's faults and backs the next `n` pages along it.
@@ -16,6 +19,7 @@ only: a prefault in time leaves the guest's exit, at `ept_backed_4k`, and one un
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +40,7 @@ from tracekit.replay.accounts import (
     advance,
     count,
 )
+from tracekit.replay.costs import Cost
 from tracekit.replay.events import Event
 from tracekit.replay.jit import hot, prefetch
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
@@ -60,10 +65,13 @@ POLICIES = ("oracle", "stride", "previous", "on_alloc", "recorded")
 ORACLE, STRIDE, PREVIOUS, ON_ALLOC, RECORDED = range(5)
 # m.par
 POLICY, LEAD, WINDOW, COST_4K, COST_2M, BATCH, HYPERCALL, REACH, UNMAPPED = range(9)
-# m.ints: worker's next free time, hints in the open batch, then four words per lane
-FREE_AT, IN_BATCH, STREAMS = 0, 1, 8
+# m.ints: worker's next free time, hints in the open batch, hints so far, when the worker is up for the batch,
+# then four words per lane, then what waking takes
+FREE_AT, IN_BATCH, GIVEN, UP_AT, STREAMS = 0, 1, 2, 3, 8
 LAST, STRIDE_OF, RUN, EXPECTED, STREAM_WORDS = 0, 1, 2, 3, 4
 LANE_SLOTS = 4096
+WAKES = STREAMS + LANE_SLOTS * STREAM_WORDS
+WAKES_KEPT, WAKES_STEP = 64, 39  # so many equally likely values, taken in an order without a trend
 GROUP = 8  # pages that one fault maps under shadow paging; m.block: 1 + when an exit last mapped each group
 
 
@@ -73,6 +81,19 @@ def cost_of(m: Own, pages: int, bits: int, latency: int) -> int:
     if bits & ev.MAJOR:
         return latency
     return int(m.par[COST_2M] if pages == ev.BLOCK_PAGES else m.par[COST_4K] * pages)
+
+
+@hot
+def awake(m: Own, issued: int) -> int:
+    """Return when the worker is up for a hint: it sleeps, unless it is busy, when a batch begins."""
+    batch = int(m.par[BATCH])
+    if m.ints[GIVEN] % batch == 0:
+        late = 0
+        if m.ints[FREE_AT] <= issued:
+            late = m.ints[WAKES + m.ints[GIVEN] // batch * WAKES_STEP % WAKES_KEPT]
+        m.ints[UP_AT] = issued + late
+    m.ints[GIVEN] += 1
+    return max(issued, int(m.ints[UP_AT]))
 
 
 @hot
@@ -103,7 +124,7 @@ def say_hint(s: World, lane: int, m: Own, me: int) -> None:
 @hot
 def oracle(s: World, e: Event, w: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
     """Hint this first touch `lead` before it happens."""
-    issued = max(e.start - int(m.par[LEAD]), 0)
+    issued = awake(m, max(e.start - int(m.par[LEAD]), 0))
     begun = max(issued, m.ints[FREE_AT])
     if begun >= e.start:
         count(s, me, LATE, 1)
@@ -214,9 +235,27 @@ def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
         if policy == ON_ALLOC:
             say_hint(s, e.lane, m, me)
         s.words[e.page] = w
-        prefault(s, e.page, 1, e.end, int(m.par[COST_4K]), m, me)
+        prefault(s, e.page, 1, awake(m, e.end), int(m.par[COST_4K]), m, me)
         w = s.words[e.page]
     return w
+
+
+def wakes(cost: Cost, hypothesis: str) -> NDArray[np.int64]:
+    """Return equally likely times to wake up, ns; a hypothesis takes an end of the range for all.
+
+    Half of the times are lognormal below the median, half above, each with the spread of its side: a worker
+    has a CPU at once, or waits for a slice of somebody else's.
+    """
+    if hypothesis in ("low", "high"):
+        return np.full(WAKES_KEPT, round(cost.high if hypothesis == "low" else cost.low), np.int64)
+    low, middle, high = (max(one, 1.0) for one in (cost.low, cost.ns, cost.high))
+    normal = NormalDist()
+    found = np.zeros(WAKES_KEPT, np.int64)
+    for k in range(WAKES_KEPT if cost.high else 0):
+        z = normal.inv_cdf((k + 0.5) / WAKES_KEPT) / normal.inv_cdf(0.9)
+        drawn = middle * ((high / middle) ** z if z > 0 else (low / middle) ** -z)
+        found[k] = round(min(max(drawn, low), high))
+    return found
 
 
 def setup(context: Context) -> Setup:
@@ -248,7 +287,9 @@ def setup(context: Context) -> Setup:
             ev.BLOCK_PAGES,
             0 if context.text("via") == "pre_fault" else C_UNMAPPED,
         ],
-        ints=np.zeros(STREAMS + LANE_SLOTS * STREAM_WORDS, np.int64),
+        ints=np.append(
+            np.zeros(WAKES, np.int64), wakes(context.profile.costs["worker_wake"], context.hypothesis)
+        ),
     )
 
 

@@ -2,7 +2,9 @@
 
 When a page is to be backed and the host is at the limit, a page goes first: the one least recently seen in
 use (value), the one that came first (low: FIFO), or the one whose next seen use is furthest (high: Belady's
-MIN). Swap-outs happen beside the guest, swap-ins are faults on the vCPU's path at the price of `device`.
+MIN). Swap-ins are faults on the vCPU's path at the price of `device`. Who evicts: with `reclaim=direct`, the
+task that faults, before its fault is done (a limit of its own: Linux's try_charge() of the memory cgroup);
+with `background`, the host beside the guest (kswapd, as long as it keeps up).
 
 Uses of mapped pages that nothing sampled are not in a trace. Any eviction has at least as many swap-ins as
 MIN has on the uses that are seen, so *high* is a bound; the other end is not: a page in constant, invisible
@@ -19,7 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.replay import events as ev
-from tracekit.replay.accounts import REFAULT, SKIPPED, UNMAPS, add_fault, advance, count
+from tracekit.replay.accounts import (
+    REFAULT,
+    SKIPPED,
+    TALLIES,
+    UNMAPS,
+    UNMAPS_ON_PATH,
+    add_fault,
+    advance,
+    count,
+    wait,
+)
 from tracekit.replay.events import Event
 from tracekit.replay.jit import hot, prefetch
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
@@ -43,7 +55,7 @@ DEVICES = ("zram", "nvme", "hdd", "file")
 SYNCHRONOUS = ("zram",)
 LRU, FIFO, MIN = range(3)
 # m.par
-ORDER, LIMIT, SWAP_IN, MARKS = range(4)
+ORDER, LIMIT, SWAP_IN, SWAP_OUT, MARKS = range(5)
 # m.ints: ends of the list (+ 1), uses so far, whether the last fault was spared, pages in the heap; then
 # (MIN only) for each use the number of the page's next one.
 HEAD, TAIL, USES, SPARED, HEAP_SIZE, NEXT_USE = range(6)
@@ -183,6 +195,23 @@ def make_room(s: World, page: int, at: int, m: Own, me: int) -> None:
 
 
 @hot
+def make_room_on_path(s: World, e: Event, m: Own, me: int) -> None:
+    """Evict for a fault: whoever faults does it, where the reclaim is direct."""
+    before = s.tally[me * TALLIES + UNMAPS]
+    make_room(s, e.page, e.start, m, me)
+    evicted = s.tally[me * TALLIES + UNMAPS] - before
+    if m.par[SWAP_OUT] > 0 and evicted > 0:
+        count(s, me, UNMAPS_ON_PATH, evicted)
+        wait(
+            s,
+            e.lane,
+            me,
+            (ev.HOST_MINOR if e.bits & ev.ON_HOST else ev.EPT) * ev.LEVELS + 1,
+            evicted * int(m.par[SWAP_OUT]),
+        )
+
+
+@hot
 def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
     """Swap in what is used again; note uses, and make room for what an event backs."""
     if e.op not in (ev.FAULT, ev.ACCESSED, ev.ALLOC, ev.POPULATE, ev.SWAP_IN):
@@ -192,7 +221,7 @@ def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
         note_use(m, e.page)
     elif w & B_BACKED and w & C_TAKEN and owner_of(w) == me:
         ns = int(m.par[SWAP_IN])
-        make_room(s, e.page, e.start, m, me)
+        make_room_on_path(s, e, m, me)
         add_fault(s, e.lane, me, REFAULT, ev.EPT_MAJOR * ev.LEVELS + 1, ns)
         advance(s, e.lane, -ns)
         w = back(s, w, e.start + ns, 0) & ~C_READ_AT_ONCE
@@ -200,7 +229,10 @@ def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
     elif e.op == ev.FAULT and not e.bits & ev.CONTINUED and not w & B_BACKED:
         return w  # a first touch: `fault` sees whether it happens at all
     elif w & B_BACKED or (e.op == ev.FAULT and m.ints[SPARED] == 0) or e.op in (ev.POPULATE, ev.SWAP_IN):
-        make_room(s, e.page, e.start, m, me)
+        if e.op == ev.FAULT:
+            make_room_on_path(s, e, m, me)
+        else:
+            make_room(s, e.page, e.start, m, me)
         note_use(m, e.page)
     return w
 
@@ -217,7 +249,7 @@ def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: in
     m.ints[SPARED] = 1 if verdict == SKIPPED else 0
     if verdict != SKIPPED:
         if not w & C_BACKED:
-            make_room(s, e.page, e.start, m, me)
+            make_room_on_path(s, e, m, me)
         note_use(m, e.page)
     return w & ~C_READ_AT_ONCE, verdict, service
 
@@ -270,13 +302,21 @@ def setup(context: Context) -> Setup:
     ints = np.zeros(NEXT_USE, np.int64)
     if order == MIN:
         ints = np.concatenate([ints, next_uses(context.timeline)])
-    price = context.profile.costs[f"swap_in_{device}"]
+    into, out = (context.profile.costs[name] for name in (f"swap_in_{device}", swap_out(context)))
+    unmap = context.profile.costs["unmap_4k"]
+    end = {"low": "high", "high": "low"}.get(context.hypothesis, "ns")
+    direct = context.text("reclaim") == "direct"
+    # The least that guest memory may have of the limit is the low end: more of it goes.
+    limit_mib = context.number("limit_mib") - context.number("other_mib")
+    if context.hypothesis == "low":
+        limit_mib -= context.number("slack_mib")
     marks = C_SWAPPED | (C_READ_AT_ONCE if device in SYNCHRONOUS else 0)
     return Setup(
         par=[
             order,
-            max(1.0, context.number("limit_mib") * (1 << 20) / PAGE_BYTES // 1),
-            round({"low": price.high, "high": price.low}.get(context.hypothesis, price.ns)),
+            max(1.0, limit_mib * (1 << 20) / PAGE_BYTES // 1),
+            round(getattr(into, end)),
+            round(getattr(out, end) + getattr(unmap, end)) if direct else 0,
             marks,
         ],
         ints=ints,
@@ -284,10 +324,14 @@ def setup(context: Context) -> Setup:
 
 
 def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[str, float]]:
-    """Price the swap-outs, which the host makes beside the guest."""
-    out = "swap_out_zram" if context.text("device") == "zram" else "swap_out_device"
-    pages = float(tally[UNMAPS])
-    return {"host_cpu_background": {"unmap_4k": pages, out: pages}}
+    """Price the swap-outs that the host makes beside the guest."""
+    pages = float(tally[UNMAPS] - tally[UNMAPS_ON_PATH])
+    return {"host_cpu_background": {"unmap_4k": pages, swap_out(context): pages}}
+
+
+def swap_out(context: Context) -> str:
+    """Return the cost of one swap-out by name."""
+    return "swap_out_zram" if context.text("device") == "zram" else "swap_out_device"
 
 
 def bounded(context: Context) -> bool:
@@ -312,6 +356,16 @@ MECHANISM = Mechanism(
     params=(
         Param("limit_mib", 1024.0, "most guest memory that the host holds (all VMs of a trace)", "MiB", 0),
         Param("device", "nvme", "where swapped pages are", choices=DEVICES),
+        Param(
+            "reclaim",
+            "direct",
+            "who evicts: the task that faults, or the host beside it",
+            choices=("direct", "background"),
+        ),
+        Param("other_mib", 0.0, "what else is charged to the limit: page tables, the VMM's own", "MiB", 0),
+        Param(
+            "slack_mib", 0.0, "of the limit, at most so much is charged ahead or reclaimed early", "MiB", 0
+        ),
     ),
     page_words=WORDS,
     fetch=fetch,

@@ -9,10 +9,10 @@ from rich.console import Console
 
 from tracekit.errors import UsageError
 from tracekit.lab.guest_plan import GuestPlan
-from tracekit.lab.validate.case import GOALS, UNITS
-from tracekit.lab.validate.check import Check, summarise
+from tracekit.lab.validate.case import GOALS, UNITS, Recording
+from tracekit.lab.validate.check import Check, guest_time, summarise
 from tracekit.lab.validate.running import Validation, mechanisms, runs_here, validate
-from tracekit.report.validation import validation_figure, validation_table
+from tracekit.report.validation import validation_figure, validation_markdown, validation_table
 
 CHECK = Check(
     mechanism="prealloc",
@@ -86,6 +86,30 @@ def test_the_table_and_the_chart_say_what_was_found():
     assert "ksm is left out: no KSM" in text
     assert "intervals held 100% of 2 measurements" in text
     assert validation_figure(document).table.height == 2
+
+
+def test_the_markdown_table_sums_over_the_cases_of_a_mechanism():
+    checks = (
+        CHECK,
+        replace(CHECK, case="sequential touch", measured=220.0),
+        replace(CHECK, case="from outside", bound_only=True),
+    )
+    lines = validation_markdown(Validation(checks, {}, {}).to_json()).splitlines()
+    assert lines[2:] == [
+        "| prealloc, 2 | time | 2 | 30.0%, 50.0%, 50.0% | 1 | 1 |",
+        "| prealloc (bounds), 1 | time | 1 | – | 1 | 1 |",
+    ]
+
+
+def test_comparing_anew_needs_what_an_earlier_run_left(tmp_path):
+    with pytest.raises(UsageError, match="no earlier run left"):
+        validate(["prealloc"], tmp_path, profile="published", again=True)
+
+
+def test_a_guests_time_is_its_phases_without_waits_for_a_cpu(tmp_path):
+    phase = {"start_ns": 5, "elapsed_ns": 100, "waited_ns": 30}
+    account = {"vcpus": [{"phases": {"touch": phase, "touch2": phase}}, {"phases": {"touch": phase}}]}
+    assert guest_time(Recording(tmp_path, account)) == 140.0
 
 
 def test_a_guest_that_uses_a_part_touches_only_that():

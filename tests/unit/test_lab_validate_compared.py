@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.unit.replay_kit import Tiny, fault, metrics, replayed
 from tracekit.lab.validate.compared import Compared
+from tracekit.trace.schema import FLAG_MAJOR
 
 FIRST = 512
 
@@ -31,3 +32,14 @@ def test_the_memslots_below_are_left_out() -> None:
     trace = Tiny([fault(1, 1)], memory_pages=4096)
     assert Compared(trace, 0).memslots.equals(trace.memslots)
     assert Compared(trace, FIRST).memslots.is_empty()
+
+
+def test_a_fault_that_waited_for_a_cpu_counts_as_the_median_of_its_kind() -> None:
+    rows = [fault(10 * k, FIRST + k, 0.005) for k in range(1, 10)]
+    waited, slow = fault(200, FIRST + 20, 0.051), fault(300, FIRST + 21, 0.050)
+    device = fault(400, FIRST + 22, 0.9) | {"flags": FLAG_MAJOR}
+    trace = Tiny([*rows, waited, slow, device], span_us=1000)
+    whole = metrics(replayed(trace, "baseline"), "baseline")["stall"]["baseline"]
+    left = metrics(replayed(Compared(trace, FIRST), "baseline"), "baseline")["stall"]["baseline"]
+    # 51 is over ten times the median of 5 and counts as 5; 50 is not, and a wait for a device stays.
+    assert whole - left == 51 - 5

@@ -78,7 +78,7 @@ def test_what_follows_an_overlapped_wait_follows_it_at_once() -> None:
     # from there on page 3 is resident (not from 2100 us on).
     use = {"us": 1000, "kind": "access", "gfn": 1, "vcpu": 0, "arg": 1}
     rows = [fault(100, 1, 1), fault(200, 2, 1), use, fault(2000, 3, 1)]
-    scenario = "epf+swap,runnable=1,device=hdd,limit_mib=0.004"
+    scenario = "epf+swap,runnable=1,device=hdd,limit_mib=0.004,reclaim=background"
     profile = costs(epf_inject=0, epf_switch=0, epf_ready=0, swap_in_hdd=100_000)
     result = replayed(Tiny(rows, span_us=3000), scenario, profile=profile)
     # Page 1 from 100 to 199, page 2 from 200 to 1000, page 1 again from 1100 to 1999, page 3 to the end.

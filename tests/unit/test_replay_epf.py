@@ -98,7 +98,7 @@ def test_a_repeated_fault_on_a_page_that_is_on_its_way_halts() -> None:
 def test_swap_ins_are_overlapped_unless_the_device_is_read_at_once(device: str, remains: int) -> None:
     use = {"us": 5000, "kind": "access", "gfn": 1, "vcpu": 0, "arg": 1}
     rows = [fault(100, 1, 0.005), fault(200, 2, 0.005), use]
-    scenario = f"epf+swap,runnable=1,limit_mib={PAGE},device={device}"
+    scenario = f"epf+swap,runnable=1,limit_mib={PAGE},device={device},reclaim=background"
     row = found(rows, scenario, 9000, **{f"swap_in_{device}": 100_000.0})
     # One swap-in of 100 us; overlapped, four microseconds of switching remain.
     assert row["stall"]["saved"] == -remains

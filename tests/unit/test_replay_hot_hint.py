@@ -15,6 +15,8 @@ from tests.unit.replay_kit import (
     saved,
 )
 from tracekit.errors import UsageError
+from tracekit.replay.costs import Cost
+from tracekit.replay.mechanisms.hot_hint import wakes
 from tracekit.trace.schema import PAGE_BYTES
 
 MIB = 1 << 20
@@ -139,3 +141,25 @@ def test_recorded_hints_are_replayed() -> None:
     # A cold hint (heat type 0) backs nothing; a hot one (heat type 1) backs both of its pages.
     assert saved(Tiny([hint | {"arg": 0x8003 | 1 << 16}, *rows[1:]]), name, "faults", profile=costs()) == 0
     assert saved(Tiny([hint | {"arg": 0x8003 | 2 << 16}, *rows[1:]]), name, "faults", profile=costs()) == 2
+
+
+def test_a_worker_that_wakes_late_has_not_begun_what_is_touched_before() -> None:
+    # Touches every 10 us, hinted 25 us ahead, all in one batch; the worker is up at 75 + 40 us: pages 1 and 2
+    # (touched from 96 and 106 us on) fault as recorded, the others are there in time.
+    rows = [fault(100 + 10 * k, k, 4) for k in range(6)]
+    name = "hot_hint,lead_ms=0.021,via=pre_fault"
+    late = costs(worker_wake=40_000, hypercall=0)
+    # The first touch begins at 96 us and was hinted at 75 us; up at 115 us, the worker is ahead of 116 us.
+    assert saved(Tiny(rows), name, "faults", profile=late) == 4
+    assert saved(Tiny(rows), name, "faults", profile=costs(hypercall=0)) == 6
+
+
+def test_wake_ups_are_spread_between_the_ends_of_their_range() -> None:
+    cost = Cost(20_000.0, 10_000.0, 2_000_000.0, "the test")
+    drawn = sorted(wakes(cost, "point").tolist())
+    assert (drawn[0], drawn[-1]) == (10_000, 2_000_000)
+    assert drawn[31] < 20_000 < drawn[32]
+    assert sum(one >= 2_000_000 for one in drawn) == 6  # a tenth of 64
+    assert set(wakes(cost, "low")) == {2_000_000}
+    assert set(wakes(cost, "high")) == {10_000}
+    assert set(wakes(Cost(0.0, 0.0, 0.0, "the test"), "point")) == {0}

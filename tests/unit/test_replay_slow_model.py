@@ -31,7 +31,7 @@ from tracekit.trace.schema import FLAG_KERNEL
 
 VERDICTS = ("kept", "skipped", "hit", "shortened", "repriced", "overlapped")
 REASONS = ("refault", "deferred", "instead")
-COSTS = {name: cost.ns for name, cost in load_profile().costs.items()}
+COSTS = {name: cost.ns for name, cost in load_profile().costs.items()} | {"worker_wake": 3000.0}
 PROFILE = costs(**COSTS)  # without ranges: a hypothesis then changes no price
 PAGES_8 = 8 / 256  # MiB
 
@@ -91,7 +91,7 @@ class Compared:
         return {
             "added": {
                 (names[who], REASONS[why]): tuple(added[who, why].tolist())
-                for who, why in np.argwhere(added[..., 0]).tolist()
+                for who, why in np.argwhere(added.any(axis=-1)).tolist()
             },
             "hypercalls": {n: int(c) for n, c in zip(names, tally[:, ac.HYPERCALLS], strict=True) if c},
             "wasted": int(unused[1:].sum() + tally[:, ac.PREFAULTS_UNUSED].sum()),
@@ -111,6 +111,9 @@ class Compared:
         for who, why, _, ns in w.added:
             n, total = added.get((who, why), (0, 0))
             added[who, why] = (n + 1, total + ns)
+        for key, ns in w.lengthened.items():
+            n, total = added.get(key, (0, 0))
+            added[key] = (n, total + ns)
         curves = []
         for world in ("recorded", "counterfactual"):
             bins: Counter[int] = Counter()
@@ -203,6 +206,7 @@ SINGLE = (
     "balloon,interval_s=0.001,free_mib=0", "balloon,policy=recorded,interval_s=0.001",
     "balloon,interval_s=0.001,page=2m,free_mib=0", f"balloon,interval_s=0.001,target_mib={PAGES_8}",
     f"swap,limit_mib={PAGES_8}", "swap,limit_mib=0.008,device=zram", "swap,limit_mib=1,device=hdd",
+    f"swap,limit_mib={PAGES_8},reclaim=background",
     "ksm", "ksm,policy=zero,sleep_ms=0.1,pages_to_scan=3",
 )  # fmt: skip
 ONE_EACH = (

@@ -119,19 +119,24 @@ def test_long_random_traces_agree_with_the_ordered_dict(data: Any) -> None:
 def test_a_limit_takes_memory_and_adds_waits() -> None:
     # Room for two pages: 3 pushes 1 out at 3 s; 1 comes back at 5 s and pushes 2 out; the trace ends at 9 s.
     rows = [fault(1 * S, 1, 0), fault(2 * S, 2, 0), fault(3 * S, 3, 0), use(5 * S, 1)]
-    row = found(rows, f"swap,limit_mib={2 * PAGE},device=hdd", 9 * S)
+    row = found(rows, f"swap,limit_mib={2 * PAGE},device=hdd,reclaim=background", 9 * S)
     # One page less from 3 s to the end: 6 s; the swap-in takes 1 us and two swap-outs 1 + 1 us each.
     assert row["resident_time"]["saved"] * GIB_S == pytest.approx(6, rel=1e-5)
     assert row["faults_ept_major_4k"]["saved"] == -1
     assert row["stall"]["saved"] == row["critical_path"]["saved"] == -1_000
     assert row["host_cpu_background"]["saved"] == -4_000
+    # Under a limit of its own, who faults does these: at 3 s, and at 5 s beside the swap-in.
+    direct = found(rows, f"swap,limit_mib={2 * PAGE},device=hdd", 9 * S)
+    assert direct["stall"]["saved"] == direct["critical_path"]["saved"] == -5_000
+    assert direct["faults"]["saved"] == row["faults"]["saved"]
+    assert direct["host_cpu_background"]["saved"] == 0
     # MIN pushes 2 out, which is not used again: no swap-in at all.
     assert row["refaults"]["high"] == 0
     assert row["refaults"]["label"] == "assumed"
 
 
 def test_without_access_samples_there_is_no_lower_bound() -> None:
-    row = found([fault(1, 1, 0.005), fault(2, 2, 0.005)], f"swap,limit_mib={PAGE}")
+    row = found([fault(1, 1, 0.005), fault(2, 2, 0.005)], f"swap,limit_mib={PAGE},reclaim=background")
     # Page 1 goes and is not seen again; whether it was in use all along, nothing in the trace says.
     assert (row["stall"]["saved"], row["stall"]["low"], row["stall"]["high"]) == (0, None, 0)
     assert row["refaults"]["low"] is None
@@ -142,8 +147,17 @@ def test_each_device_has_its_price_and_its_range() -> None:
     rows = [fault(1, 1, 0.005), fault(2, 2, 0.005), use(3, 1)]
     scenario = f"swap,limit_mib={PAGE},device=zram"
     row = metrics(replayed(Tiny(rows), scenario), scenario)["stall"]
-    # One page: 2 pushes 1 out, 1 comes back: one swap-in whatever the order; 2.84 us (1.25 .. 7.0).
-    assert (row["saved"], row["low"], row["high"]) == (-2840, -7000, -1250)
+    # 2 pushes 1 out, 1 comes back and pushes 2 out: one swap-in whatever the order, at 2.84 us (1.25 .. 7.0),
+    # and two swap-outs by who faults, at 1.9 + 4 us each (1 + 1 .. 4.45 + 15).
+    assert (row["saved"], row["low"], row["high"]) == (-14_640, -45_900, -5_250)
+
+
+def test_what_else_is_charged_and_what_is_charged_ahead_leave_guest_memory_less() -> None:
+    rows = [fault(k, k, 0.005) for k in range(1, 9)]
+    words = f"swap,limit_mib={6 * PAGE},other_mib={2 * PAGE},slack_mib={PAGE}"
+    row = found(rows, words)["resident_peak"]
+    assert row["counterfactual"] == 4 * PAGE_BYTES
+    assert (row["baseline"] - row["high"], row["baseline"] - row["low"]) == (3 * PAGE_BYTES, 4 * PAGE_BYTES)
 
 
 def test_an_allocation_of_a_swapped_page_waits_for_it_too() -> None:

@@ -28,7 +28,7 @@ def test_a_block_is_taken_when_all_of_it_was_free_for_the_delay(scenario: str) -
     assert (found["refaults"]["saved"], found["faults"]["saved"]) == (-4, -4)
     assert found["stall"]["saved"] == -4 * 5
     assert found["hypercalls"]["saved"] == -1
-    assert found["host_cpu_background"]["saved"] == -1000  # one 2 MiB discard
+    assert found["host_cpu_background"]["saved"] == -512_000  # memory that came as small pages goes so
 
 
 @pytest.mark.parametrize("scenario", ["free_page_reporting,from_mib=0", "cold_hint"])
@@ -43,6 +43,16 @@ def test_one_page_in_use_keeps_its_block_and_smaller_orders_go_around_it(scenari
     assert found["hypercalls"]["saved"] == (
         -2 if scenario.startswith("free_page") else -1
     )  # 32 and 511 a call
+
+
+def test_a_vcpu_that_discards_itself_takes_the_time_for_it() -> None:
+    trace = block_freed_and_partly_used_again()
+    names = ("cold_hint", "cold_hint,by=beside")
+    own, beside = (metrics(replayed(trace, one, profile=costs()), one)["critical_path"] for one in names)
+    # 512 pages of 4 KiB at 1 us each, and one hypercall; a vCPU that was idle then loses nothing.
+    assert own["saved"] - beside["saved"] == -513_000
+    assert own["low"] - beside["low"] == -513_000
+    assert own["high"] == beside["high"]
 
 
 def test_memory_used_again_within_the_delay_is_not_taken() -> None:

@@ -28,16 +28,24 @@ def validate(
         Path | None,
         typer.Option("-o", "--out", metavar="DIR", help="Keep traces, costs, result and chart here."),
     ] = None,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Run nothing: predict and compare anew what an earlier run left in -o."),
+    ] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print one line for each figure of a mechanism, as Markdown.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print every check as JSON.")] = False,
 ) -> None:
     """Record a baseline, predict a scenario, really run it, and compare the two."""
+    import sys
     import tempfile
     from contextlib import ExitStack
 
     from tracekit.errors import UsageError
     from tracekit.lab.calibrate.profile import calibrate
     from tracekit.lab.validate.running import validate as run_cases
-    from tracekit.report.validation import validation_table
+    from tracekit.report.validation import validation_markdown, validation_table
 
     console = stderr()
 
@@ -45,6 +53,11 @@ def validate(
         console.print(text, markup=False, highlight=False)
 
     with ExitStack() as stack:
+        if again and (out is None or profile is None):
+            raise UsageError(
+                "--again needs what the earlier run left",
+                hint="tracekit lab validate --again -o FOLDER --profile FOLDER/host.toml",
+            )
         if out is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tracekit-validate-")))
         else:
@@ -62,12 +75,15 @@ def validate(
             profile=profile,
             repeat=repeat,
             seed=seed,
+            again=again,
             say=say,
             keep=lambda so_far: _keep(folder, so_far.to_json()),
         )
         document = found.to_json()
     if json:
         print_json(document)
+    elif markdown:
+        sys.stdout.write(validation_markdown(document) + "\n")
     else:
         stdout().print(validation_table(document))
     next_command(f"tracekit lab validate --repeat 20 -o {quoted(out or Path('validation'))}")

@@ -39,7 +39,8 @@ class Enlightenment:
     """Answers calls for these backings; the prefault thread ends with the with block, its queue dropped.
 
     `map_pages(gpa, bytes)` also maps prefaulted memory into the guest, where the host has a call for that.
-    Unless `answers`, every call is refused as unknown: a VMM without the enlightenments.
+    Unless `answers`, every call is refused as unknown: a VMM without the enlightenments. `waits_ns`: how long
+    each hot hint waited until the thread began on it.
     """
 
     def __init__(
@@ -52,7 +53,8 @@ class Enlightenment:
         self._backings = backings
         self._answers = answers
         self._map_pages = map_pages
-        self._hot: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
+        self._hot: queue.SimpleQueue[tuple[int, int, int] | None] = queue.SimpleQueue()
+        self.waits_ns: list[int] = []
         self._counts: Counter[str] = Counter()
         self._failure: BaseException | None = None
         self._closing = False
@@ -103,7 +105,7 @@ class Enlightenment:
         backing, offset = self._find(gpa, length)
         self._counts[f"{heat}_pages"] += length >> 12
         if heat == "hot":
-            self._hot.put((gpa, length))
+            self._hot.put((gpa, length, time.perf_counter_ns()))
         else:
             backing.memory.advise(MADV_DONTNEED if heat == "discard" else MADV_PAGEOUT, offset, length)
 
@@ -118,13 +120,15 @@ class Enlightenment:
         while (hot := self._hot.get()) is not None:
             if self._failure or self._closing:
                 continue
+            gpa, length, hinted = hot
             started = time.perf_counter_ns()
+            self.waits_ns.append(started - hinted)
             try:
-                backing, offset = self._find(*hot)
-                backing.memory.advise(MADV_POPULATE_WRITE, offset, hot[1])
+                backing, offset = self._find(gpa, length)
+                backing.memory.advise(MADV_POPULATE_WRITE, offset, length)
                 if self._map_pages:
-                    self._map_pages(*hot)
+                    self._map_pages(gpa, length)
             except BaseException as error:  # raised at the end of the with block
                 self._failure = error
-            self._counts["prefaulted_pages"] += hot[1] >> 12
+            self._counts["prefaulted_pages"] += length >> 12
             self._counts["prefault_ns"] += time.perf_counter_ns() - started

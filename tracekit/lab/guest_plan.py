@@ -171,12 +171,14 @@ class GuestPlan:
 class PhaseRun:
     """One phase of one vCPU, timed by its VMM around KVM_RUN on CLOCK_MONOTONIC; calls included.
 
-    `cpu_ns` is the vCPU thread's own CPU time, guest and host: what a busy host makes it wait is not in it.
+    `cpu_ns` is the vCPU thread's own CPU time, guest and host; `waited_ns` of `elapsed_ns` it could have run
+    and had no CPU, for others had them (/proc/thread-self/schedstat).
     """
 
     start_ns: int
     elapsed_ns: int
     cpu_ns: int
+    waited_ns: int
     touches: int
 
 
@@ -193,9 +195,10 @@ class VcpuRun:
 class GuestRun:
     """What a small guest did: counts are the guest's own, `resident_pages` is the kernel's (4 KiB units).
 
-    `calls` counts what an enlightened guest asked of its VMM and what that did; `prealloc_ns` is how long the
-    host took to populate memory before; `shared` is, after each phase, when ksmd was through and how many
-    bytes of guest memory it saved.
+    `calls` counts what an enlightened guest asked of its VMM and what that did; `hint_waits_ns` is how long
+    each hot hint waited for its VMM's thread; `prealloc_ns` is how long the
+    host took to populate memory before; `charged_bytes` is what `cgroup` was charged with at the end;
+    `shared` is, after each phase, when ksmd was through and how many bytes of guest memory it saved.
     """
 
     plan: GuestPlan
@@ -207,7 +210,9 @@ class GuestRun:
     resident_pages: int
     kvm_counters: dict[str, int]
     calls: dict[str, int]
+    hint_waits_ns: tuple[int, ...]
     prealloc_ns: int
+    charged_bytes: int
     shared: dict[str, dict[str, int]]
 
     @property
@@ -254,6 +259,8 @@ class GuestRun:
             ],
             "kvm_counters": self.kvm_counters,
             "calls": self.calls,
+            "hint_waits_ns": list(self.hint_waits_ns),
             "prealloc_ns": self.prealloc_ns,
+            "charged_bytes": self.charged_bytes,
             "shared": self.shared,
         }

@@ -21,6 +21,7 @@ from typing import Final, Self
 
 import numpy as np
 
+from tracekit.datasets.memory_limit import charged_bytes
 from tracekit.errors import CapabilityError, FailedError
 from tracekit.lab import guest_code
 from tracekit.lab.enlightenment import Backing, Enlightenment
@@ -40,6 +41,7 @@ from tracekit.lab.kvm import (
     Vcpu,
 )
 from tracekit.lab.linux_guest import can_run_linux_under_kvm
+from tracekit.lab.thread_times import waited_ns
 
 __all__ = ["SmallGuest"]
 
@@ -139,7 +141,9 @@ class SmallGuest:
             resident_pages=sum(backing.memory.resident_pages() for backing in self._backings),
             kvm_counters=self._counters(),
             calls=self._enlightenment.counts() if self._enlightenment else {},
+            hint_waits_ns=tuple(self._enlightenment.waits_ns) if self._enlightenment else (),
             prealloc_ns=self._prealloc_ns,
+            charged_bytes=charged_bytes(Path(self.plan.cgroup)) if self.plan.cgroup else 0,
             shared=self._sharing.samples if self._sharing else {},
         )
 
@@ -154,11 +158,14 @@ class SmallGuest:
         self.close()
 
     def _populate(self) -> int:
-        """Back all memory, before there is a VM (as QEMU's -mem-prealloc does); return the ns it took."""
-        started = time.monotonic_ns()
+        """Back all memory, before there is a VM (as QEMU's -mem-prealloc does); return the ns it took.
+
+        Without what it waited for a CPU.
+        """
+        started = time.monotonic_ns() - waited_ns()
         for memory in (self.low, self.memory):
             memory.advise(MADV_POPULATE_WRITE)
-        return time.monotonic_ns() - started
+        return time.monotonic_ns() - waited_ns() - started
 
     def _fill_with_twins(self) -> None:
         """Give each page of the first half a content of its own, and the second half the same."""
@@ -283,14 +290,16 @@ class SmallGuest:
                     self._add_memslot(self._added.gpa, self._added.memory)
                     self._backings.append(self._added)
                 barrier.wait()
+            start_waited_ns = waited_ns()
             start_ns, start_cpu_ns = time.monotonic_ns(), time.thread_time_ns()
             self._run_phase(vcpu, run.index, phase)
             cpu_ns = time.thread_time_ns() - start_cpu_ns
             elapsed_ns = time.monotonic_ns() - start_ns
+            waited = min(waited_ns() - start_waited_ns, elapsed_ns)
             if self._enlightenment and phase.loop != "ask":
                 self._enlightenment.used()
             touches = 0 if phase.loop == "ask" else vcpu.regs().rsi
-            run.phases[phase.name] = PhaseRun(start_ns, elapsed_ns, cpu_ns, touches)
+            run.phases[phase.name] = PhaseRun(start_ns, elapsed_ns, cpu_ns, waited, touches)
             if self._sharing and run.index == 0:
                 self._sharing.sample(phase.name)
 

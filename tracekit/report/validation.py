@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from tracekit.report.tables import WIDTH
 from tracekit.report.text import plain
 from tracekit.report.units import human, human_interval
 
-__all__ = ["validation_figure", "validation_table"]
+__all__ = ["validation_figure", "validation_markdown", "validation_table"]
 
 
 def validation_table(document: Mapping[str, Any]) -> RenderableType:
@@ -49,6 +50,47 @@ def validation_table(document: Mapping[str, Any]) -> RenderableType:
     blocks += [Text(f"{name} is left out: {plain(why)}") for name, why in document["left_out"].items()]
     blocks.append(Text(says(document["summary"]), style="cyan"))
     return Group(*blocks)
+
+
+def validation_markdown(document: Mapping[str, Any]) -> str:
+    """Return a Markdown table: for each mechanism and figure the errors over all its runs, and what held.
+
+    Cases for which the model gives only bounds stand by themselves: they have no point to be in error.
+    """
+    bounds = {(one["mechanism"], one["case"]) for one in document["checks"] if one["bound_only"]}
+
+    def of(one: Mapping[str, Any]) -> tuple[str, str]:
+        what = " (bounds)" if (one["mechanism"], one["case"]) in bounds else ""
+        return one["mechanism"] + what, one["metric"] + ("*" if one["emulated"] else "")
+
+    errors: dict[tuple[str, str], list[float]] = {}
+    sums: dict[tuple[str, str], list[int]] = {}
+    cases: dict[str, set[str]] = {}
+    for one in document["checks"]:
+        errors.setdefault(of(one), []).extend([one["error"]] if one["error"] is not None else [])
+        cases.setdefault(of(one)[0], set()).add(one["case"])
+    for one in document["summary"]:
+        row = sums.setdefault(of(one), [0, 0, 0])
+        row[:] = (n + one[key] for n, key in zip(row, ("runs", "held", "held_with_noise"), strict=True))
+    lines = [
+        "| mechanism (cases) | figure | runs | error: median, 90 %, largest | held | with noise |",
+        "|---|---|---|---|---|---|",
+    ]
+    shown = ""
+    for (mechanism, metric), (runs, held, noise) in sums.items():
+        name = "" if mechanism == shown else f"{mechanism}, {len(cases[mechanism])}"
+        shown = mechanism
+        lines.append(
+            f"| {name} | {metric} | {runs} | {_errors(errors[mechanism, metric])} | {held} | {noise} |"
+        )
+    return "\n".join(lines)
+
+
+def _errors(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    ninth = statistics.quantiles([*values, *values], n=10, method="inclusive")[-1]
+    return ", ".join(f"{value:.1%}" for value in (statistics.median(values), ninth, max(values)))
 
 
 def says(summary: Sequence[Mapping[str, Any]]) -> str:

@@ -111,6 +111,7 @@ class HotHint(Mechanism):
         self.lead = int(self.params["lead_ms"] * 1e6)
         self.host_only = self.params["via"] == "populate"
         self.free_at, self.said = 0, 0
+        self.given, self.up_at = 0, 0
         self.ready: dict[Page, int] = {}
         self.planned: dict[Page, int] = {}
         self.lanes: dict[Any, dict[str, Any]] = {}
@@ -141,6 +142,14 @@ class HotHint(Mechanism):
             self.w.count(self.name, "hypercalls")
             self.w.advance(e.lane, e.vm, -self.call)
         self.said = (self.said + 1) % self.params["batch"]
+
+    def awake(self, issued: int) -> int:
+        """When the worker is up for a hint: each batch wakes it, unless it is busy."""
+        if self.given % self.params["batch"] == 0:
+            late = 0 if self.free_at > issued else round(self.facts.costs["worker_wake"])
+            self.up_at = issued + late
+        self.given += 1
+        return max(issued, self.up_at)
 
     def prefault(self, pages: list[Page], issued: int, cost: int) -> None:
         done = self.free_at = max(issued, self.free_at) + cost
@@ -181,7 +190,7 @@ class HotHint(Mechanism):
         if verdict != "kept" or page.backed:
             return verdict, service
         if self.params["policy"] == "oracle":
-            issued = max(e.start - self.lead, 0)
+            issued = self.awake(max(e.start - self.lead, 0))
             if max(issued, self.free_at) >= e.start:
                 return "kept", service
             self.say(e)
@@ -219,7 +228,7 @@ class HotHint(Mechanism):
         if (wanted or (policy == "recorded" and e.what == "hint hot")) and not page.there and not page.backed:
             if policy == "on_alloc":
                 self.say(e)
-            self.prefault([page], e.end, int(self.per_4k))
+            self.prefault([page], self.awake(e.end), int(self.per_4k))
 
     def end(self) -> None:
         for page, due in self.planned.items():

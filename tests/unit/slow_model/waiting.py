@@ -85,6 +85,9 @@ class Swap(Mechanism):
     def begin(self) -> None:
         self.limit = max(1, int(self.params["limit_mib"] * 256))
         self.ns = round(self.facts.costs["swap_in_" + self.params["device"]])
+        device = "zram" if self.params["device"] == "zram" else "device"
+        out = self.facts.costs["swap_out_" + device] + self.facts.costs["unmap_4k"]
+        self.out_ns = round(out) if self.params["reclaim"] == "direct" else 0
         self.order = self.params.get("order", "lru")
         self.held: list[Page] = []  # what may be evicted: first comes first
         self.uses = 0
@@ -118,7 +121,9 @@ class Swap(Mechanism):
         following = self.next_use[page]
         return float("inf") if following is None else following
 
-    def room(self, page: Page, at: int) -> None:
+    def room(self, page: Page, e: Step) -> None:
+        """Evict; a direct reclaim is work of the lane that faults."""
+        at, evicted = e.start, 0
         self.forget(page)
         while self.w.resident["counterfactual"] >= self.limit and self.held:
             goes = self.held[0]
@@ -128,7 +133,11 @@ class Swap(Mechanism):
             if self.w.drop(goes, at, self.name):
                 goes.on_device = True
                 goes.read_at_once = self.params["device"] == "zram"
-                self.w.count(self.name, "evicted")
+                evicted += 1
+        refault = page.there and page.taken and page.owner == self.name
+        if evicted * self.out_ns and (e.what == "fault" or refault):
+            self.w.lengthened[self.name, "refault"] += evicted * self.out_ns
+            self.w.advance(e.lane, e.vm, -evicted * self.out_ns)
 
     def look(self, e: Step, page: Page) -> None:
         if e.what not in USES:
@@ -137,7 +146,7 @@ class Swap(Mechanism):
         if page.backed:
             self.note(page)
         elif page.there and page.taken and page.owner == self.name:
-            self.room(page, e.start)
+            self.room(page, e)
             self.w.add_fault(self.name, "refault", "ept_major", self.ns)
             self.w.advance(e.lane, e.vm, -self.ns)
             self.w.back(page, e.start + self.ns, "recorded")
@@ -146,13 +155,13 @@ class Swap(Mechanism):
         elif e.what == "fault" and e.page is e.pages[0] and e.first and not page.there:
             return
         elif page.there or (e.what == "fault" and not self.w.spared) or e.what in ("populate", "swap_in"):
-            self.room(page, e.start)
+            self.room(page, e)
             self.note(page)
 
     def fault(self, e: Step, page: Page, verdict: str, service: int) -> tuple[str, int]:
         if verdict != "skipped":
             if not page.backed:
-                self.room(page, e.start)
+                self.room(page, e)
             self.note(page)
         page.read_at_once = False
         return verdict, service

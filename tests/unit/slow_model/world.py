@@ -98,6 +98,7 @@ class World:
     resident: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     verdicts: list[tuple[str, str, int]] = field(default_factory=list)
     added: list[list[Any]] = field(default_factory=list)  # who, why, class, ns
+    lengthened: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))  # who, why: ns
     tally: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
     levels: bool = False
     spared: bool = False

@@ -16,7 +16,7 @@ from tracekit.errors import CapabilityError, FailedError, UsageError
 from tracekit.lab.calibrate.fit import Fit, best_fit
 from tracekit.lab.calibrate.measure import RECIPES, measure_costs, measure_zeroing
 from tracekit.lab.calibrate.recorded import RECORDED, measure_recorded
-from tracekit.lab.calibrate.swapping import SWAPPING, measure_swap_in
+from tracekit.lab.calibrate.swapping import SWAPPING, measure_swap_in, measure_swap_out
 from tracekit.lab.calibrate.system import SYSTEM, measure_system
 from tracekit.replay.costs import COSTS
 
@@ -134,6 +134,9 @@ def calibrate(
     say("measuring context switches, a balloon's discards, KSM, swap-in")
     values |= measure_system(rounds, say=say).values
     values |= measure_swap_in(min(rounds, _SLOW_ROUNDS), say=say).values
+    if "swap_in_zram" in values:
+        beside_ns = sum(statistics.median(values[name]) for name in ("swap_in_zram", "unmap_4k"))
+        values |= measure_swap_out(min(rounds, _SLOW_ROUNDS), beside_ns, say=say).values
     costs = {name: Spread.of(samples) for name, samples in values.items()}
     free = _available_bytes()
     fitting = tuple(size for size in sizes if 2 * size < free)

@@ -1,7 +1,10 @@
-"""Swap-in: small guests touch pages that the host has paged out, to zram and to a file of our own."""
+"""Swapping: small guests touch pages that the host has paged out, and more than their memory limit holds."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -11,25 +14,30 @@ from typing import Final
 
 import numpy as np
 
-from tracekit.datasets.memory_limit import file_swap, zram_swap
+from tracekit.datasets.memory_limit import file_swap, memory_limit, zram_swap
 from tracekit.errors import CapabilityError
 from tracekit.lab.calibrate.measure import Sample, Samples
 from tracekit.lab.guest_memory import MADV_PAGEOUT
 from tracekit.lab.guest_plan import GuestPlan
 from tracekit.lab.small_guest import SmallGuest
 
-__all__ = ["SWAPPING", "measure_swap_in"]
+__all__ = ["SWAPPING", "measure_swap_in", "measure_swap_out"]
 
 SWAPPING: Final[dict[str, str]] = {
     "swap_in_zram": "small guest touches half-random pages that were paged out to zram, less when warm",
     "swap_in_file": "the same from a swap file on this machine's disk; wall-clock time, for it waits",
-    "swap_out_zram": "MADV_PAGEOUT of these pages to zram",
+    "swap_out_zram": "small guest touches over and over a third more than its memory cgroup holds: CPU time a"
+    " page, less swap_in_zram and unmap_4k; where there is no such limit, MADV_PAGEOUT of the pages above",
 }
 """How each of these costs is measured."""
 
 PAGES: Final = 2048
 _SWAP_BYTES: Final = 64 << 20
 _ATTEMPTS: Final = 20
+_LIMIT_BYTES: Final = 64 << 20
+_LIMITED_PAGES: Final = 21841
+"""A third more than the limit."""
+_LIMITED_ROUNDS: Final = 6
 
 
 def measure_swap_in(rounds: int, *, say: Callable[[str], None]) -> Samples:
@@ -49,6 +57,33 @@ def measure_swap_in(rounds: int, *, say: Callable[[str], None]) -> Samples:
             except CapabilityError as error:
                 say(f"left out swap-in from {place}: {error.message}")
     return samples
+
+
+def measure_swap_out(rounds: int, beside_ns: float, *, say: Callable[[str], None]) -> Samples:
+    """Return samples of what evicting a page costs the task that faults, or none where nothing can limit it.
+
+    `beside_ns` of each fault is its swap-in and the unmapping, which have prices of their own.
+    """
+    samples = Samples()
+    try:
+        for turn in range(min(rounds, _LIMITED_ROUNDS)):
+            samples.add(_limited_round(turn, beside_ns))
+    except (CapabilityError, OSError, subprocess.CalledProcessError) as error:
+        say(f"left out reclaim under a limit: {error}")
+        return Samples()
+    return samples
+
+
+def _limited_round(seed: int, beside_ns: float) -> Iterator[Sample]:
+    """Run a guest in a process of its own: a process stays in the cgroup that it joined."""
+    order = "random" if seed % 2 else "seq"
+    words = ("lab", "guest", "--pages", str(_LIMITED_PAGES), "--passes", "3", "--order", order, "--json")
+    with memory_limit(_LIMIT_BYTES, 4 * _LIMIT_BYTES) as group:
+        command = (sys.executable, "-m", "tracekit", *words, "--seed", str(seed), "--cgroup", str(group))
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    phases = json.loads(said)["vcpus"][0]["phases"]
+    spent = sum(phases[name]["cpu_ns"] for name in ("touch2", "touch3"))
+    yield "swap_out_zram", max(0.0, spent / (2 * _LIMITED_PAGES) - beside_ns)
 
 
 def _round(place: str, seed: int) -> Iterator[Sample]:

@@ -11,7 +11,7 @@ from tracekit.lab.validate.small import guest
 __all__ = ["cases"]
 
 _PAGES: Final = 32749
-_THINK: Final = 16000
+_THINK: Final = 6000
 """Loop turns between touches: some microseconds, so that one worker keeps ahead of the guest."""
 
 

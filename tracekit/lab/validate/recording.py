@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from tracekit.errors import FailedError
+from tracekit.errors import FailedError, UsageError
 from tracekit.lab.guest_memory import HUGE_BYTES, MADV_POPULATE_WRITE, GuestMemory
 from tracekit.lab.validate.case import Recording, Run
 from tracekit.probes.plan import RecordPlan
 from tracekit.probes.run import record
 
-__all__ = ["record_run", "warm_up"]
+__all__ = ["kept_run", "record_run", "warm_up"]
 
 WARM_BYTES: Final = 512 << 20
 _ATTEMPTS: Final = 3
@@ -31,6 +31,14 @@ def warm_up(size_bytes: int = WARM_BYTES) -> None:
     """
     with GuestMemory(size_bytes, page_bytes=HUGE_BYTES) as memory:
         memory.advise(MADV_POPULATE_WRITE)
+
+
+def kept_run(folder: Path, name: str) -> Recording:
+    """Return what an earlier run left as FOLDER/NAME.trace; raises `UsageError` where there is nothing."""
+    path, said = folder / f"{name}.trace", folder / f"{name}.json"
+    if not (path.is_dir() and said.is_file()):
+        raise UsageError(f"no earlier run left {path}", hint="without --again it is run")
+    return Recording(path, json.loads(said.read_text()))
 
 
 def record_run(run: Run, folder: Path, name: str) -> Recording:

@@ -12,9 +12,9 @@ from typing import Any
 
 from tracekit.errors import CapabilityError, UsageError
 from tracekit.lab import validate as room
-from tracekit.lab.validate.case import Case, Recording
+from tracekit.lab.validate.case import Case, Recording, Run
 from tracekit.lab.validate.check import Check, check_all, measured, predicted, summarise
-from tracekit.lab.validate.recording import record_run
+from tracekit.lab.validate.recording import kept_run, record_run
 from tracekit.replay import Profile, Result, load_profile
 from tracekit.replay import run as replay
 
@@ -69,14 +69,16 @@ def validate(
     repeat: int = 1,
     seed: int = 0,
     first_only: bool = False,
+    again: bool = False,
     say: Callable[[str], None] = lambda _: None,
     keep: Callable[[Validation], None] = lambda _: None,
 ) -> Validation:
     """Check the mechanisms of these names, each case `repeat` times with seeds from `seed` on.
 
     No names: all that need no lab host (those take minutes a run).
-    `first_only` runs just the first case of each; `keep` is given all there is after each seed. Traces are
-    left in `folder`. A mechanism whose counterpart this host can't run is left out, with the reason. Raises
+    `first_only` runs just the first case of each; `again` predicts and compares anew what an earlier call
+    left in `folder`, and runs nothing; `keep` is given all there is after each seed. Traces are left in
+    `folder`. A mechanism whose counterpart this host can't run is left out, with the reason. Raises
     `UsageError` for an unknown mechanism, `FailedError` where a run fails.
     """
     known = mechanisms()
@@ -95,7 +97,7 @@ def validate(
             try:
                 for case in known[name](turn)[: 1 if first_only else None]:
                     say(f"{name}: {case.name}, seed {turn}")
-                    checks += run_case(case, turn, folder, costs)
+                    checks += run_case(case, turn, folder, costs, again=again)
             except CapabilityError as error:
                 left_out[name] = error.message
                 say(f"{name} is left out: {error.message}")
@@ -105,14 +107,19 @@ def validate(
     return found
 
 
-def run_case(case: Case, seed: int, folder: Path, profile: Profile) -> list[Check]:
-    """Record the baseline, predict, really run, and compare."""
+def run_case(case: Case, seed: int, folder: Path, profile: Profile, *, again: bool = False) -> list[Check]:
+    """Record the baseline, predict, really run, and compare; `again`: with the recordings that are there."""
     stem = "-".join([case.mechanism, *case.name.replace(",", "").split(), str(seed)])
-    before = record_run(case.baseline, folder, f"{stem}-baseline")
+
+    def recording(run: Run, which: str) -> Recording:
+        name = f"{stem}-{which}"
+        return kept_run(folder, name) if again else record_run(run, folder, name)
+
+    before = recording(case.baseline, "baseline")
     source = before.compared(case.guest_events(before) if case.guest_events else before.trace)
     scenario = case.scenario if isinstance(case.scenario, str) else case.scenario(before)
     result = replay(source, [scenario], profile=profile)
-    after = record_run(case.real, folder, f"{stem}-real")
+    after = recording(case.real, "real")
     first = measured(case, before, _ledger(before, profile))
     last = measured(case, after, _ledger(after, profile))
     prediction = {**predicted(result, before, first), **case.predict(before, result)}

@@ -49,24 +49,28 @@ def with_account(
     start = min(phase["start_ns"] for vcpu in account["vcpus"] for phase in vcpu["phases"].values()) - 1
     all_memory = np.arange(recording.account["first_gfn"], plan.memory_bytes >> 12, plan.step_bytes >> 12)
     # A guest that hints what it is done with says nothing of memory that it never used.
-    told = [] if behind else [_told(np.full(len(all_memory), start), "page_free", all_memory)]
+    told = [] if behind else [_told(np.full(len(all_memory), start), "page_free", all_memory, 0)]
     for vcpu in account["vcpus"]:
         gfns = plan.gfns(vcpu["vcpu"])
         for name in ("touch", *(f"touch{turn}" for turn in range(2, plan.passes + 1))):
             when = _touched_ns(recording, gfns, vcpu["phases"][name])
-            told.append(_told(when.astype(np.int64), uses, gfns))
+            told.append(_told(when.astype(np.int64), uses, gfns, vcpu["vcpu"]))
             if behind:
                 batch, back = behind
                 begins = np.arange(back * batch, len(gfns), batch)
                 at = np.repeat(when[begins].astype(np.int64) - 1, batch)
-                told.append(_told(at, "page_free", gfns[: len(at)]))
+                told.append(_told(at, "page_free", gfns[: len(at)], vcpu["vcpu"]))
     rows = pl.concat(told).sort("ts_ns", maintain_order=True)
     path = recording.path.with_suffix(".guest.trace")
     meta = Meta(source="synthetic", start_ns=start, stop_ns=int(rows["ts_ns"][-1]), extra={"side": "guest"})
     with TraceWriter(path, meta, force=True) as writer:
         writer.append(
             events_batch(
-                ts_ns=rows["ts_ns"].to_numpy(), kind=list(rows["kind"]), gfn=rows["gfn"].to_numpy(), arg=1
+                ts_ns=rows["ts_ns"].to_numpy(),
+                kind=list(rows["kind"]),
+                gfn=rows["gfn"].to_numpy(),
+                vcpu=rows["vcpu"].to_numpy(),
+                arg=1,
             )
         )
     merged, _ = merge(
@@ -95,5 +99,5 @@ def _touched_ns(
     return np.asarray(np.interp(np.arange(len(gfns)), index, ts), np.float64)
 
 
-def _told(ts_ns: npt.NDArray[np.int64], kind: str, gfn: npt.NDArray[np.int64]) -> pl.DataFrame:
-    return pl.DataFrame({"ts_ns": ts_ns, "gfn": gfn}).with_columns(kind=pl.lit(kind))
+def _told(ts_ns: npt.NDArray[np.int64], kind: str, gfn: npt.NDArray[np.int64], vcpu: int) -> pl.DataFrame:
+    return pl.DataFrame({"ts_ns": ts_ns, "gfn": gfn}).with_columns(kind=pl.lit(kind), vcpu=pl.lit(vcpu))
