@@ -11,6 +11,7 @@ import pytest
 from tests.unit.replay_kit import Tiny, alloc, costs, drop, fault, free
 from tracekit.replay import accounts as ac
 from tracekit.replay.abreast import walks_of
+from tracekit.replay.residency import Residency
 from tracekit.replay.running import Room
 from tracekit.replay.scenarios import parse_scenario
 from tracekit.replay.state import Replay, Setting, Stand
@@ -86,8 +87,12 @@ def ends(room: Room, asked: list[Setting], **how: Any) -> list[dict[str, Any]]:
     for replay in Replay.run_all(room.timeline, room.chain, asked, at=STOPS, **how):
         world = replay.world._asdict()
         found.append(
-            {name: world[name].tolist() for name in world if name not in ("words", "directory")}
-            | {"unused": replay.unused().tolist(), "stands": [plain_of(one) for one in replay.stands.items()]}
+            {name: world[name].tolist() for name in world if name not in ("words", "directory", "hold")}
+            | {
+                "weighted": Residency.of(replay.world).weighted,
+                "unused": replay.unused().tolist(),
+                "stands": [plain_of(one) for one in replay.stands.items()],
+            }
         )
     return found
 
