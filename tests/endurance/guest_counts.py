@@ -58,7 +58,8 @@ def tell(kept: Path) -> None:
     ours, theirs = (pl.read_parquet(kept / f"{side}.parquet") for side in ("ours", "theirs"))
     for kind, event in (("page_alloc", "mm_page_alloc"), ("page_free", "mm_page_free")):
         mine = ours.filter(pl.col("kind") == kind).select("ts_ns", "tid", "gfn", "pages", "vcpu")
-        seen = theirs.filter(pl.col("event") == event)
+        page = pl.col("text").str.extract(r"pfn=0x([0-9a-f]+)").str.to_integer(base=16, dtype=pl.UInt64)
+        seen = theirs.filter(pl.col("event") == event).with_columns(pl.col("tid").cast(pl.UInt32), gfn=page)
         for only, rows, others in (("ftrace", seen, mine), ("tracekit", mine, seen)):
             left = unmatched(rows, others)
             if left.height:
