@@ -7,6 +7,7 @@ import gzip
 import os
 import platform
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -72,7 +73,7 @@ def init_on_alloc(command_line: str | None = None, config: str | None = None) ->
     if match := re.search(r"\binit_on_alloc=(\w+)", given):
         return match[1].lower() in ("1", "on", "y", "yes", "true")
     built = _kernel_config() if config is None else config
-    return "CONFIG_INIT_ON_ALLOC_DEFAULT_ON=y" in built
+    return "CONFIG_INIT_ON_ALLOC_DEFAULT_ON=y" in built or "heap alloc:on" in built
 
 
 def _kernel_config() -> str:
@@ -80,4 +81,17 @@ def _kernel_config() -> str:
         return gzip.decompress(Path("/proc/config.gz").read_bytes()).decode(errors="replace")
     with contextlib.suppress(OSError):
         return Path(f"/boot/config-{platform.release()}").read_text()
-    return ""
+    # Neither is there in small systems, but the kernel said at boot what it initialises.
+    return next((line for line in _kernel_log() if "mem auto-init:" in line), "")
+
+
+def _kernel_log() -> Iterator[str]:
+    """Yield the records of the kernel's log, oldest first; none without permission."""
+    with contextlib.suppress(OSError):
+        log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            while True:
+                with contextlib.suppress(BrokenPipeError):  # overwritten meanwhile
+                    yield os.read(log, 8192).decode(errors="replace")
+        finally:
+            os.close(log)

@@ -76,10 +76,11 @@ class RingReader:
         self._read_bytes = 0
 
     def close(self) -> None:
-        """Unmap the ring."""
-        del self._consumer, self._producer, self._data
-        self._consumer_map.close()
-        self._producer_map.close()
+        """Unmap the ring, as soon as nobody holds records of it any more.
+
+        Whoever carried them when the disk was full does: an error's traceback keeps its frames.
+        """
+        del self._consumer, self._producer, self._data, self._consumer_map, self._producer_map
 
     def __enter__(self) -> Self:
         """Return the reader."""

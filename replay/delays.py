@@ -49,12 +49,14 @@ MOST: Final = RANK
 LAST_TIME: Final = 1 << 54
 """A time has the others."""
 NEVER: Final = 1 << 60
+HOLD_LOW: Final = (1 << pg.HOLD_BITS) - 1
 
 USES: Final = (ev.FAULT, ev.ACCESSED, ev.ALLOC, ev.POPULATE, ev.SWAP_IN)
 
 SETTINGS, ROW, CLASS, DELAYS = range(4)
-# A row: ranges and pages, the two limbs of World.hold, refaults by lane follow the curve.
-RANGES, PAGES, HOLD, CURVE = 0, 1, 2, 4
+# A row: ranges and pages, the two limbs of World.hold; of a rank, pages taken by idle time and the limbs of
+# their last uses; refaults by lane follow the curve.
+RANGES, PAGES, HOLD, IDLE, LAST_USE, CURVE = 0, 1, 2, 4, 5, 7
 LANES: Final = CURVE + CURVE_BINS
 
 SWAPPED: Final = ev.EPT_MAJOR * ev.LEVELS + 1
@@ -89,11 +91,17 @@ def row_of(m: Own, number: int) -> int:
 
 
 @hot
+def bin_of(s: World, t: int) -> int:
+    """Return the place in a row of the curve's bin at a time."""
+    return int64(CURVE + min(max(t, 0) >> s.clock[pg.CLOCK_BIN_SHIFT], CURVE_BINS - 1))  # type: ignore[no-any-return]
+
+
+@hot
 def _change(s: World, m: Own, at: int, t: int, n: int) -> None:
     m.ints[at + PAGES] += n
     m.ints[at + HOLD] += n * (t >> pg.HOLD_BITS)
-    m.ints[at + HOLD + 1] += n * (t & ((1 << pg.HOLD_BITS) - 1))
-    m.ints[at + CURVE + min(max(t, 0) >> s.clock[pg.CLOCK_BIN_SHIFT], CURVE_BINS - 1)] += n
+    m.ints[at + HOLD + 1] += n * (t & HOLD_LOW)
+    m.ints[at + bin_of(s, t)] += n
 
 
 @hot
@@ -125,13 +133,30 @@ def give_back(s: World, m: Own, e: Event, rank: int, n: int) -> None:
 
 
 @hot
+def _note_idle(m: Own, rank: int, last: int, n: int) -> None:
+    """Book that all settings below the rank take `n` pages whose last use was at `last`."""
+    at = row_of(m, m.ints[SETTINGS] + rank - 1)
+    m.ints[at + IDLE] += n
+    m.ints[at + LAST_USE] += n * (last >> pg.HOLD_BITS)
+    m.ints[at + LAST_USE + 1] += n * (last & HOLD_LOW)
+
+
+@hot
 def take_passed(s: World, m: Own, last: int, rank: int, until: int) -> int:
-    """Take a page for all settings whose delay since `last` - 1 has passed; return its new rank."""
-    due = last - 1 + delay_of(m, rank)
+    """Take a page for all settings whose delay since `last` has passed; return its new rank.
+
+    All that a setting needs for itself is in which bin of the curve: the rest follows from its delay.
+    """
+    begin = rank
+    due = last + delay_of(m, rank)
     while due <= until:
-        take(s, m, rank, due, 1)
+        m.ints[row_of(m, rank) + bin_of(s, due)] += 1
         rank += 1
-        due = last - 1 + delay_of(m, rank)
+        due = last + delay_of(m, rank)
+    if rank > begin:
+        _note_idle(m, rank, last, 1)
+        if begin > 0:
+            _note_idle(m, begin, last, -1)
     return rank
 
 
@@ -149,7 +174,7 @@ def look_idle(s: World, e: Event, w: int, m: Own, me: int) -> int:
     """
     last, rank = m.page[e.page] >> RANK_BITS, m.page[e.page] & RANK
     if last > 0 and w & pg.C_BACKED:
-        rank = take_passed(s, m, last, rank, e.start)
+        rank = take_passed(s, m, last - 1, rank, e.start)
     if rank > 0 and uses_again(e):
         give_back(s, m, e, rank, 1)
         rank = 0
@@ -164,7 +189,7 @@ def _rest_idle(s: World, m: Own, end: int) -> None:
     for page in range(len(s.words)):
         last = m.page[page] >> RANK_BITS
         if last > 0 and s.words[page] & pg.C_BACKED:
-            take_passed(s, m, last, m.page[page] & RANK, end)
+            take_passed(s, m, last - 1, m.page[page] & RANK, end)
 
 
 def setup_idle(delays: Sequence[float], lanes: int) -> Setup:
@@ -178,11 +203,18 @@ def finish_idle(s: World, m: Own, me: int) -> None:
 
 
 def one_of(s: World, m: Own, me: int, setting: int) -> World:
-    """Return the world of one setting; its words are those of a replay that takes nothing."""
+    """Return the world of one setting; its words are those of a replay that takes nothing.
+
+    The limbs of `hold` may carry differently from those of that replay alone: their sum is the same.
+    """
     cls = int(m.ints[CLASS])
     settings = int(m.ints[SETTINGS])
     rows = m.ints[row_of(m, 0) :].reshape(2, settings, -1)
-    taken, back = rows[0, setting], rows[1, setting:].sum(axis=0)
+    taken, back = rows[0, setting].copy(), rows[1, setting:].sum(axis=0)
+    idle, delay = int(back[IDLE]), int(delay_of(m, setting))
+    taken[RANGES : PAGES + 1] += idle
+    taken[HOLD : HOLD + 2] += back[LAST_USE : LAST_USE + 2]
+    taken[HOLD : HOLD + 2] += np.array([idle * (delay >> pg.HOLD_BITS), idle * (delay & HOLD_LOW)])
     refaults, ns = back[LANES:], int(s.cost[cls])
     tally, added, histogram, by_lane = (a.copy() for a in (s.tally, s.added, s.histogram, s.by_lane))
     tally[me * ac.TALLIES + ac.RANGES] += taken[RANGES]

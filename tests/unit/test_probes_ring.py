@@ -122,3 +122,11 @@ def test_records_of_another_size_are_refused(kernel: Kernel) -> None:
         kernel.put(1, length=72)
         with pytest.raises(FailedError, match="another size"):
             ring.read()
+
+
+def test_records_that_an_error_still_holds_do_not_keep_the_ring_from_closing(kernel: Kernel) -> None:
+    kernel.put(7)
+    ring = RingReader(kernel.fd, SIZE)
+    held = ring.read()
+    ring.close()
+    assert held["ts_ns"].tolist() == [7]

@@ -11,6 +11,8 @@ import pytest
 from tests.unit.replay_kit import Tiny, alloc, costs, drop, fault, free
 from tracekit.replay import accounts as ac
 from tracekit.replay.abreast import walks_of
+from tracekit.replay.mechanisms import cold_hint
+from tracekit.replay.residency import Residency
 from tracekit.replay.running import Room
 from tracekit.replay.scenarios import parse_scenario
 from tracekit.replay.state import Replay, Setting, Stand
@@ -86,8 +88,12 @@ def ends(room: Room, asked: list[Setting], **how: Any) -> list[dict[str, Any]]:
     for replay in Replay.run_all(room.timeline, room.chain, asked, at=STOPS, **how):
         world = replay.world._asdict()
         found.append(
-            {name: world[name].tolist() for name in world if name not in ("words", "directory")}
-            | {"unused": replay.unused().tolist(), "stands": [plain_of(one) for one in replay.stands.items()]}
+            {name: world[name].tolist() for name in world if name not in ("words", "directory", "hold")}
+            | {
+                "weighted": Residency.of(replay.world).weighted,
+                "unused": replay.unused().tolist(),
+                "stands": [plain_of(one) for one in replay.stands.items()],
+            }
         )
     return found
 
@@ -109,18 +115,25 @@ def test_abreast_compiled(kind: str) -> None:
     assert ends(room, asked, plain=False, abreast=True) == ends(room, asked, plain=True, abreast=False)
 
 
-def test_only_what_can_goes_abreast(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_can_goes_abreast() -> None:
     room = Room.of(random_trace(2), profile=costs())
     asked = settings(room, 2)
-    # Setting 5 is the closed loop, 0 has nothing on: the other nine are one walk, unless a walk holds only 4.
-    assert [sorted(walk.members) for walk in walks_of(asked, room.chain, abreast=True)] == [
-        [0],
-        [1, 2, 3, 4, 6, 7, 8, 9, 10],
-        [5],
-    ]
+    # Setting 5 is the closed loop, 0 has nothing on; the other nine are one walk.
+    members = [sorted(walk.members) for walk in walks_of(asked, room.chain, abreast=True)]
+    assert members == [[0], [1, 2, 3, 4, 6, 7, 8, 9, 10], [5]]
     assert len(walks_of(asked, room.chain, abreast=False)) == 11
     dearer = replace(asked[1], costs=asked[1].costs + 1)
     assert len(walks_of([asked[1], dearer], room.chain, abreast=True)) == 2
+
+
+def test_more_than_a_walk_holds_take_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = Room.of(random_trace(2, rows=300), profile=costs())
+    asked = settings(room, 2)
+    alone = ends(room, asked, plain=True, abreast=False)
+    monkeypatch.setattr(cold_hint, "IDLE_ABREAST", replace(cold_hint.IDLE_ABREAST, most=4))
+    walks = walks_of(asked, room.chain, abreast=True)
+    assert sorted(len(walk.members) for walk in walks) == [1, 1, 1, 4, 4]
+    assert ends(room, asked, plain=True, abreast=True) == alone
 
 
 def test_the_hand_agrees() -> None:

@@ -119,12 +119,14 @@ def _page_events(guest: Trace, touched: np.ndarray) -> PageEvents:
     """Allocations and frees of touched pages; when there are too many, of a sample of the pages."""
     kept: list[list[np.ndarray]] = []
     rows, step = 0, 1
-    for batch in guest.batches(["ts_ns", "kind", "gfn", "pages", "flags"]):
+    faults = _guest_faults(guest)
+    for batch in guest.batches(["ts_ns", "kind", "tid", "gfn", "pages", "flags"]):
         allocs, frees = _is_kind(batch, "page_alloc"), _is_kind(batch, "page_free")
         keep = (allocs | frees) & _valid(batch, "gfn")
         zeroed = (batch.column("flags").to_numpy() & FLAG_ZEROED) != 0
         gfn, pages = batch.column("gfn").fill_null(0).to_numpy(), batch.column("pages").to_numpy()
-        columns = [column[keep] for column in (gfn, times(batch), allocs, zeroed)]
+        began = _fault_of(batch.column("tid").to_numpy(), times(batch), faults)
+        columns = [column[keep] for column in (gfn, times(batch), allocs, zeroed, began)]
         for part in _expanded(columns, pages[keep]):
             mine = find(touched, part[0])[1] & (part[0] % np.uint64(step) == 0)
             kept.append([column[mine] for column in part])
@@ -133,10 +135,43 @@ def _page_events(guest: Trace, touched: np.ndarray) -> PageEvents:
             step *= 2
             kept = [[column[part[0] % np.uint64(step) == 0] for column in part] for part in kept]
             rows = sum(len(part[0]) for part in kept)
-    empty = [np.zeros(0, dtype) for dtype in (np.uint64, np.uint64, bool, bool)]
-    gfn, ts, alloc, zeroed = (np.concatenate(column) for column in zip(empty, *kept, strict=True))
+    empty = [np.zeros(0, dtype) for dtype in (np.uint64, np.uint64, bool, bool, np.uint64)]
+    gfn, ts, alloc, zeroed, fault = (np.concatenate(column) for column in zip(empty, *kept, strict=True))
     spans = [t for part in guest.parts for t in (part.first_ts_ns, part.last_ts_ns) if t is not None]
-    return PageEvents(gfn, ts, alloc, zeroed, min(spans, default=0), max(spans, default=0))
+    return PageEvents(gfn, ts, alloc, zeroed, fault, min(spans, default=0), max(spans, default=0))
+
+
+def _guest_faults(guest: Trace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return thread, begin and end of the guest's own faults, by thread and time; of many, the first."""
+    found: list[list[np.ndarray]] = [[np.zeros(0, np.uint64)] * 3]
+    rows = 0
+    for batch in guest.batches(["ts_ns", "kind", "tid", "latency_ns"]):
+        keep = _is_kind(batch, "guest_fault") & _valid(batch, "latency_ns")
+        tid, end = batch.column("tid").to_numpy()[keep].astype(np.uint64), times(batch)[keep]
+        found.append([tid, end - batch.column("latency_ns").fill_null(0).to_numpy()[keep], end])
+        rows += len(tid)
+        if rows > _MOST_ROWS:
+            break
+    tid, begin, end = (np.concatenate(column) for column in zip(*found, strict=True))
+    order = np.lexsort((begin, tid))
+    return tid[order], begin[order], end[order]
+
+
+def _fault_of(
+    tid: np.ndarray, ts: np.ndarray, faults: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """Return when the fault began that each thread was in at each time, 0 where it was in none."""
+    threads, begin, end = faults
+    order = np.lexsort((np.concatenate([begin, ts]), np.concatenate([threads, tid])))
+    at = np.empty(len(order), np.int64)
+    # The last fault before each row, in the order of threads and times.
+    at[order] = np.maximum.accumulate(np.where(order < len(begin), order, -1))
+    last = at[len(begin) :]
+    inside = last >= 0
+    inside[inside] = (threads[last[inside]] == tid[inside]) & (ts[inside] <= end[last[inside]])
+    found = np.zeros(len(ts), np.uint64)
+    found[inside] = begin[last[inside]]
+    return found
 
 
 def _expanded(columns: list[np.ndarray], pages: np.ndarray) -> Iterator[list[np.ndarray]]:

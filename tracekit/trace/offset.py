@@ -1,11 +1,13 @@
 """How far a guest's clock is from its host's, from what both saw of the same pages, as an interval.
 
 The offset is what to add to a guest time to get the host's. Nothing is assumed about the clocks but
-that they run alike (a constant drift is found). Three facts about a page bound it:
+that they run alike (a constant drift is found). Four facts about a page bound it:
 
 - *touched only while allocated*: between a page_free and the next page_alloc that does not zero, no
   first touch (ept_violation) of the page can fall. A touch lands right after its allocation, so this
   bounds the offset from above, tightly.
+- *zeroed inside a fault*: a page that is zeroed as it is allocated is touched before its page_alloc, but
+  where that lies in a guest_fault of the same thread, not before the fault began.
 - *zeroed means touched*: when page_alloc reports a zeroed page, its first touch is over. Tight from
   below, because the zeroing itself is most often that touch.
 - *reported only while free*: a free_page_report of the page falls outside its allocated times.
@@ -32,6 +34,7 @@ _SEARCH_NS: Final = 1_000_000_000
 _REACH: Final = 20
 _LEAST_PAIRS: Final = 30
 _SEGMENTS: Final = 16
+_MOST_WRONG: Final = 0.15
 _SLACK: Final = 0.002
 """Share of the pairs by which an offset inside the interval may be less consistent than the best."""
 
@@ -51,12 +54,16 @@ class Touches:
 
 @dataclass(frozen=True)
 class PageEvents:
-    """Allocations and frees seen by the guest, a row per 4 KiB page; times in guest ns, masks of bool."""
+    """Allocations and frees seen by the guest, a row per 4 KiB page; times in guest ns, masks of bool.
+
+    `fault` is when the guest_fault began that an allocation was made for, 0 where it was none.
+    """
 
     gfn: np.ndarray
     ts: np.ndarray
     alloc: np.ndarray
     zeroed: np.ndarray
+    fault: np.ndarray
     start_ns: int
     stop_ns: int
 
@@ -102,6 +109,7 @@ def estimate_offset(
     order = np.lexsort((pages.ts, pages.gfn))
     ts = pages.ts[order].astype(np.int64)
     rows = replace(pages, gfn=pages.gfn[order], ts=ts, alloc=pages.alloc[order], zeroed=pages.zeroed[order])
+    rows = replace(rows, fault=pages.fault[order].astype(np.int64))
     at, known = find(touches.gfn, rows.gfn)
     if not known.any():
         raise _cannot("no page is in both traces")
@@ -109,21 +117,27 @@ def estimate_offset(
     origin = (pages.start_ns + pages.stop_ns) // 2
     pairs = known & rows.alloc
     drift, spread = _drift((starts - ts)[pairs], ts[pairs], origin)
-    ruled_out = [_touched_while_free(rows, known, starts), _touched_after_zeroing(rows, known, ends)]
+    ruled_out = [
+        _touched_before_taken(rows, known, starts),
+        _touched_after_zeroing(rows, known, ends),
+        _touched_after_freed(rows, known, starts),
+    ]
     if reports is not None:
         ruled_out.append(_reported_while_in_use(rows, reports))
     low, high, when = (np.concatenate(column) for column in zip(*ruled_out, strict=True))
     steady = _fit(low, high, _peak((starts - ts)[pairs]), origin)
     if not drift:
-        return steady
+        return _agreeing(steady, ruled_out[:2])
     shift = _shift(when, drift, origin)
     peak = _peak((starts - ts)[pairs] - _shift(ts[pairs], drift, origin))
     drifting = _fit(low - shift, high - shift, peak, origin)
     if steady.contradicting <= drifting.contradicting + _SLACK * drifting.pairs:
-        return steady
+        return _agreeing(steady, ruled_out[:2])
     margin = int(spread * (pages.stop_ns - pages.start_ns) / 2)
     low_ns, high_ns = (drifting.low_ns or 0) - margin, (drifting.high_ns or 0) + margin
-    return replace(drifting, drift_ppm=round(drift * 1e6, 4), low_ns=low_ns, high_ns=high_ns)
+    drift_ppm = round(drift * 1e6, 4)
+    found = replace(drifting, drift_ppm=drift_ppm, low_ns=low_ns, high_ns=high_ns)
+    return _agreeing(found, ruled_out[:2])
 
 
 def find(sorted_keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -193,18 +207,22 @@ def _drift(differences: np.ndarray, when: np.ndarray, origin: int) -> tuple[floa
     return drift, spread
 
 
-def _touched_while_free(rows: PageEvents, known: np.ndarray, starts: np.ndarray) -> _Ruled:
-    """A first touch is not between a free (or the start) and the next allocation, nor after the last free."""
+def _touched_before_taken(rows: PageEvents, known: np.ndarray, starts: np.ndarray) -> _Ruled:
+    """A first touch is not between a free (or the start) and the next allocation."""
     first = np.concatenate([[True], rows.gfn[1:] != rows.gfn[:-1]])
-    last = np.concatenate([first[1:], [True]])
     before = np.where(first, rows.start_ns, np.concatenate([[0], rows.ts[:-1]]))
     was_free = first | ~np.concatenate([[False], rows.alloc[:-1]])
-    # A page that is zeroed is touched before its page_alloc event: only others end a free time sharply.
-    taken = known & rows.alloc & ~rows.zeroed & was_free
+    # A page that is zeroed is touched before its page_alloc event, though in the fault it was allocated for.
+    until = np.where(rows.zeroed, rows.fault, rows.ts)
+    taken = known & rows.alloc & (until > before) & was_free
+    return (starts - until)[taken], (starts - before)[taken], rows.ts[taken]
+
+
+def _touched_after_freed(rows: PageEvents, known: np.ndarray, starts: np.ndarray) -> _Ruled:
+    """A first touch is not after the last free."""
+    last = np.concatenate([rows.gfn[1:] != rows.gfn[:-1], [True]])
     left = known & ~rows.alloc & last
-    low = np.concatenate([(starts - rows.ts)[taken], starts[left] - rows.stop_ns])
-    high = np.concatenate([(starts - before)[taken], (starts - rows.ts)[left]])
-    return low, high, np.concatenate([rows.ts[taken], rows.ts[left]])
+    return starts[left] - rows.stop_ns, (starts - rows.ts)[left], rows.ts[left]
 
 
 def _touched_after_zeroing(rows: PageEvents, known: np.ndarray, ends: np.ndarray) -> _Ruled:
@@ -234,6 +252,16 @@ def _fit(low: np.ndarray, high: np.ndarray, peak: tuple[int, int], origin: int) 
         raise _cannot("nothing bounds the offset on both sides")
     middle = (box[0] + box[1]) // 2
     return Offset(middle, box[0], box[1], at_ns=origin, pairs=int(near.sum()), contradicting=box[2])
+
+
+def _agreeing(found: Offset, allocated: list[_Ruled]) -> Offset:
+    """Return the offset if nearly all allocations allow it: else what they say of zeroing does not hold."""
+    low, high, when = (np.concatenate(column) for column in zip(*allocated, strict=True))
+    at = found.offset_ns + _shift(when, found.drift_ppm * 1e-6, found.at_ns)
+    wrong = int(np.count_nonzero((low < at) & (at < high)))
+    if wrong > _MOST_WRONG * len(low):
+        raise _cannot(f"{wrong:,} of {len(low):,} allocations contradict the others")
+    return found
 
 
 def _least_ruled_out(low: np.ndarray, high: np.ndarray, left: int, right: int) -> tuple[int, int, int] | None:
