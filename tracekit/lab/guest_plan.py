@@ -131,15 +131,18 @@ class GuestPlan:
         most = max(self.share(0, self.pages), self.share(0, self.hot_add_pages))
         return Mixer.from_seed(self.seed, bits=random_bits(most))
 
-    def gfns(self, vcpu: int) -> npt.NDArray[np.int64]:
-        """Return the gfns a vCPU touches in the order it touches them (computed, not observed)."""
+    def gfns(self, vcpu: int, *, added: bool = False) -> npt.NDArray[np.int64]:
+        """Return the gfns a vCPU touches in the order it touches them (computed, not observed).
+
+        `added`: those of the memory that is hot-added.
+        """
+        share = self.share(vcpu, self.hot_add_pages if added else None)
         indices = np.fromiter(
-            order_indices(
-                self.order, self.share(vcpu), seed=self.seed, stride=self.stride, bits=self.mixer().bits
-            ),
+            order_indices(self.order, share, seed=self.seed, stride=self.stride, bits=self.mixer().bits),
             dtype=np.int64,
         )
-        return (RANGE_GPA + (indices * self.vcpus + vcpu) * self.step_bytes) >> 12
+        first_gpa = self.memory_bytes if added else RANGE_GPA
+        return (first_gpa + (indices * self.vcpus + vcpu) * self.step_bytes) >> 12
 
     def loops(self) -> dict[str, guest_code.Loop]:
         """Return the loops of the machine code by name."""

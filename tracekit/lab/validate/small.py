@@ -47,7 +47,8 @@ def with_account(
     """
     plan, account = plan_of(recording), recording.account
     start = min(phase["start_ns"] for vcpu in account["vcpus"] for phase in vcpu["phases"].values()) - 1
-    all_memory = np.arange(recording.account["first_gfn"], plan.memory_bytes >> 12, plan.step_bytes >> 12)
+    memory_bytes = plan.memory_bytes + plan.added_bytes
+    all_memory = np.arange(recording.account["first_gfn"], memory_bytes >> 12, plan.step_bytes >> 12)
     # A guest that hints what it is done with says nothing of memory that it never used.
     told = [] if behind else [_told(np.full(len(all_memory), start), "page_free", all_memory, 0)]
     for vcpu in account["vcpus"]:
@@ -60,6 +61,10 @@ def with_account(
                 begins = np.arange(back * batch, len(gfns), batch)
                 at = np.repeat(when[begins].astype(np.int64) - 1, batch)
                 told.append(_told(at, "page_free", gfns[: len(at)], vcpu["vcpu"]))
+        if plan.hot_add_pages:
+            gfns = plan.gfns(vcpu["vcpu"], added=True)
+            when = _touched_ns(recording, gfns, vcpu["phases"]["touch_added"])
+            told.append(_told(when.astype(np.int64), uses, gfns, vcpu["vcpu"]))
     rows = pl.concat(told).sort("ts_ns", maintain_order=True)
     path = recording.path.with_suffix(".guest.trace")
     meta = Meta(source="synthetic", start_ns=start, stop_ns=int(rows["ts_ns"][-1]), extra={"side": "guest"})

@@ -15,6 +15,8 @@ __all__ = ["cases"]
 
 _PAGES = 32749
 _USED = 20011
+_BOOT_PAGES = 8191
+_ADDED_PAGES = 16381
 
 
 def zeroed_twice(recording: Recording, ledger: Result) -> Mapping[str, float]:
@@ -34,7 +36,7 @@ def zeroed_twice(recording: Recording, ledger: Result) -> Mapping[str, float]:
 
 
 def cases(seed: int) -> list[Case]:
-    """Return the cases: with the guest's own events, and from the host alone (bounds only)."""
+    """Return the cases: with the guest's own events, from the host alone (bounds only), memory hot-added."""
     found = []
     for name, order in ORDERS.items():
         enlightened = guest(
@@ -54,4 +56,18 @@ def cases(seed: int) -> list[Case]:
                     bound_only=side == "host only",
                 )
             )
+    words = ("--zero-first", "--hot-add", str(_ADDED_PAGES), "--enlightened", "port")
+    grows = guest(_BOOT_PAGES, seed, *words)
+    found.append(
+        Case(
+            mechanism="zeroing",
+            name="memory added at run time, guest events",
+            scenario="zeroing",
+            baseline=grows.plus("--unanswered"),
+            real=grows,
+            compare=("faults", "stall", "time", "zeroed_twice", "resident_peak"),
+            guest_events=with_account,
+            measure=zeroed_twice,
+        )
+    )
     return found
