@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final
-
-import numpy as np
 
 from tracekit.replay.ledger import Figure, unit_of
 from tracekit.replay.result import Row
@@ -94,4 +93,4 @@ def _rows(scenario: str, mechanism: str, figures: Mapping[str, Figure]) -> list[
 
 
 def _number(value: float) -> float | None:
-    return float(value) + 0.0 if np.isfinite(value) else None
+    return float(value) + 0.0 if math.isfinite(value) else None

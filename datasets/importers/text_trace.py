@@ -18,8 +18,11 @@ __all__ = ["read_text"]
 
 _LOST_LAYOUT = next(index for index, layout in enumerate(LAYOUTS) if layout.op == Op.LOST)
 # ftrace: CPU:0 [LOST 123 EVENTS]; trace-cmd: CPU:0 [123 EVENTS DROPPED], or [EVENTS DROPPED] if it can't say
-_LOST = re.compile(rb"CPU:\s?(?P<cpu>\d+) \[(?:LOST )?(?:(?P<lost>\d+) )?EVENTS(?: DROPPED)?\]")
-_OVERWRITTEN = re.compile(rb"^#\s+entries-in-buffer/entries-written:\s*(?P<kept>\d+)/(?P<written>\d+)")
+# A number of more digits than these is no count of events, and would not fit its column.
+_LOST = re.compile(rb"CPU:\s?(?P<cpu>\d{1,5}) \[(?:LOST )?(?:(?P<lost>\d{1,18}) )?EVENTS(?: DROPPED)?\]")
+_OVERWRITTEN = re.compile(
+    rb"^#\s+entries-in-buffer/entries-written:\s*(?P<kept>\d{1,18})/(?P<written>\d{1,18})\b"
+)
 # What tools write around the events, besides comments.
 _FURNITURE = re.compile(rb"^\s*(?:cpus=\d+|version = \S+|CPU \d+ is empty)\s*$")
 _MAX_BAD_LOOKED_AT = 10_000

@@ -32,8 +32,11 @@ def test_a_short_calibration_measures_every_cost(tmp_path: Path):
     assert "ksm_break_4k" in result.costs or any("KSM" in line for line in left_out)
     for name, cost in result.costs.items():
         assert 0 <= cost.low <= cost.ns <= cost.high, name
-        assert cost.samples == ROUNDS, name
-        assert cost.fit is None  # two samples fit anything
+        if name == "worker_wake":
+            assert cost.samples > ROUNDS  # a hint each
+        else:
+            assert cost.samples == ROUNDS, name
+            assert cost.fit is None  # two samples fit anything
     assert [(side, size) for side, size, _ in result.zeroing] == [
         (side, size) for size in SIZES for side in ("guest", "host")
     ]

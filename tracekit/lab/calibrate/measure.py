@@ -49,7 +49,7 @@ Sample = tuple[str, float]
 
 @dataclass
 class Samples:
-    """Nanoseconds for one operation, one value a round."""
+    """Nanoseconds for one operation: one value a round, or as many as it happened where each was timed."""
 
     values: dict[str, list[float]] = field(default_factory=dict)
 
