@@ -4,8 +4,10 @@ Policies:
 
 - `recorded`: the ksm_merge and ksm_break events of the trace: exact. Pages that share one physical page (the
   `pfn` of the events) need one of them still: n of them save n - 1. Where the events do not name it, it is
-  taken for another VM's. A write fault breaks, too: ksmd tells of no break that it finds. The faults of the
-  breaks are in the recording already. A fault whose access is not known is taken for a read here.
+  taken for another VM's. A write fault breaks, too: ksmd tells of no break that it finds or makes (where the
+  second of two pages can't be merged, it gives the first its own memory back: try_to_merge_two_pages). So a
+  page that merges again, with another physical page, had its own in between. The faults of the breaks are in
+  the recording already. A fault whose access is not known is taken for a read here.
 - `zero`: a trace holds no contents. Known to be zero are pages that came zeroed from the host and that
   nothing was seen to write: first touched by a read, or the untouched rest of a huge page, and not allocated
   since. ksmd goes round all of memory, `pages_to_scan` every `sleep_ms`, and merges such a page when it finds
@@ -181,7 +183,8 @@ def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
         number = next_number(m)
         if e.op == ev.KSM_BREAK:
             split(s, e.page, e.end, m)
-        elif w & C_BACKED and not m.page[e.page] & IS_MERGED:
+        elif w & C_BACKED and not (m.page[e.page] & IS_MERGED and number in (0, m.page[e.page] >> NUMBER)):
+            split(s, e.page, e.end, m)
             merge(s, e.page, number, e.end, m, me)
     elif e.op == ev.ALLOC and split(s, e.page, e.end, m):
         cls = ev.EPT * ev.LEVELS + 1

@@ -35,6 +35,17 @@ def test_pages_that_share_one_physical_page_need_that_one() -> None:
     assert figure["low"] == figure["high"] == figure["saved"]
 
 
+def test_a_page_that_merges_again_elsewhere_had_its_own_in_between() -> None:
+    rows = [fault(10, page, 0.005) for page in range(2)]
+    # ksmd takes page 0 for the first of two, cannot merge page 1 with it, undoes that without a word, and
+    # merges both as physical page 78 later; that they are merged with it is said once more, and of no page.
+    rows += [ksm(1 * S, 0) | {"arg": 77}, ksm(2 * S, 0) | {"arg": 78}, ksm(2 * S, 1) | {"arg": 78}]
+    rows += [ksm(3 * S, 0) | {"arg": 78}, ksm(3 * S, 1)]
+    figure = found(rows, "ksm", 5)["resident_time"]
+    # Nothing is saved by one page alone; two share one from 2 s to 5 s.
+    assert figure["saved"] * GIB_S == pytest.approx(3, rel=1e-6)
+
+
 def read(us: float, gfn: int) -> dict[str, Any]:
     return fault(us, gfn, 0.005, write=False)
 

@@ -73,7 +73,13 @@ class Trace:
         if self.compacted or any(one[1] >= other[0] for one, other in pairwise(spans)):
             return scan_in_order(self)
         parts = [part for _, _, part in spans] or self.parts
-        return current_kinds(pl.scan_ipc([self.path / EVENTS_DIR / part.part for part in parts]))
+        try:
+            return current_kinds(pl.scan_ipc([self.path / EVENTS_DIR / part.part for part in parts]))
+        except pl.exceptions.PolarsError as error:
+            # What was changed together with its checksum, and Arrow takes where polars does not.
+            raise DamagedError(
+                f"{self.path} is damaged: polars cannot read it: {error}", hint=f"tracekit recover {self.path}"
+            ) from None
 
     @cached_property
     def memslots(self) -> pl.DataFrame:

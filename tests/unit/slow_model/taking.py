@@ -289,8 +289,10 @@ class Ksm(Mechanism):
     def event(self, e: Step, page: Page) -> None:
         if e.what in ("drop", "swap_out"):
             self.split(page, e.end)
-        elif self.recorded and e.what == "ksm_merge" and page.backed and page not in self.merged:
-            self.merge(page, e.end, e.arg or None)
+        elif self.recorded and e.what == "ksm_merge":
+            if page.backed and (page not in self.merged or e.arg not in (0, self.merged[page])):
+                self.split(page, e.end)
+                self.merge(page, e.end, e.arg or None)
         elif self.recorded and e.what == "ksm_break":
             self.split(page, e.end)
         elif not self.recorded and e.what == "page_alloc" and self.split(page, e.end):
