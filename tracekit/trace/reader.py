@@ -77,9 +77,8 @@ class Trace:
             return current_kinds(pl.scan_ipc([self.path / EVENTS_DIR / part.part for part in parts]))
         except pl.exceptions.PolarsError as error:
             # What was changed together with its checksum, and Arrow takes where polars does not.
-            raise DamagedError(
-                f"{self.path} is damaged: polars cannot read it: {error}", hint=f"tracekit recover {self.path}"
-            ) from None
+            why = f"{self.path} is damaged: polars cannot read it: {error}"
+            raise DamagedError(why, hint=f"tracekit recover {self.path}") from None
 
     @cached_property
     def memslots(self) -> pl.DataFrame:
