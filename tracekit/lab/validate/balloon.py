@@ -1,4 +1,4 @@
-"""balloon: a Linux guest with virtio-balloon fills and frees memory; then a monitor inflates its balloon."""
+"""balloon: a Linux guest with virtio-balloon uses and frees memory; then a monitor inflates its balloon."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Final
 
 from tracekit.lab.validate.case import Case, Recording
 from tracekit.lab.validate.linux import (
+    WORKLOADS,
     emulated,
     end_of,
     linux,
@@ -23,20 +24,21 @@ _BEFORE_S: Final = 0.5
 
 def cases(seed: int) -> list[Case]:
     """Return the cases: targets above and below what the host holds (the seed changes nothing)."""
-    words = ("--memory", "512M", "--alloc", "160M", "--settle", "4", "--free-page-reporting", "off")
+    words = ("--memory", "512M", "--settle", "4", "--free-page-reporting", "off")
     return [
         Case(
             mechanism="balloon",
-            name=f"512 to {target} MiB",
+            name=f"{name}, 512 to {target} MiB",
             scenario=partial(_looked_at_once, target),
-            baseline=linux(*words),
-            real=linux(*words, "--balloon", f"{target}M"),
+            baseline=linux(*words, *work),
+            real=linux(*words, *work, "--balloon", f"{target}M"),
             compare=("resident_end",),
             guest_events=with_its_pages,
             predict=predicted_when_settled,
             measure=measured_when_done,
             emulated=emulated(),
         )
+        for name, work in WORKLOADS.items()
         for target in _TARGETS_MIB
     ]
 

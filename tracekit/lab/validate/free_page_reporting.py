@@ -1,9 +1,12 @@
-"""free_page_reporting: a Linux guest with virtio-balloon fills and frees memory; then with reports on."""
+"""free_page_reporting: a Linux guest with virtio-balloon uses and frees memory; then with reports on."""
 
 from __future__ import annotations
 
+from typing import Final
+
 from tracekit.lab.validate.case import Case
 from tracekit.lab.validate.linux import (
+    WORKLOADS,
     emulated,
     linux,
     measured_when_done,
@@ -13,21 +16,23 @@ from tracekit.lab.validate.linux import (
 
 __all__ = ["cases"]
 
+_FOR_ALL: Final = ("--memory", "512M", "--settle", "6")
+
 
 def cases(seed: int) -> list[Case]:
-    """Return the case (the seed changes nothing: no order is random)."""
-    words = ("--memory", "512M", "--alloc", "160M", "--settle", "6")
+    """Return the cases: by what the guest does (the seed changes nothing: no order is random)."""
     return [
         Case(
             mechanism="free_page_reporting",
-            name="fill 160 MiB, free it",
+            name=name,
             scenario="free_page_reporting",
-            baseline=linux(*words, "--free-page-reporting", "off"),
-            real=linux(*words, "--free-page-reporting", "on"),
+            baseline=linux(*words, *_FOR_ALL, "--free-page-reporting", "off"),
+            real=linux(*words, *_FOR_ALL, "--free-page-reporting", "on"),
             compare=("resident_peak", "resident_end"),
             guest_events=with_its_pages,
             predict=predicted_when_settled,
             measure=measured_when_done,
             emulated=emulated(),
         )
+        for name, words in WORKLOADS.items()
     ]

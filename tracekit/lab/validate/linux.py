@@ -17,9 +17,26 @@ from tracekit.replay import Result
 from tracekit.trace import Trace
 from tracekit.trace.merge import given_offset, merge
 
-__all__ = ["emulated", "end_of", "linux", "measured_when_done", "predicted_when_settled", "with_its_pages"]
+__all__ = [
+    "WORKLOADS",
+    "emulated",
+    "end_of",
+    "linux",
+    "measured_when_done",
+    "predicted_when_settled",
+    "with_its_pages",
+]
 
 _PR_SET_THP_DISABLE: Final = 41
+
+WORKLOADS: Final[Mapping[str, tuple[str, ...]]] = {
+    "fill 160 MiB, free it": ("--alloc", "160M"),
+    "sort and compress with busybox": (
+        *("--run", "cd /fill; seq 1 300000 | sort -r >sorted; gzip -c sorted >packed; rm sorted packed"),
+        *("--alloc", "32M"),
+    ),
+}
+"""What a guest does before it settles: as many words for `lab linux`."""
 
 
 def linux(*words: str) -> Run:
