@@ -38,7 +38,7 @@ from tracekit.trace.resync import SalvageReader
 from tracekit.trace.schema import EVENTS, KINDS
 from tracekit.trace.summary import summarise
 
-__all__ = ["TARGETS", "refused"]
+__all__ = ["TARGETS", "read_whole", "refused"]
 
 
 def refused(target: Callable[[bytes], None], data: bytes) -> bool:
@@ -94,9 +94,14 @@ def _read_all(trace: Trace) -> pa.Table:
     return streamed
 
 
+def read_whole(files: dict[str, bytes]) -> pa.Table:
+    """Lay the files of a trace out and read all of it in every way."""
+    return _read_all(open_trace(_laid_out(files)))
+
+
 def _finished(seed: dict[str, bytes], data: bytes) -> None:
     files, sealed = edited(seed, data)
-    rows = _read_all(open_trace(_laid_out(files)))
+    rows = read_whole(files)
     # Without right checksums no change to the events can have gone unnoticed.
     assert sealed or rows.equals(_truth())
 
