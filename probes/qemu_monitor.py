@@ -7,13 +7,17 @@ import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import IO, Any, Final
 
 from tracekit.errors import FailedError
 
 __all__ = ["ask_monitor", "memory_ranges", "parse_flat_view"]
 
 _TIMEOUT_S: Final = 5.0
+_MOST_BYTES: Final = 1 << 24
+"""Of one answer; a memory tree of thousands of regions has a megabyte."""
+_MOST_EVENTS: Final = 1000
+"""That a monitor may tell of before it answers."""
 _RAM: Final = re.compile(r"^\s+([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, (?:nv-)?ram\):")
 _HVA: Final = re.compile(r" is (0x[0-9a-f]+)")
 
@@ -31,20 +35,31 @@ def ask_monitor(path: Path) -> Callable[[str], str]:
                 connection.settimeout(_TIMEOUT_S)
                 connection.connect(str(path))
                 lines = connection.makefile("rb")
-                lines.readline()  # the greeting
+                lines.readline(_MOST_BYTES)  # the greeting
                 for message in ({"execute": "qmp_capabilities"}, request):
                     connection.sendall(json.dumps(message).encode() + b"\n")
-                    while "return" not in (answer := json.loads(lines.readline())):
-                        if "error" in answer:
-                            raise FailedError(f"QEMU refused {command!r}: {answer['error']['desc']}")
+                    answer = _answer(lines)
+                    if "error" in answer:
+                        raise FailedError(f"QEMU refused {command!r}: {answer['error']['desc']}")
                 return str(answer["return"])
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise FailedError(
                 f"QEMU's monitor at {path} does not answer: {error}",
                 hint="start QEMU with -qmp unix:PATH,server,nowait",
             ) from error
 
     return ask
+
+
+def _answer(lines: IO[bytes]) -> dict[str, Any]:
+    """Return the next message that is an answer, past what QEMU tells on its own; ValueError where none comes."""
+    for _ in range(_MOST_EVENTS):
+        message = json.loads(lines.readline(_MOST_BYTES))
+        if not isinstance(message, dict):
+            raise ValueError("no QMP message")
+        if "return" in message or "error" in message:
+            return message
+    raise ValueError("it talks and does not answer")
 
 
 def parse_flat_view(text: str) -> list[tuple[int, int]]:

@@ -105,7 +105,7 @@ def load_profile(source: str | Path | None = None) -> Profile:
 def _parse(text: str, origin: str, base: Mapping[str, Cost]) -> Profile:
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, endless nesting
         raise UsageError(f"{origin}: {error}") from None
     table = raw.get("costs")
     if not isinstance(table, dict):

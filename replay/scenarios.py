@@ -225,7 +225,7 @@ def load_scenarios(
         raw = tomllib.loads(text)
     except OSError as error:
         raise UsageError(f"cannot read the scenario file {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, endless nesting
         raise UsageError(f"{path}: {error}") from None
     tables = raw.get("scenario", [raw])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):

@@ -177,7 +177,7 @@ def _read(results: str) -> pl.DataFrame:
         return _checked(pl.read_parquet(path))
     except OSError as error:
         raise UsageError(f"cannot read {results}: {error.strerror or error}", hint=_HINT) from None
-    except (pl.exceptions.PolarsError, ValueError) as error:
+    except (pl.exceptions.PolarsError, ValueError, RecursionError) as error:
         raise UsageError(f"cannot read {results}: {str(error).splitlines()[0]}", hint=_HINT) from None
 
 

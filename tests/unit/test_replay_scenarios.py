@@ -71,6 +71,8 @@ def test_scenario_files(tmp_path: Path) -> None:
         ("[zeroing]\n\n[hugepage]\n", "line 3: no mechanism called hugepage"),
         ("[hot_hint]\n# a comment\npolicy = 'orcale'\n", "line 3: hot_hint.policy cannot be orcale"),
         ("zeroing = true\n", "line 1: zeroing must be a table"),
+        ("x = " + "[" * 50_000 + "]" * 50_000, "recursion"),
+        ("x = " + "9" * 6000, "digits"),
     ],
 )
 def test_a_wrong_scenario_file_names_the_line(tmp_path: Path, text: str, message: str) -> None:
@@ -93,6 +95,8 @@ def test_a_wrong_scenario_file_names_the_line(tmp_path: Path, text: str, message
         ("[costs.ept_4k]\nns = true\nsource = 'x'\n", "must be a time"),
         ("[costs.ept_4k]\nns = nan\nsource = 'x'\n", "must be a time"),
         ("[costs.ept_4k]\nnss = 5\nns = 5\nsource = 'x'\n", "unknown key nss"),
+        ("x = " + "[" * 50_000 + "]" * 50_000, "recursion"),
+        ("x = " + "9" * 6000, "digits"),
     ],
 )
 def test_a_wrong_cost_profile_names_the_line(tmp_path: Path, text: str, message: str) -> None:
