@@ -52,7 +52,7 @@ def ask_monitor(path: Path) -> Callable[[str], str]:
 
 
 def _answer(lines: IO[bytes]) -> dict[str, Any]:
-    """Return the next message that is an answer, past what QEMU tells on its own; ValueError where none comes."""
+    """Return the next answer, past what QEMU tells on its own; ValueError where none comes."""
     for _ in range(_MOST_EVENTS):
         message = json.loads(lines.readline(_MOST_BYTES))
         if not isinstance(message, dict):
