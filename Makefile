@@ -39,6 +39,7 @@ lab:  ## The recorder inside a KVM host with nested paging (minutes; never part 
 
 fuzz:  ## Fuzz every reader, 4 minutes each (SECONDS_EACH=60); never part of make test
 	@.venv/bin/pip install -q -c constraints.txt atheris || echo "no atheris for this Python: hypothesis instead"
+	@mkdir -p build
 	@for target in $$(.venv/bin/python -m tests.fuzz); do \
 	  .venv/bin/python -m tests.fuzz $$target $${SECONDS_EACH:-240} 2>build/fuzz-$$target.log || exit 1; \
 	done

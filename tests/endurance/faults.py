@@ -260,7 +260,7 @@ FAULTS: dict[str, tuple[str, int, Callable[[Path, random.Random], Account]]] = {
     "disk_full": ("ENOSPC: tmpfs of 0.3-1.5 MB", 5, disk_full),
     "disk_error": ("EIO: every write and sync fails from some moment on", 5, disk_error),
     "writer_killed": ("SIGKILL of a writer at a random moment", 200, writer_killed),
-    "recorder_killed": ("SIGKILL of the recorder at a random moment", 5, recorder_killed),
+    "recorder_killed": ("SIGKILL of the recorder at a random moment", 100, recorder_killed),
     "reader_stopped": ("SIGSTOP of the recorder for 10 s, ring of 1 MiB", 5, reader_stopped),
     "busy_cpus": ("two busy loops a CPU, of better priority", 5, busy_cpus),
     "vm_killed": ("the traced process gets SIGKILL", 5, vm_killed),

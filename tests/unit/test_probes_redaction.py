@@ -12,6 +12,10 @@ SECRET = "hunter2"
     [
         "--api-token=hunter2",
         "--token=x,,hunter2",
+        "--pass=hunter2",
+        "SSHPASS=hunter2",
+        "user=me,pwd=hunter2",
+        "file=a,auth=hunter2",
         "-password=hunter2",
         "secret,id=a,data=hunter2,format=raw",
         "secret,id=a,data=x,,hunter2 hunter2,format=raw",
