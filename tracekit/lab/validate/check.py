@@ -158,7 +158,11 @@ def predicted(result: Result, recording: Recording, baseline: Mapping[str, float
             end: None if path[end] is None else baseline["time"] - (path[end] - startup[end])
             for end in ("saved", "low", "high")
         }
-        found["time"] = (float(at["saved"] or 0), at["high"], at["low"])
+        # No run takes less than no time, however much a price leaves open.
+        value, low, high = (
+            None if one is None else max(one, 0.0) for one in (at["saved"], at["high"], at["low"])
+        )
+        found["time"] = (value or 0.0, low, high)
     return found
 
 
