@@ -22,6 +22,8 @@ __all__ = ["Density", "Fit", "Fleet", "Saving", "density"]
 _POPULATIONS: Final = 100
 _FEWEST_MOMENTS: Final = 20_000
 _MOST_MOMENTS: Final = 4_000_000
+_MOST_DRAWS: Final = 300_000_000
+"""VMs drawn for one answer: some seconds. Where thousands of small VMs share a host, fewer moments do."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,9 @@ def density(
     """
     _check(room_bytes, risk, together)
     if moments is None:
-        moments = int(np.clip(100 / risk, _FEWEST_MOMENTS, _MOST_MOMENTS))
+        moments = _fewer(
+            int(np.clip(100 / risk, _FEWEST_MOMENTS, _MOST_MOMENTS)), 10 / risk, curves, room_bytes
+        )
     names = list(curves.grids)
     grids = [curves.grids[name] for name in names]
     rng = generator(seed, "density", "moments")
@@ -147,6 +151,12 @@ def density(
     return Density(
         tuple(found), room_bytes, risk, together, units, moments, _notes(curves, risk, moments, vms)
     )
+
+
+def _fewer(moments: int, fewest: float, curves: Curves, room_bytes: float) -> int:
+    """Return how many moments the bound on draws leaves, but so many that some of them overflow."""
+    a_moment = sum(room_bytes / max(float(grid.values.mean()), 1.0) for grid in curves.grids.values())
+    return min(moments, max(int(_MOST_DRAWS / max(a_moment, 1.0)), int(fewest), 1_000))
 
 
 def _extra(before: Identification, after: Identification) -> Identification:
@@ -187,7 +197,7 @@ def _populations(
     units, grids = len(curves.traces), list(curves.grids.values())
     if units < FEWEST_BLOCKS:
         return np.empty((0, len(grids)), np.int64)
-    moments = int(np.clip(5 / risk, 2_000, 50_000))
+    moments = _fewer(int(np.clip(5 / risk, 2_000, 50_000)), 2 / risk, curves, room_bytes * populations)
     answers = np.empty((populations, len(grids)), np.int64)
     for b in range(populations):
         rng = generator(seed, "density", "population", str(b))
