@@ -9,7 +9,8 @@ from typing import Final
 __all__ = ["redact"]
 
 _NAME: Final = (
-    r"[\w.-]*(?:pass(?:word|wd|phrase|code)?|pwd|pw|auth|secret|token|key|credential|authorization|bearer|cookie|psk|pin)s?"
+    r"[\w.-]*(?:pass(?:word|wd|phrase|code)?|pwd|pw|secret|token|key|credential|auth(?:orization)?|bearer"
+    r"|cookie|psk|pin)s?"
 )
 # QEMU writes a comma inside a value as two, and takes options as JSON too.
 _QUOTED: Final = r"\"(?:\\.|[^\"\\])*\"|'[^']*'"
