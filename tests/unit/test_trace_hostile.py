@@ -286,6 +286,20 @@ def slots(n: int, **columns: Any) -> list[dict[str, Any]]:
     return [{**row, **columns}] * n
 
 
+def test_a_footer_that_only_polars_refuses_is_damage(tmp_path: Path) -> None:
+    """Zeroes in the footer's last tables: Arrow reads past some of them, polars past others."""
+    files, name = seeds.finished(), "events/00000.arrow"
+    content, by_polars = files[name], 0
+    for at in range(len(content) - 100, len(content) - 60):
+        changed = content[:at] + bytes(4) + content[at + 4 :]
+        path = laid_out(tmp_path / str(at), {**files, name: changed})
+        try:
+            open_trace(path).events.collect()
+        except DamagedError as error:
+            by_polars += "polars" in error.message
+    assert by_polars
+
+
 def test_a_memslot_beyond_all_addresses_is_damage(tmp_path: Path) -> None:
     files = seeds.finished()
     from tracekit.trace.schema import MEMSLOTS
