@@ -156,7 +156,9 @@ def test_a_guest_of_two_vcpus_is_counted_the_same_by_ftrace(tmp_path: Path) -> N
     assert faults_taken == guest["kvm_counters"]["pf_taken"] > 10_007 + 1009
     if trace.meta.host["mmu_mode"] == "shadow":
         assert faults_taken == seen["kvm_mmu_spte_requested"]
-        mapped = ours["ept_violation"].filter(pl.col("level").is_not_null()).height + ours["map"].height
+        # No `map` row at all is as good: on an idle machine every mapping is the one its own fault made.
+        by_faults = ours["ept_violation"].filter(pl.col("level").is_not_null()).height
+        mapped = by_faults + rows.filter(pl.col("kind") == "map").height
         # Both vCPUs may fault on one page at once: the later fault finds its mapping made, and sets nothing.
         met = faults_taken - ours["ept_violation"]["gfn"].n_unique()
         assert seen["kvm_mmu_set_spte"] <= mapped <= seen["kvm_mmu_set_spte"] + met
