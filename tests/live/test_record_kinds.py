@@ -177,7 +177,10 @@ def test_swap_is_the_kernels_count_and_waited_for_faults_are_major(tmp_path: Pat
     broken = [kinds for kinds in turns["kind"].to_list() if kinds[::2] + kinds[1::2] != in_turns(len(kinds))]
     assert len(broken) <= gone.height - known.height < 0.02 * gone.height
     faults = of_kind(trace, "host_fault").filter(pl.col("flags") & 1 == 1)
-    assert faults.height == account["major"] == swapped_in
+    # One page of a process's own (of a file, of its heap) may come back meanwhile: a major fault of its
+    # account that is none of the guest's memory.
+    assert faults.height == swapped_in
+    assert 0 <= account["major"] - faults.height <= 16
 
 
 KSM = """
