@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from tracekit.lab.linux_guest import can_run_linux_under_kvm
 from tracekit.lab.validate.case import Case
+from tracekit.lab.validate.linux import at_last_measured, at_last_predicted, filling
 from tracekit.lab.validate.small import ORDERS, guest
 
 __all__ = ["cases"]
 
 
 def cases(seed: int) -> list[Case]:
-    """Return the cases: each order of touches, with one vCPU and with two."""
+    """Return the cases: each order of touches; Linux, where KVM runs it."""
     found = []
     for name, order in ORDERS.items():
         baseline = guest(32749, seed, *order, "--think", "500")
@@ -21,6 +23,20 @@ def cases(seed: int) -> list[Case]:
                 baseline=baseline,
                 real=baseline.plus("--prealloc"),
                 compare=("faults", "exits", "stall", "time", "startup", "resident_peak"),
+            )
+        )
+    if can_run_linux_under_kvm():
+        baseline = filling("--page-size", "4k")
+        found.append(
+            Case(
+                mechanism="prealloc",
+                name="Linux, fills 96 MiB, reads them",
+                scenario="prealloc",
+                baseline=baseline,
+                real=baseline.plus("--prealloc"),
+                compare=("faults", "exits", "resident_peak", "resident_end"),
+                predict=at_last_predicted,
+                measure=at_last_measured,
             )
         )
     return found
