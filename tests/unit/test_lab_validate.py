@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
+import polars as pl
 import pytest
 from rich.console import Console
 
 from tracekit.errors import UsageError
 from tracekit.lab.guest_plan import GuestPlan
 from tracekit.lab.validate.case import GOALS, UNITS, Recording
-from tracekit.lab.validate.check import Check, guest_time, summarise
+from tracekit.lab.validate.check import Check, guest_time, predicted, summarise
 from tracekit.lab.validate.running import Validation, mechanisms, runs_here, validate
 from tracekit.report.validation import validation_figure, validation_markdown, validation_table
 
@@ -115,6 +117,21 @@ def test_the_markdown_table_sums_over_the_cases_of_a_mechanism():
         "| prealloc, 2 | time | 2 | 30.0%, 50.0%, 50.0% | 1 | 1 |",
         "| prealloc (bounds), 1 | time | 1 | – | 1 | 1 |",
     ]
+
+
+def test_a_guest_without_exits_has_none_predicted(tmp_path):
+    curves = {
+        "scenario": ["x"],
+        "ts_ns": [0],
+        "resident_bytes": [8.0],
+        "low_bytes": [8.0],
+        "high_bytes": [8.0],
+    }
+    row = {"metric": ["faults"], "baseline": [9.0], "counterfactual": [2.0], "low": [6.0], "high": [7.0]}
+    result = SimpleNamespace(rows=pl.DataFrame(row), curves=pl.DataFrame(curves))
+    found = predicted(result, Recording(tmp_path, {}), {})
+    assert found["exits"] == (0.0, 0.0, 0.0)
+    assert found["faults"] == (2.0, 2.0, 3.0)
 
 
 def test_comparing_anew_needs_what_an_earlier_run_left(tmp_path):

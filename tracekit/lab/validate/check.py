@@ -144,7 +144,7 @@ def predicted(result: Result, recording: Recording, baseline: Mapping[str, float
         )
         for name, row in figures.items()
     }
-    value, low, high = found["exits"]
+    value, low, high = found.get("exits", (0.0, 0.0, 0.0))  # an emulated guest has none
     calls = _calls(recording)  # the scenario adds its own, and takes none of these away
     found["exits"] = (
         value + calls,

@@ -78,9 +78,10 @@ def validate(
 
     No names: all that need no lab host (those take minutes a run).
     `first_only` runs just the first case of each, `part` those whose name contains it; `again` predicts and
-    compares anew what an earlier call left in `folder`, and runs nothing; `keep` is given all there is after each seed. Traces are left in
-    `folder`. A mechanism whose counterpart this host can't run is left out, with the reason. Raises
-    `UsageError` for an unknown mechanism or where no case is called so, `FailedError` where a run fails.
+    compares anew what an earlier call left in `folder`, and runs nothing; `keep` is given all there is after
+    each seed. Traces are left in `folder`. A mechanism whose counterpart this host can't run is left out, with
+    the reason. Raises `UsageError` for an unknown mechanism or where no case is called so, `FailedError` where
+    a run fails.
     """
     known = mechanisms()
     if unknown := [name for name in names if name not in known]:
