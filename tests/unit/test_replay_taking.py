@@ -113,6 +113,38 @@ def test_recorded_cold_hints_are_followed_at_once() -> None:
 
 
 @pytest.mark.parametrize(
+    ("device", "stall", "background"), [("zram", 3_000, 2 * 500 + 2_000), ("file", 70_000, 2 * 500 + 9_000)]
+)
+def test_what_is_paged_out_costs_what_its_device_does(device: str, stall: int, background: int) -> None:
+    hint = {"kind": "hv_hypercall", "vcpu": 0}
+    cold = {**hint, "us": 100, "gfn": 1, "arg": 1 << 16 | 0x8003}  # 1 + heat type 0 (cold) above the code
+    discard = {**hint, "us": 200, "gfn": 2, "arg": 3 << 16 | 0x8003}
+    rows = [fault(10, 1, 0.007), fault(20, 2, 0.007), cold, discard, alloc(300, 1), alloc(400, 2)]
+    scenario = f"cold_hint,policy=recorded,device={device}"
+    prices = costs(
+        ept_major_4k=40_000, swap_in_zram=3_000, swap_in_file=70_000, unmap_4k=500, exit=900,
+        page_out_zram=2_000, swap_out_zram=8_000, swap_out_device=9_000,
+    )  # fmt: skip
+    found = metrics(replayed(Tiny(rows, span_us=500), scenario, profile=prices), scenario)
+    # Page 1 comes back from the device; page 2, discarded, by an MMU fault as the trace's others (7 ns).
+    assert found["stall"]["saved"] == -(stall + 7)
+    assert found["faults_ept_major_4k"]["saved"] == -1
+    # Both are unmapped; only page 1 is written anywhere.
+    assert found["host_cpu_background"]["saved"] == -background
+    # The vCPU does that as well, and leaves the guest once more for page 2; a swap-in's price holds its exit.
+    assert found["critical_path"]["saved"] == -(stall + 7 + background + 900)
+
+
+def test_a_trace_that_holds_swap_ins_says_what_they_take() -> None:
+    hint = {"us": 100, "kind": "hv_hypercall", "gfn": 1, "vcpu": 0, "arg": 1 << 16 | 0x8003}
+    major = fault(50, 2, 0.025) | {"flags": 1}
+    trace = Tiny([fault(10, 1, 0.007), major, hint, alloc(300, 1)], span_us=500)
+    scenario = "cold_hint,policy=recorded,device=zram"
+    found = metrics(replayed(trace, scenario, profile=costs(swap_in_zram=3_000)), scenario)
+    assert found["stall"]["saved"] == -25
+
+
+@pytest.mark.parametrize(
     ("scenario", "words"),
     [
         ("free_page_reporting", "page_free"),

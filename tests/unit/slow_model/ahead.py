@@ -106,7 +106,9 @@ class HotHint(Mechanism):
 
     def begin(self) -> None:
         costs, workers = self.facts.costs, self.params["workers"]
-        self.per_4k, self.per_2m = costs["prefault_4k"] / workers, costs["prefault_2m"] / workers
+        mapping = costs["map_ahead"] if self.params["via"] == "pre_fault" else 0
+        self.per_4k = (costs["prefault_4k"] + mapping) / workers
+        self.per_2m = (costs["prefault_2m"] + mapping) / workers
         self.call = int(costs["hypercall"])
         self.lead = int(self.params["lead_ms"] * 1e6)
         self.host_only = self.params["via"] == "populate"

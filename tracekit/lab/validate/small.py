@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from tracekit.errors import CapabilityError
 from tracekit.lab.guest_plan import GuestPlan
+from tracekit.lab.hyperv import MEMORY_HEAT_HINT
+from tracekit.lab.kvm import CAP_HYPERV, CAP_PRE_FAULT_MEMORY, Kvm
+from tracekit.lab.linux_guest import can_run_linux_under_kvm
 from tracekit.lab.validate.case import Recording, Run
 from tracekit.trace import Meta, Trace, TraceWriter
 from tracekit.trace.batch import events_batch
 from tracekit.trace.merge import given_offset, merge
 
-__all__ = ["ORDERS", "guest", "plan_of", "with_account"]
+__all__ = ["ORDERS", "can_map_ahead", "enlightened", "guest", "plan_of", "with_account"]
 
 ORDERS: Final[dict[str, tuple[str, ...]]] = {
     "sequential": ("--order", "seq"),
@@ -23,10 +28,34 @@ ORDERS: Final[dict[str, tuple[str, ...]]] = {
 }
 """Touch orders by name."""
 
+_COLD: Final = MEMORY_HEAT_HINT | 1 << 16
+"""`arg` of a row of a memory heat hint: the call, and 1 + the heat type (0: cold) above it."""
+
 
 def guest(pages: int, seed: int, *words: str) -> Run:
     """Return the run of a small guest that touches so many pages."""
     return Run(("lab", "guest", "--pages", str(pages), "--seed", str(seed), *words))
+
+
+@cache
+def enlightened() -> tuple[str, str]:
+    """Return the words that let a guest call its VMM: Hyper-V's calls where KVM has them, else a port."""
+    hyperv = _has(CAP_HYPERV) and can_run_linux_under_kvm()
+    return "--enlightened", "hyperv" if hyperv else "port"
+
+
+@cache
+def can_map_ahead() -> bool:
+    """Say whether KVM has KVM_PRE_FAULT_MEMORY."""
+    return _has(CAP_PRE_FAULT_MEMORY)
+
+
+def _has(capability: int) -> bool:
+    try:
+        with Kvm() as kvm:
+            return kvm.extension(capability) > 0
+    except CapabilityError:
+        return False
 
 
 def plan_of(recording: Recording) -> GuestPlan:
@@ -35,15 +64,20 @@ def plan_of(recording: Recording) -> GuestPlan:
 
 
 def with_account(
-    recording: Recording, *, behind: tuple[int, int] | None = None, uses: str = "page_alloc"
+    recording: Recording,
+    *,
+    behind: tuple[int, int] | None = None,
+    hints: bool = False,
+    uses: str = "page_alloc",
 ) -> Trace:
     """Return the recording merged with what its guest knows: pages are free, then allocated, one by one.
 
     What `tracekit record --guest` sees in a Linux guest, the small guest's plan says: all memory is free
     when it starts; a page is allocated when the guest uses it, in the plan's order: just after it faulted,
     and evenly between such moments. Its zeroing of free memory is no allocation. `behind` = (pages of a
-    batch, batches): a guest that frees, when it begins a batch, the one so many batches before. `uses`: the
-    kind of event that a touch becomes (`access`: a sample of each).
+    batch, batches): a guest that frees, when it begins a batch, the one so many batches before; with `hints`
+    it keeps it, and says cold (a row that Hyper-V's own call leaves in the recording, and a port does not).
+    `uses`: the kind of event that a touch becomes (`access`: a sample of each).
     """
     plan, account = plan_of(recording), recording.account
     start = min(phase["start_ns"] for vcpu in account["vcpus"] for phase in vcpu["phases"].values()) - 1
@@ -59,8 +93,13 @@ def with_account(
             if behind:
                 batch, back = behind
                 begins = np.arange(back * batch, len(gfns), batch)
-                at = np.repeat(when[begins].astype(np.int64) - 1, batch)
-                told.append(_told(at, "page_free", gfns[: len(at)], vcpu["vcpu"]))
+                at = when[begins].astype(np.int64) - 1
+                if not hints:
+                    at = np.repeat(at, batch)
+                    told.append(_told(at, "page_free", gfns[: len(at)], vcpu["vcpu"]))
+                elif plan.enlightened == "port":
+                    first = gfns[: len(at) * batch : batch]
+                    told.append(_told(at, "hv_hypercall", first, vcpu["vcpu"], pages=batch, arg=_COLD))
         if plan.hot_add_pages:
             gfns = plan.gfns(vcpu["vcpu"], added=True)
             when = _touched_ns(recording, gfns, vcpu["phases"]["touch_added"])
@@ -75,7 +114,8 @@ def with_account(
                 kind=list(rows["kind"]),
                 gfn=rows["gfn"].to_numpy(),
                 vcpu=rows["vcpu"].to_numpy(),
-                arg=1,
+                pages=rows["pages"].to_numpy(),
+                arg=rows["arg"].to_numpy(),
             )
         )
     merged, _ = merge(
@@ -104,5 +144,14 @@ def _touched_ns(
     return np.asarray(np.interp(np.arange(len(gfns)), index, ts), np.float64)
 
 
-def _told(ts_ns: npt.NDArray[np.int64], kind: str, gfn: npt.NDArray[np.int64], vcpu: int) -> pl.DataFrame:
-    return pl.DataFrame({"ts_ns": ts_ns, "gfn": gfn}).with_columns(kind=pl.lit(kind), vcpu=pl.lit(vcpu))
+def _told(
+    ts_ns: npt.NDArray[np.int64],
+    kind: str,
+    gfn: npt.NDArray[np.int64],
+    vcpu: int,
+    *,
+    pages: int = 1,
+    arg: int = 1,
+) -> pl.DataFrame:
+    same = {"kind": kind, "vcpu": vcpu, "pages": pages, "arg": arg}
+    return pl.DataFrame({"ts_ns": ts_ns, "gfn": gfn}).with_columns(**{k: pl.lit(v) for k, v in same.items()})
