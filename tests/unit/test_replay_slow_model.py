@@ -71,7 +71,7 @@ class Compared:
                 self.verdicts.append((VERDICTS[ac.KEPT], names[0], ns))
 
         chain = replace(room.chain, plain=spy)
-        costs = room.prices.kernel("point")
+        costs = room.prices_for(contexts).kernel("point")
         replay = Replay.run(room.timeline, chain, contexts, costs, closed=closed, plain=True)
         nothing_on = Replay.run(room.timeline, room.chain, {}, costs, closed=closed, plain=True)
         params: dict[str, dict[str, Any]] = {name: dict(of) for name, of in chosen.params.items()}
@@ -202,6 +202,8 @@ SINGLE = (
     "cold_hint,policy=idle,idle_s=0.00005,scan_ms=0", "cold_hint,policy=recorded", "cold_hint,policy=oracle",
     "free_page_reporting,from_mib=0,order=1,delay_s=0.00004",
     "free_page_reporting,from_mib=0,delay_s=0.00002",
+    "free_page_reporting,from_mib=0,order=0,delay_s=0.00002,pcp_pages=3",
+    "cold_hint,policy=idle,idle_s=0.00005,scan_ms=0,device=zram",
     "free_page_reporting,from_mib=2,order=0,delay_s=0.00002",
     "balloon,interval_s=0.001,free_mib=0", "balloon,policy=recorded,interval_s=0.001",
     "balloon,interval_s=0.001,page=2m,free_mib=0", f"balloon,interval_s=0.001,target_mib={PAGES_8}",
