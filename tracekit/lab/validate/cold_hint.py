@@ -48,7 +48,7 @@ def cases(seed: int) -> list[Case]:
             baseline=again.plus("--unanswered"),
             real=Run(again.words, _swap),
             compare=("exits", "stall", "time", "resident_peak", "resident_end"),
-            guest_events=partial(with_account, behind=(batch, behind), hints=True),
+            guest_events=with_account,
         )
     )
     return found

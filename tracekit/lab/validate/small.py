@@ -12,7 +12,7 @@ import polars as pl
 
 from tracekit.errors import CapabilityError
 from tracekit.lab.guest_plan import GuestPlan
-from tracekit.lab.hyperv import MEMORY_HEAT_HINT
+from tracekit.lab.hyperv import HEATS, MEMORY_HEAT_HINT
 from tracekit.lab.kvm import CAP_HYPERV, CAP_PRE_FAULT_MEMORY, Kvm
 from tracekit.lab.linux_guest import can_run_linux_under_kvm
 from tracekit.lab.validate.case import Recording, Run
@@ -27,9 +27,6 @@ ORDERS: Final[dict[str, tuple[str, ...]]] = {
     "random": ("--order", "random"),
 }
 """Touch orders by name."""
-
-_COLD: Final = MEMORY_HEAT_HINT | 1 << 16
-"""`arg` of a row of a memory heat hint: the call, and 1 + the heat type (0: cold) above it."""
 
 
 def guest(pages: int, seed: int, *words: str) -> Run:
@@ -67,7 +64,6 @@ def with_account(
     recording: Recording,
     *,
     behind: tuple[int, int] | None = None,
-    hints: bool = False,
     uses: str = "page_alloc",
 ) -> Trace:
     """Return the recording merged with what its guest knows: pages are free, then allocated, one by one.
@@ -75,31 +71,31 @@ def with_account(
     What `tracekit record --guest` sees in a Linux guest, the small guest's plan says: all memory is free
     when it starts; a page is allocated when the guest uses it, in the plan's order: just after it faulted,
     and evenly between such moments. Its zeroing of free memory is no allocation. `behind` = (pages of a
-    batch, batches): a guest that frees, when it begins a batch, the one so many batches before; with `hints`
-    it keeps it, and says cold (a row that Hyper-V's own call leaves in the recording, and a port does not).
-    `uses`: the kind of event that a touch becomes (`access`: a sample of each).
+    batch, batches): a guest that frees, when it begins a batch, the one so many batches before. `uses`: the
+    kind of event that a touch becomes (`access`: a sample of each). Hints that it gave through a port, which
+    no probe sees, are rows as those that Hyper-V's own calls leave in a recording.
     """
     plan, account = plan_of(recording), recording.account
     start = min(phase["start_ns"] for vcpu in account["vcpus"] for phase in vcpu["phases"].values()) - 1
     memory_bytes = plan.memory_bytes + plan.added_bytes
     all_memory = np.arange(recording.account["first_gfn"], memory_bytes >> 12, plan.step_bytes >> 12)
-    # A guest that hints what it is done with says nothing of memory that it never used.
-    told = [] if behind else [_told(np.full(len(all_memory), start), "page_free", all_memory, 0)]
+    told = []
+    # A guest that says what it is done with, or will use, says nothing of memory that it never used.
+    if not behind and not plan.hint:
+        told.append(_told(np.full(len(all_memory), start), "page_free", all_memory, 0))
     for vcpu in account["vcpus"]:
         gfns = plan.gfns(vcpu["vcpu"])
         for name in ("touch", *(f"touch{turn}" for turn in range(2, plan.passes + 1))):
-            when = _touched_ns(recording, gfns, vcpu["phases"][name])
+            phase = vcpu["phases"][name]
+            when = _touched_ns(recording, gfns, phase)
             told.append(_told(when.astype(np.int64), uses, gfns, vcpu["vcpu"]))
             if behind:
                 batch, back = behind
                 begins = np.arange(back * batch, len(gfns), batch)
-                at = when[begins].astype(np.int64) - 1
-                if not hints:
-                    at = np.repeat(at, batch)
-                    told.append(_told(at, "page_free", gfns[: len(at)], vcpu["vcpu"]))
-                elif plan.enlightened == "port":
-                    first = gfns[: len(at) * batch : batch]
-                    told.append(_told(at, "hv_hypercall", first, vcpu["vcpu"], pages=batch, arg=_COLD))
+                at = np.repeat(when[begins].astype(np.int64) - 1, batch)
+                told.append(_told(at, "page_free", gfns[: len(at)], vcpu["vcpu"]))
+            if plan.hint and plan.enlightened == "port":
+                told.append(_hints(plan, gfns, when, int(phase["start_ns"]), vcpu["vcpu"]))
         if plan.hot_add_pages:
             gfns = plan.gfns(vcpu["vcpu"], added=True)
             when = _touched_ns(recording, gfns, vcpu["phases"]["touch_added"])
@@ -128,6 +124,21 @@ def with_account(
     return merged
 
 
+def _hints(
+    plan: GuestPlan, gfns: npt.NDArray[np.int64], when: npt.NDArray[np.float64], start: int, vcpu: int
+) -> pl.DataFrame:
+    """Return a pass's hints: the guest begins a batch, and before its touch hints one ahead or behind."""
+    assert plan.hint is not None
+    begun = np.arange(0, len(gfns), plan.hint_batch)
+    meant = begun + plan.hint_lead * plan.hint_batch
+    there = (meant >= 0) & (meant < len(gfns))
+    begun, meant = begun[there], meant[there]
+    after = np.where(begun > 0, when[begun - 1] + 1, start)
+    pages = np.minimum(plan.hint_batch, len(gfns) - meant)
+    arg = MEMORY_HEAT_HINT | 1 + HEATS.index(plan.hint) << 16
+    return _told(after.astype(np.int64), "hv_hypercall", gfns[meant], vcpu, pages=pages, arg=arg)
+
+
 def _touched_ns(
     recording: Recording, gfns: npt.NDArray[np.int64], phase: Mapping[str, int]
 ) -> npt.NDArray[np.float64]:
@@ -150,8 +161,9 @@ def _told(
     gfn: npt.NDArray[np.int64],
     vcpu: int,
     *,
-    pages: int = 1,
+    pages: npt.NDArray[np.int64] | int = 1,
     arg: int = 1,
 ) -> pl.DataFrame:
-    same = {"kind": kind, "vcpu": vcpu, "pages": pages, "arg": arg}
-    return pl.DataFrame({"ts_ns": ts_ns, "gfn": gfn}).with_columns(**{k: pl.lit(v) for k, v in same.items()})
+    return pl.DataFrame({"ts_ns": ts_ns, "gfn": gfn, "pages": np.broadcast_to(pages, len(gfn))}).with_columns(
+        kind=pl.lit(kind), vcpu=pl.lit(vcpu), arg=pl.lit(arg)
+    )
