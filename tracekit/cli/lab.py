@@ -159,9 +159,6 @@ def linux(
         int,
         typer.Option(parser=parse_size, metavar="SIZE", help="Inflate until the guest has SIZE; deflate."),
     ] = 0,
-    prealloc: Annotated[
-        bool, typer.Option("--prealloc", help="QEMU populates all guest memory first.")
-    ] = False,
     accel: Annotated[
         Literal["auto", "tcg", "kvm"], typer.Option(help="auto: KVM where it can run Linux, else TCG.")
     ] = "auto",
@@ -190,7 +187,6 @@ def linux(
             vcpus=vcpus,
             accel=accel,
             free_page_reporting=free_page_reporting == "on",
-            prealloc=prealloc,
             alloc_bytes=alloc,
             balloon_bytes=balloon,
             commands=tuple(run or ()),

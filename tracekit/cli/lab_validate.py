@@ -19,7 +19,6 @@ def validate(
             metavar="[MECHANISM]…", help="Which (default: all but epf, which takes the lab host)."
         ),
     ] = None,
-    case: Annotated[str, typer.Option(metavar="TEXT", help="Only cases with this in their names.")] = "",
     repeat: Annotated[int, typer.Option(min=1, help="Runs of each case, each with a seed of its own.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     profile: Annotated[
@@ -69,7 +68,6 @@ def validate(
             mechanism or [],
             folder,
             profile=profile,
-            only=case,
             repeat=repeat,
             seed=seed,
             again=again,

@@ -28,8 +28,6 @@ _COUNT_PCP = "awk '$1 == \"count:\" { n += $2 } END { print n + 0 }' /proc/zonei
 class LinuxPlan:
     """What a Linux guest has and does; sizes in bytes, `settle_s` is the time given to page reporting.
 
-    With `prealloc` QEMU populates its memory first.
-
     After boot it runs `commands` (shell), writes and deletes a file of `alloc_bytes` in its memory, then its
     balloon is inflated until `balloon_bytes` of guest memory are left (0: neither), then deflated. With
     `page_events` the guest's kernel tells which pages it gives out and takes back, from boot on. `kit` is a
@@ -41,7 +39,6 @@ class LinuxPlan:
     vcpus: int = 1
     accel: Accel = "auto"
     free_page_reporting: bool = True
-    prealloc: bool = False
     alloc_bytes: int = 0
     balloon_bytes: int = 0
     commands: tuple[str, ...] = ()
@@ -133,12 +130,10 @@ class LinuxGuest:
 
     def _arguments(self, kit: Path) -> list[str | Path]:
         plan = self.plan
-        ram = f"memory-backend-ram,id=ram,size={plan.memory_bytes >> 20}M,prealloc=on"
         reporting = "on" if plan.free_page_reporting else "off"
         return [
             *("-M", "q35", "-accel", self.accel, "-cpu", "host" if self.accel == "kvm" else "max"),
             *("-m", f"{plan.memory_bytes >> 20}M", "-smp", str(plan.vcpus)),
-            *(("-object", ram, "-machine", "memory-backend=ram") if plan.prealloc else ()),
             *("-kernel", kit / "vmlinuz", "-initrd", kit / "initramfs"),
             *("-append", f"console=ttyS0 quiet panic=-1 {plan.kernel_arguments}"),
             *("-device", f"virtio-balloon-pci,free-page-reporting={reporting}"),

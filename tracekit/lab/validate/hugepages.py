@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from tracekit.lab.validate.case import Case
-from tracekit.lab.validate.linux import against
 from tracekit.lab.validate.small import ORDERS, guest
 
 __all__ = ["cases"]
@@ -28,4 +27,4 @@ def cases(seed: int) -> list[Case]:
                     compare=("faults", "exits", "stall", "time", "resident_peak"),
                 )
             )
-    return [*found, *against("hugepages", "hugepages", huge=True)]
+    return found

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache
 from typing import Final
 
 from tracekit.errors import FailedError
 from tracekit.lab.guest_pages import GuestPages, as_trace
 from tracekit.lab.linux_guest import can_run_linux_under_kvm
-from tracekit.lab.validate.case import Case, Prediction, Recording, Run
+from tracekit.lab.validate.case import Prediction, Recording, Run
 from tracekit.lab.validate.curves import resident_at
 from tracekit.replay import Result
 from tracekit.trace import Trace
@@ -19,7 +19,6 @@ from tracekit.trace.merge import given_offset, merge
 
 __all__ = [
     "WORKLOADS",
-    "against",
     "emulated",
     "end_of",
     "linux",
@@ -40,30 +39,9 @@ WORKLOADS: Final[Mapping[str, tuple[str, ...]]] = {
 """What a guest does before it settles: as many words for `lab linux`."""
 
 
-def linux(*words: str, huge: bool = False) -> Run:
-    """Return the run of a Linux guest in QEMU, backed by pages of 4 KiB unless `huge`."""
-    return Run(("lab", "linux", *words), lambda: nullcontext(()) if huge else _small_pages())
-
-
-def against(mechanism: str, scenario: str, *more: str, huge: bool = False) -> list[Case]:
-    """Return the cases of an unmodified Linux guest: it boots and does the first of `WORKLOADS`, and `more`.
-
-    None where KVM can't run Linux. Two boots are never the same: what is counted differs by some pages.
-    """
-    if emulated():
-        return []
-    name = next(iter(WORKLOADS))
-    words = ("--memory", "512M", "--settle", "0", "--free-page-reporting", "off", *WORKLOADS[name])
-    return [
-        Case(
-            mechanism=mechanism,
-            name=f"Linux: {name}",
-            scenario=scenario,
-            baseline=linux(*words),
-            real=linux(*words, *more, huge=huge),
-            compare=("faults", "exits", "resident_peak"),
-        )
-    ]
+def linux(*words: str) -> Run:
+    """Return the run of a Linux guest whose kernel tells of its pages, backed by pages of 4 KiB."""
+    return Run(("lab", "linux", "--page-events", *words), _small_pages)
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from tracekit.lab.validate.case import Case
-from tracekit.lab.validate.linux import against
 from tracekit.lab.validate.small import ORDERS, can_map_ahead, guest
 
 __all__ = ["cases"]
@@ -28,4 +27,4 @@ def cases(seed: int) -> list[Case]:
                     compare=("faults", "exits", "stall", "time", "startup", "resident_peak"),
                 )
             )
-    return [*found, *against("prealloc", "prealloc", "--prealloc")]
+    return found
