@@ -19,7 +19,14 @@ from pathlib import Path
 
 from tracekit.errors import CapabilityError
 
-__all__ = ["charged_bytes", "file_swap", "join_when_started", "memory_limit", "zram_swap"]
+__all__ = [
+    "charged_bytes",
+    "charged_file_bytes",
+    "file_swap",
+    "join_when_started",
+    "memory_limit",
+    "zram_swap",
+]
 
 _CONTROL = Path("/sys/class/zram-control")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -34,8 +41,8 @@ def memory_limit(limit_bytes: int, swap_bytes: int) -> Iterator[Path]:
     Raises CapabilityError where zram or the memory controller of cgroups (v1 or v2) is missing, or without
     root.
     """
-    group, limit = _group()
     with contextlib.ExitStack() as cleanup:
+        group, limit = cleanup.enter_context(_group())
         cleanup.enter_context(zram_swap(swap_bytes))
         try:
             group.mkdir()
@@ -53,6 +60,12 @@ def charged_bytes(group: Path) -> int:
     """Return what a cgroup is charged with: its processes' memory and the kernel's for them."""
     names = ("memory.current", "memory.usage_in_bytes")
     return next(int((group / name).read_text()) for name in names if (group / name).exists())
+
+
+def charged_file_bytes(group: Path) -> int:
+    """Return what of a cgroup's charge is cached files: what goes first when memory is short."""
+    lines = (group / "memory.stat").read_text().splitlines()
+    return next(int(value) for name, value in map(str.split, lines) if name in ("file", "cache"))
 
 
 @contextlib.contextmanager
@@ -157,13 +170,30 @@ def _descends(pid: int, ancestor: int) -> bool:
     return False
 
 
-def _group() -> tuple[Path, str]:
-    """Return the folder of our cgroup, and the name of the file that limits it."""
+@contextlib.contextmanager
+def _group() -> Iterator[tuple[Path, str]]:
+    """Yield the folder of our cgroup, and the name of the file that limits it.
+
+    Where cgroups (v2) have the memory controller and it is not handed down to the root's children, it is for
+    the block.
+    """
     if (_CGROUPS / "memory" / "memory.limit_in_bytes").exists():
-        return _CGROUPS / "memory" / _NAME, "memory.limit_in_bytes"
-    controllers = _CGROUPS / "cgroup.subtree_control"
-    if controllers.exists() and "memory" in controllers.read_text().split():
-        return _CGROUPS / _NAME, "memory.max"
-    raise CapabilityError(
-        "no memory controller of cgroups is there", hint="mount -t cgroup2 none /sys/fs/cgroup"
-    )
+        yield _CGROUPS / "memory" / _NAME, "memory.limit_in_bytes"
+        return
+    there, handed_down = _CGROUPS / "cgroup.controllers", _CGROUPS / "cgroup.subtree_control"
+    if not there.exists() or "memory" not in there.read_text().split():
+        raise CapabilityError(
+            "no memory controller of cgroups is there", hint="mount -t cgroup2 none /sys/fs/cgroup"
+        )
+    switch = "memory" not in handed_down.read_text().split()
+    if switch:
+        try:
+            handed_down.write_text("+memory")
+        except OSError as error:
+            raise CapabilityError(f"cannot set up a memory limit: {error}", hint="run it as root") from None
+    try:
+        yield _CGROUPS / _NAME, "memory.max"
+    finally:
+        if switch:
+            with contextlib.suppress(OSError):  # others have made groups meanwhile that need it
+                handed_down.write_text("-memory")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,3 +100,25 @@ def test_killing_the_command_kills_its_guest(tmp_path: Path):
     finally:
         if Path(f"/proc/{pid}").exists():
             os.kill(pid, signal.SIGKILL)
+
+
+def test_a_guest_is_backed_as_it_was_asked_for():
+    def mapped_kib(pid: int, name: str) -> int:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+    def plan(**more: Any) -> LinuxPlan:
+        return LinuxPlan(memory_bytes=256 * MIB, accel="tcg", **more)
+
+    with LinuxGuest(plan(prealloc=True, page_bytes=4096)) as guest:
+        assert guest.qemu.rss_bytes() > 256 * MIB
+        assert mapped_kib(guest.qemu.pid, "AnonHugePages") == 0
+    if "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
+        pytest.skip("this host gives no huge pages")
+    with LinuxGuest(plan(page_bytes=2 * MIB)) as guest:
+        assert mapped_kib(guest.qemu.pid, "AnonHugePages") > 32 << 10
+
+
+def test_a_cgroup_that_is_not_there_is_said():
+    with pytest.raises(FailedError, match="nowhere"):
+        LinuxGuest(LinuxPlan(memory_bytes=256 * MIB, accel="tcg", cgroup="/sys/fs/cgroup/nowhere"))

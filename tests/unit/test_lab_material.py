@@ -82,7 +82,8 @@ def test_a_failure_leaves_no_half_filled_folder(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"memory_bytes": 1 << 20}, {"alloc_bytes": 1 << 30}, {"balloon_bytes": 1 << 20}]
+    "wrong",
+    [{"memory_bytes": 1 << 20}, {"alloc_bytes": 1 << 30}, {"balloon_bytes": 1 << 20}, {"page_bytes": 8192}],
 )
 def test_impossible_linux_plans_are_usage_errors(wrong):
     with pytest.raises(UsageError) as caught:

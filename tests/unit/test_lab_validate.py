@@ -75,6 +75,22 @@ def test_unknown_mechanisms_and_no_runs_are_refused(tmp_path):
         validate([], tmp_path, profile="published", repeat=0)
 
 
+def test_a_part_of_no_cases_name_is_refused_with_the_names_there_are(tmp_path):
+    with pytest.raises(UsageError, match="contains 'nonesuch'") as caught:
+        validate(["prealloc"], tmp_path, profile="published", part="nonesuch")
+    assert "random touch" in caught.value.hint
+
+
+def test_linux_cases_are_there_where_kvm_runs_linux(monkeypatch):
+    for name in ("prealloc", "hugepages", "swap", "ksm"):
+        module = f"tracekit.lab.validate.{name}.can_run_linux_under_kvm"
+        for runs in (True, False):
+            monkeypatch.setattr(module, lambda runs=runs: runs)
+            found = [case for case in mechanisms()[name](0) if case.name.startswith("Linux")]
+            assert len(found) == runs
+            assert all(case.baseline.words[:2] == ("lab", "linux") for case in found)
+
+
 def test_the_table_and_the_chart_say_what_was_found():
     document = Validation(
         (CHECK, replace(CHECK, metric="exits", unit="count")), {"ksm": "no KSM"}, {}

@@ -172,6 +172,17 @@ def linux(
         bool,
         typer.Option("--page-events", help="The guest's kernel tells of its pages (in --json)."),
     ] = False,
+    prealloc: Annotated[
+        bool, typer.Option("--prealloc", help="The host populates all guest memory first.")
+    ] = False,
+    page_size: Annotated[
+        Literal["4k", "2m"] | None,
+        typer.Option(help="The host's backing: 4 KiB only, or huge pages (default: as the host has it)."),
+    ] = None,
+    cgroup: Annotated[str, typer.Option(metavar="FOLDER", help="Charge QEMU to this cgroup.")] = "",
+    mergeable: Annotated[
+        bool, typer.Option("--mergeable", help="KSM may merge its memory; wait for ksmd after each --run.")
+    ] = False,
     kit: Annotated[
         Path | None,
         typer.Option(envvar="TRACEKIT_GUEST_KIT", help="Folder with vmlinuz and initramfs."),
@@ -192,6 +203,10 @@ def linux(
             commands=tuple(run or ()),
             settle_s=settle,
             page_events=page_events,
+            prealloc=prealloc,
+            page_bytes=_PAGE_BYTES[page_size] if page_size else 0,
+            cgroup=cgroup,
+            mergeable=mergeable,
             kit=kit,
         )
     )

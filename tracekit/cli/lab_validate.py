@@ -19,6 +19,9 @@ def validate(
             metavar="[MECHANISM]…", help="Which (default: all but epf, which takes the lab host)."
         ),
     ] = None,
+    case: Annotated[
+        str, typer.Option(metavar="TEXT", help="Only cases whose name contains TEXT, such as Linux.")
+    ] = "",
     repeat: Annotated[int, typer.Option(min=1, help="Runs of each case, each with a seed of its own.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     profile: Annotated[
@@ -68,6 +71,7 @@ def validate(
             mechanism or [],
             folder,
             profile=profile,
+            part=case,
             repeat=repeat,
             seed=seed,
             again=again,

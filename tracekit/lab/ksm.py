@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from tracekit.errors import CapabilityError
-from tracekit.lab.guest_memory import MADV_MERGEABLE, GuestMemory
 
 __all__ = ["Sharing", "ksm_counter", "ksm_settings", "merged_pages"]
 
@@ -47,56 +46,55 @@ def ksm_counter(name: str) -> int:
     return int((_KSM / name).read_text())
 
 
-def merged_pages() -> int:
-    """Return how many of this process's pages are merged (Linux 6.1)."""
-    words = Path("/proc/self/ksm_stat").read_text().split()
+def merged_pages(process: int | str = "self") -> int:
+    """Return how many of a process's pages are merged (Linux 6.1)."""
+    words = Path(f"/proc/{process}/ksm_stat").read_text().split()
     return int(words[words.index("ksm_merging_pages") + 1]) if "ksm_merging_pages" in words else 0
 
 
 class Sharing:
-    """Opens memory to KSM; `samples` says what ksmd had made of it at some moments.
+    """A process whose memory is open to KSM; `samples` says what ksmd had made of it at some moments.
 
-    Other processes' memory may be open to KSM too (QEMU's is), so the machine's counts say nothing of ours.
-    What it saves us is Rss - Pss of our mappings (Pss counts a page by its share in those that map it, and is
-    cut to KiB: so in whole pages).
+    Other processes' memory may be open to KSM too (QEMU's is), so the machine's counts say nothing of this
+    one's. What it saves is Rss - Pss of the mappings that are open to it (Pss counts a page by its share in
+    those that map it, and is cut to KiB: so in whole pages).
     """
 
-    def __init__(self, memories: Iterable[GuestMemory]) -> None:
-        self._memories = list(memories)
-        for memory in self._memories:
-            memory.advise(MADV_MERGEABLE)
+    def __init__(self, process: int | str = "self") -> None:
+        self._process = process
         self.samples: dict[str, dict[str, int]] = {}
 
     def sample(self, name: str) -> None:
-        """Where ksmd runs, wait until it finds nothing more; note when, and how many bytes we save.
+        """Where ksmd runs, wait until it finds nothing more; note when, and how many bytes are saved.
 
         Raises `CapabilityError` where it does not get round.
         """
         if _KSM.exists() and ksm_counter("run") == 1:
-            _wait_for_ksmd()
+            _wait_for_ksmd(self._process)
             time.sleep(_STILL_S)
             self.samples[name] = {"ts_ns": time.monotonic_ns(), "bytes": self._shared_bytes()}
 
     def _shared_bytes(self) -> int:
-        spans = [(one.address, one.address + one.size_bytes) for one in self._memories]
-        total_kib, ours = 0, False
-        for line in Path("/proc/self/smaps").read_text().splitlines():
+        total_kib = 0
+        resident = proportional = 0
+        for line in Path(f"/proc/{self._process}/smaps").read_text().splitlines():
             head, *words = line.split()
-            if "-" in head and not head.endswith(":"):
-                start, end = (int(word, 16) for word in head.split("-"))
-                ours = any(start < high and low < end for low, high in spans)
-            elif ours and head in ("Rss:", "Pss:"):
-                total_kib += int(words[0]) if head == "Rss:" else -int(words[0])
+            if head == "Rss:":
+                resident = int(words[0])
+            elif head == "Pss:":
+                proportional = int(words[0])
+            elif head == "VmFlags:" and "mg" in words:  # the last line of a mapping
+                total_kib += resident - proportional
         return total_kib // 4 * 4096
 
 
-def _wait_for_ksmd(patience_s: float = 120.0) -> None:
-    """Return when ksmd has scanned all memory some times without a change in what we share."""
+def _wait_for_ksmd(process: int | str, patience_s: float = 120.0) -> None:
+    """Return when ksmd has scanned all memory some times without a change in what the process shares."""
     deadline = time.monotonic() + patience_s
     before, since = -1, ksm_counter("full_scans")
     while ksm_counter("full_scans") < since + _QUIET_SCANS:
         if time.monotonic() > deadline:
             raise CapabilityError(f"ksmd did not get round in {patience_s:.0f} s", hint="an idler machine")
         time.sleep(0.005)
-        if (now := merged_pages()) != before:
+        if (now := merged_pages(process)) != before:
             before, since = now, ksm_counter("full_scans")

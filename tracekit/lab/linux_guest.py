@@ -9,11 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from tracekit.datasets.memory_limit import charged_bytes, charged_file_bytes
 from tracekit.errors import FailedError, UsageError
 from tracekit.lab.debian import Kernel, kernel, unpacked
 from tracekit.lab.guest_pages import follow_pages, followed_pages
+from tracekit.lab.huge_pages import backed_by
 from tracekit.lab.initramfs import Initramfs
 from tracekit.lab.kernel_modules import load_order
+from tracekit.lab.ksm import Sharing
 from tracekit.lab.qemu import Qemu, guest_init
 from tracekit.probes.marks import put_mark_if_recorded
 
@@ -32,7 +35,10 @@ class LinuxPlan:
     balloon is inflated until `balloon_bytes` of guest memory are left (0: neither), then deflated. With
     `page_events` the guest's kernel tells which pages it gives out and takes back, from boot on. `kit` is a
     folder of `make_kit` to boot from; without one, the guest is made of `kernel_package` and busybox.
-    `qemu_arguments` come after QEMU's others.
+    The host populates all guest memory first (`prealloc`); QEMU's memory has pages of `page_bytes` (4096, or
+    2 MiB where transparent huge pages fit; 0: whatever the host gives) and is charged to `cgroup`, a folder
+    (default: the caller's). A `mergeable` guest's memory is open to KSM, and where that runs, `run_plan`
+    waits for ksmd after each command. `qemu_arguments` come after QEMU's others.
     """
 
     memory_bytes: int = 1 << 30
@@ -44,6 +50,10 @@ class LinuxPlan:
     commands: tuple[str, ...] = ()
     settle_s: float = 5.0
     page_events: bool = False
+    prealloc: bool = False
+    page_bytes: int = 0
+    cgroup: str = ""
+    mergeable: bool = False
     kernel_arguments: str = ""
     kernel_package: str = "linux-image-cloud-amd64"
     kit: Path | None = None
@@ -52,6 +62,8 @@ class LinuxPlan:
     def __post_init__(self) -> None:
         if self.memory_bytes < 128 << 20:
             raise UsageError("a Linux guest needs 128 MiB to boot", hint="--memory 256M")
+        if self.page_bytes not in (0, 4096, 2 << 20):
+            raise UsageError(f"no page size {self.page_bytes}", hint="--page-size 4k or --page-size 2m")
         if self.alloc_bytes > self.memory_bytes - (96 << 20):
             raise UsageError(
                 "the guest can't allocate that much of its memory",
@@ -95,7 +107,8 @@ class LinuxGuest:
         with tempfile.TemporaryDirectory(prefix="tracekit-kit-") as folder:
             kit = plan.kit or make_kit(Path(folder), plan.kernel_package)
             self.start_ns = time.monotonic_ns()
-            self.qemu = Qemu(self._arguments(kit))
+            with backed_by(plan.page_bytes):
+                self.qemu = Qemu(self._arguments(kit), cgroup=plan.cgroup)
         self.ready_ns = time.monotonic_ns()
 
     def balloon(self, target_bytes: int, *, timeout_s: float = 600.0) -> None:
@@ -131,8 +144,21 @@ class LinuxGuest:
     def _arguments(self, kit: Path) -> list[str | Path]:
         plan = self.plan
         reporting = "on" if plan.free_page_reporting else "off"
+        machine = f"q35,mem-merge={'on' if plan.mergeable else 'off'}"
+        backend: list[str] = []
+        if plan.prealloc:
+            machine += ",memory-backend=ram"
+            backend = ["-object", f"memory-backend-ram,id=ram,size={plan.memory_bytes >> 20}M,prealloc=on"]
         return [
-            *("-M", "q35", "-accel", self.accel, "-cpu", "host" if self.accel == "kvm" else "max"),
+            *(
+                *backend,
+                "-M",
+                machine,
+                "-accel",
+                self.accel,
+                "-cpu",
+                "host" if self.accel == "kvm" else "max",
+            ),
             *("-m", f"{plan.memory_bytes >> 20}M", "-smp", str(plan.vcpus)),
             *("-kernel", kit / "vmlinuz", "-initrd", kit / "initramfs"),
             *("-append", f"console=ttyS0 quiet panic=-1 {plan.kernel_arguments}"),
@@ -157,10 +183,13 @@ def run_plan(plan: LinuxPlan) -> dict[str, Any]:
 
         step("boot")
         put_mark_if_recorded("ready")
+        sharing = Sharing(guest.qemu.pid) if plan.mergeable else None
         begun = follow_pages(guest.qemu) if plan.page_events else None
-        for command in plan.commands:
+        for turn, command in enumerate(plan.commands, 1):
             outputs.append(guest.qemu.run(command, timeout_s=600))
             step("run")
+            if sharing:
+                sharing.sample(f"run{turn}")
         if plan.alloc_bytes:
             guest.allocate(plan.alloc_bytes)
             step("allocate")
@@ -176,6 +205,9 @@ def run_plan(plan: LinuxPlan) -> dict[str, Any]:
             guest.balloon(plan.memory_bytes)
             step("deflate")
         pages = followed_pages(guest.qemu, begun) if begun else None
+        group = Path(plan.cgroup) if plan.cgroup else None
+        charged = charged_bytes(group) if group else 0
+        of_files = charged_file_bytes(group) if group else 0
         pid, accel, release = guest.qemu.pid, guest.accel, guest.qemu.run("uname -r").strip()
     return {
         "plan": {**asdict(plan), "kit": str(plan.kit or "")},
@@ -184,6 +216,9 @@ def run_plan(plan: LinuxPlan) -> dict[str, Any]:
         "kernel": release,
         "outputs": outputs,
         "steps": [asdict(one) for one in steps],
+        "shared": sharing.samples if sharing else {},
+        "charged_bytes": charged,
+        "charged_file_bytes": of_files,
         "guest_pages": asdict(pages) if pages else None,
         "pcp_pages": pcp_pages,
     }

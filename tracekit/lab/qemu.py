@@ -62,10 +62,13 @@ class Qemu:
     """qemu-system-x86_64 with these arguments, plus a monitor and a command line into the guest.
 
     `run` needs a guest whose init is `guest_init`. QEMU dies with the thread that started it, whatever ends
-    that. Raises `CapabilityError` where QEMU is not installed, `FailedError` where it does not start.
+    that. Its memory is charged to `cgroup`, a folder (default: the caller's). Raises `CapabilityError` where
+    QEMU is not installed, `FailedError` where it does not start.
     """
 
-    def __init__(self, arguments: Sequence[str | Path], *, boot_timeout_s: float = 600.0) -> None:
+    def __init__(
+        self, arguments: Sequence[str | Path], *, cgroup: str = "", boot_timeout_s: float = 600.0
+    ) -> None:
         program = shutil.which("qemu-system-x86_64")
         if not program:
             raise CapabilityError(
@@ -77,6 +80,8 @@ class Qemu:
             socket = folder / "monitor"
             # The parent-death signal spares nobody a stray QEMU when the caller is killed.
             guard = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+            if cgroup:  # before it has any memory of its own
+                guard = ["sh", "-c", 'echo $$ >"$0" && exec "$@"', f"{cgroup}/cgroup.procs", *guard]
             self._process = subprocess.Popen(
                 [
                     *(*guard, program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),

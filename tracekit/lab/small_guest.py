@@ -25,7 +25,7 @@ from tracekit.datasets.memory_limit import charged_bytes
 from tracekit.errors import CapabilityError, FailedError
 from tracekit.lab import guest_code
 from tracekit.lab.enlightenment import Backing, Enlightenment
-from tracekit.lab.guest_memory import HUGE_BYTES, MADV_POPULATE_WRITE, GuestMemory
+from tracekit.lab.guest_memory import HUGE_BYTES, MADV_MERGEABLE, MADV_POPULATE_WRITE, GuestMemory
 from tracekit.lab.guest_plan import LOW_BYTES, RANGE_GPA, GuestPlan, GuestRun, Phase, PhaseRun, VcpuRun
 from tracekit.lab.hyperv import with_hyperv_leaves
 from tracekit.lab.ksm import Sharing
@@ -89,7 +89,9 @@ class SmallGuest:
             cleanup.callback(self._remove_memslots)
             self._add_memslot(0, self.low)
             self._add_memslot(RANGE_GPA, self.memory)
-            self._sharing = Sharing([self.memory]) if plan.mergeable else None
+            self._sharing = Sharing() if plan.mergeable else None
+            if plan.mergeable:
+                self.memory.advise(MADV_MERGEABLE)
             if plan.twins:
                 self._fill_with_twins()
             self._labels = self._fill_low_area()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from tracekit.lab.linux_guest import can_run_linux_under_kvm
 from tracekit.lab.validate.case import Case
+from tracekit.lab.validate.linux import at_last_measured, at_last_predicted, filling
 from tracekit.lab.validate.small import ORDERS, guest
 
 __all__ = ["cases"]
@@ -11,7 +13,7 @@ _HUGE = ("--page-size", "2m")
 
 
 def cases(seed: int) -> list[Case]:
-    """Return the cases: every page of each region touched, or a few of them (the rest is bloat)."""
+    """Return the cases: every page of each region touched, or a few of them (the rest is bloat); Linux."""
     found = []
     for name, order in ORDERS.items():
         for what, words in (("touch", ("--step", "4k")), ("sparse touch", ("--step", "64k"))):
@@ -27,4 +29,17 @@ def cases(seed: int) -> list[Case]:
                     compare=("faults", "exits", "stall", "time", "resident_peak"),
                 )
             )
+    if can_run_linux_under_kvm():
+        found.append(
+            Case(
+                mechanism="hugepages",
+                name="Linux, fills 96 MiB, reads them",
+                scenario="hugepages",
+                baseline=filling("--page-size", "4k"),
+                real=filling(*_HUGE),
+                compare=("faults", "exits", "resident_peak", "resident_end"),
+                predict=at_last_predicted,
+                measure=at_last_measured,
+            )
+        )
     return found

@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from typing import Final
 
 from tracekit.lab.ksm import ksm_settings
+from tracekit.lab.linux_guest import can_run_linux_under_kvm
 from tracekit.lab.validate.case import Case, Prediction, Recording, Run
 from tracekit.lab.validate.curves import resident_at, without
+from tracekit.lab.validate.linux import filling
 from tracekit.lab.validate.small import guest
 from tracekit.replay import Result
 
@@ -24,12 +26,13 @@ _PAGES: Final = 8192
 _WRITTEN: Final = 1536
 _TO_SCAN: Final = 20000
 _SLEEP_MS: Final = 10
+_REWRITE: Final = "dd if=/dev/urandom of=/fill/file bs=1M count=16 conv=notrunc 2>/dev/null"
 _HOLD: Final = ("--hold", "1")
 """Seconds that a guest without KSM stays after its touches: ksmd would go round its memory some times."""
 
 
 def cases(seed: int) -> list[Case]:
-    """Return the cases: twins, twins of which some are written again, and memory full of zeroes."""
+    """Return the cases: twins, twins of which some are written again, memory full of zeroes; Linux."""
     twins = guest(_PAGES, seed, "--order", "random", "--twins", "--mergeable", "--access", "read-first")
     found = []
     for name, words in (
@@ -62,6 +65,20 @@ def cases(seed: int) -> list[Case]:
             predict=_saved,
         )
     )
+    if can_run_linux_under_kvm():
+        merged = Run(filling("--mergeable", "--page-size", "4k", "--run", _REWRITE).words, _ksmd)
+        found.append(
+            Case(
+                mechanism="ksm",
+                name="Linux, fills 96 MiB, writes 16 of them again",
+                scenario="ksm,policy=recorded",
+                baseline=merged,
+                real=merged,
+                compare=("shared", "shared_end"),
+                measure=_shared,
+                predict=_saved,
+            )
+        )
     return found
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cache
 from typing import Final
 
-from tracekit.errors import FailedError
 from tracekit.lab.guest_pages import GuestPages, as_trace
 from tracekit.lab.linux_guest import can_run_linux_under_kvm
 from tracekit.lab.validate.case import Prediction, Recording, Run
@@ -19,15 +16,16 @@ from tracekit.trace.merge import given_offset, merge
 
 __all__ = [
     "WORKLOADS",
+    "at_last_measured",
+    "at_last_predicted",
     "emulated",
     "end_of",
+    "filling",
     "linux",
     "measured_when_done",
     "predicted_when_settled",
     "with_its_pages",
 ]
-
-_PR_SET_THP_DISABLE: Final = 41
 
 WORKLOADS: Final[Mapping[str, tuple[str, ...]]] = {
     "fill 160 MiB, free it": ("--alloc", "160M"),
@@ -38,28 +36,25 @@ WORKLOADS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """What a guest does before it settles: as many words for `lab linux`."""
 
+_FILL: Final = "dd if=/dev/zero of=/fill/file bs=1M count=96 2>/dev/null; cat /fill/file >/dev/null"
+
 
 def linux(*words: str) -> Run:
     """Return the run of a Linux guest whose kernel tells of its pages, backed by pages of 4 KiB."""
-    return Run(("lab", "linux", "--page-events", *words), _small_pages)
+    return Run(("lab", "linux", "--page-events", "--page-size", "4k", *words))
+
+
+def filling(*words: str) -> Run:
+    """Return the run of a Linux guest of 256 MiB that fills 96 MiB and reads them again."""
+    return Run(
+        ("lab", "linux", "--memory", "256M", "--free-page-reporting", "off", "--run", _FILL, *words),
+    )
 
 
 @cache
 def emulated() -> bool:
     """Say whether such a guest's times are those of an emulated machine here."""
     return not can_run_linux_under_kvm()
-
-
-@contextmanager
-def _small_pages() -> Iterator[tuple[str, ...]]:
-    """Forbid transparent huge pages to what is started meanwhile: reports and refaults are then of 4 KiB."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0):
-        raise FailedError("huge pages can't be switched off for a run")
-    try:
-        yield ()
-    finally:
-        libc.prctl(_PR_SET_THP_DISABLE, 0, 0, 0, 0)
 
 
 def with_its_pages(recording: Recording) -> Trace:
@@ -96,3 +91,17 @@ def measured_when_done(recording: Recording, ledger: Result) -> Mapping[str, flo
     steps = [step["name"] for step in recording.account["steps"]]
     done = end_of(recording, "inflate" if "inflate" in steps else "settle")
     return {"resident_end": resident_at(ledger, done)[0]}
+
+
+def at_last_predicted(recording: Recording, result: Result) -> Prediction:
+    """Return the scenario's resident memory at the end of the baseline's last step."""
+    return {"resident_end": resident_at(result, end_of(recording, _last(recording)))}
+
+
+def at_last_measured(recording: Recording, ledger: Result) -> Mapping[str, float]:
+    """Return the resident memory of a run at the end of its last step."""
+    return {"resident_end": resident_at(ledger, end_of(recording, _last(recording)))[0]}
+
+
+def _last(recording: Recording) -> str:
+    return str(recording.account["steps"][-1]["name"])

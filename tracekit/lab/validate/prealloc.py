@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from tracekit.lab.linux_guest import can_run_linux_under_kvm
 from tracekit.lab.validate.case import Case
+from tracekit.lab.validate.linux import at_last_measured, at_last_predicted, filling
 from tracekit.lab.validate.small import ORDERS, can_map_ahead, guest
 
 __all__ = ["cases"]
 
 
 def cases(seed: int) -> list[Case]:
-    """Return the cases: each order of touches; where KVM can map ahead, that as well."""
+    """Return the cases: each order of touches, also mapped ahead, and Linux, where KVM can do these."""
     found = []
     ways = {"populate": ("--prealloc",), "pre_fault": ("--prealloc", "--pre-fault")}
     for via, words in ways.items():
@@ -27,4 +29,18 @@ def cases(seed: int) -> list[Case]:
                     compare=("faults", "exits", "stall", "time", "startup", "resident_peak"),
                 )
             )
+    if can_run_linux_under_kvm():
+        baseline = filling("--page-size", "4k")
+        found.append(
+            Case(
+                mechanism="prealloc",
+                name="Linux, fills 96 MiB, reads them",
+                scenario="prealloc",
+                baseline=baseline,
+                real=baseline.plus("--prealloc"),
+                compare=("faults", "exits", "resident_peak", "resident_end"),
+                predict=at_last_predicted,
+                measure=at_last_measured,
+            )
+        )
     return found

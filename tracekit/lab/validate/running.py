@@ -70,6 +70,7 @@ def validate(
     repeat: int = 1,
     seed: int = 0,
     first_only: bool = False,
+    part: str = "",
     again: bool = False,
     say: Callable[[str], None] = lambda _: None,
     keep: Callable[[Validation], None] = lambda _: None,
@@ -78,26 +79,32 @@ def validate(
 
     No names: all that need no lab host (those take minutes a run). No profile: this host is calibrated before
     each seed's runs (`host-SEED.toml` in `folder`), for a shared machine's speed drifts by the hour.
-    `first_only` runs just the first case of each; `again` predicts and compares anew what an earlier call
-    left in `folder`, and runs nothing; `keep` is given all there is after each seed. Traces are left in
+    `first_only` runs just the first case of each, `part` those whose name contains it; `again` predicts and
+    compares anew what an earlier call left in `folder`, and runs nothing; `keep` is given all there is after
+    each seed. Traces are left in
     `folder`. A mechanism whose counterpart this host can't run is left out, with the reason. Raises
-    `UsageError` for an unknown mechanism, `FailedError` where a run fails.
+    `UsageError` for an unknown mechanism or where no case is called so, `FailedError` where a run fails.
     """
     known = mechanisms()
     if unknown := [name for name in names if name not in known]:
         raise UsageError(f"no validation of {unknown[0]}", hint=", ".join(known))
     if repeat < 1:
         raise UsageError("--repeat is at least 1", hint="--repeat 20")
+    chosen = names or [name for name in known if runs_here(known[name])]
+    called = [case.name for name in chosen for case in known[name](seed)]
+    if not any(part in one for one in called):
+        raise UsageError(f"no case's name contains {part!r} here", hint=", ".join(called))
     checks: list[Check] = []
     left_out: dict[str, str] = {}
     found = Validation((), {}, {})
     for turn in range(seed, seed + repeat):
         costs = load_profile(profile or _calibrated(folder / f"host-{turn}.toml", again=again, say=say))
-        for name in names or [name for name in known if runs_here(known[name])]:
+        for name in chosen:
             if name in left_out:
                 continue
             try:
-                for case in known[name](turn)[: 1 if first_only else None]:
+                cases = [case for case in known[name](turn) if part in case.name]
+                for case in cases[: 1 if first_only else None]:
                     say(f"{name}: {case.name}, seed {turn}")
                     checks += run_case(case, turn, folder, costs, again=again)
             except CapabilityError as error:
