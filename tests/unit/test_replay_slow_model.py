@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.replay_kit import Tiny, costs, fault
-from tests.unit.slow_model.loop import Slow
+from tests.unit.slow_model.loop import Slow, meaning
 from tracekit.errors import UsageError
 from tracekit.replay import accounts as ac
 from tracekit.replay import events as ev
@@ -276,9 +276,13 @@ def test_combinations_agree_with_the_slow_model(seed: int, closed: bool) -> None
 @settings(max_examples=15, deadline=None)
 @given(seed=SEEDS, closed=st.booleans())
 def test_what_bounds_swapping_agrees_with_the_slow_model(order: str, seed: int, closed: bool) -> None:
-    found = Compared(random_trace(Random(seed)), f"swap,limit_mib={PAGES_8}", closed=closed, order=order)
+    trace = random_trace(Random(seed))
+    if order == "min":
+        # It may choose among pages that are never used again. What that costs is the same for all of them,
+        # unless the recording takes some of them away later: then it matters which were swapped before.
+        trace.rows[:] = [row for row in trace.rows if meaning(row) not in ("drop", "swap_out")]
+    found = Compared(trace, f"swap,limit_mib={PAGES_8}", closed=closed, order=order)
     assert found.verdicts == found.slow_verdicts
-    # MIN may choose among pages that are never used again; what it costs is the same for all of them.
     assert found.engine["added"] == found.slow["added"]
 
 

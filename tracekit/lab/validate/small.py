@@ -87,7 +87,7 @@ def with_account(
         gfns = plan.gfns(vcpu["vcpu"])
         for name in ("touch", *(f"touch{turn}" for turn in range(2, plan.passes + 1))):
             phase = vcpu["phases"][name]
-            when = _touched_ns(recording, gfns, phase)
+            when = _touched_ns(recording, gfns, phase, plan)
             told.append(_told(when.astype(np.int64), uses, gfns, vcpu["vcpu"]))
             if behind:
                 batch, back = behind
@@ -98,7 +98,7 @@ def with_account(
                 told.append(_hints(plan, gfns, when, int(phase["start_ns"]), vcpu["vcpu"]))
         if plan.hot_add_pages:
             gfns = plan.gfns(vcpu["vcpu"], added=True)
-            when = _touched_ns(recording, gfns, vcpu["phases"]["touch_added"])
+            when = _touched_ns(recording, gfns, vcpu["phases"]["touch_added"], plan)
             told.append(_told(when.astype(np.int64), uses, gfns, vcpu["vcpu"]))
     rows = pl.concat(told).sort("ts_ns", maintain_order=True)
     path = recording.path.with_suffix(".guest.trace")
@@ -140,17 +140,20 @@ def _hints(
 
 
 def _touched_ns(
-    recording: Recording, gfns: npt.NDArray[np.int64], phase: Mapping[str, int]
+    recording: Recording, gfns: npt.NDArray[np.int64], phase: Mapping[str, int], plan: GuestPlan
 ) -> npt.NDArray[np.float64]:
-    """Return when each page was touched in a phase, as far as its faults tell; evenly in between."""
+    """Return when each page was touched in a phase: as faults and hints tell, and evenly in between."""
     start, end = phase["start_ns"], phase["start_ns"] + phase["elapsed_ns"]
-    faults = recording.trace.events.filter(
-        pl.col("kind") == "ept_violation", pl.col("ts_ns").is_between(start, end)
-    )
-    ended = faults.group_by("gfn").agg(pl.col("ts_ns").first()).collect()
-    at = dict(zip(ended["gfn"].to_list(), ended["ts_ns"].to_list(), strict=True))
-    known = [(n, at[gfn] + 1) for n, gfn in enumerate(gfns.tolist()) if gfn in at]
-    index, ts = zip((-0.5, start), *known, (len(gfns) - 0.5, end), strict=True)
+    during = recording.trace.events.filter(pl.col("ts_ns").is_between(start, end))
+    faults = during.filter(pl.col("kind") == "ept_violation").group_by("gfn").agg(pl.col("ts_ns").first())
+    place = {gfn: n for n, gfn in enumerate(gfns.tolist())}
+    known = [(float(place[gfn]), ts + 1) for gfn, ts in faults.collect().iter_rows() if gfn in place]
+    if plan.hint:  # a recorded hint comes as its batch begins, before that batch's first touch
+        hints = during.filter(pl.col("kind") == "hv_hypercall", pl.col("arg") >= 1 << 16)
+        away = plan.hint_lead * plan.hint_batch
+        rows = hints.select("gfn", "ts_ns").collect().iter_rows()
+        known += [(place[gfn] - away - 0.5, ts) for gfn, ts in rows if gfn in place]
+    index, ts = zip((-0.5, start), *sorted(known), (len(gfns) - 0.5, end), strict=True)
     # Float64 holds ns since boot exactly for a hundred days.
     return np.asarray(np.interp(np.arange(len(gfns)), index, ts), np.float64)
 
