@@ -64,9 +64,8 @@ CANDIDATES: Final = 10  # faults that a mechanism could not tell apart from thos
 MERGED: Final = 11
 PREFAULTS_2M: Final = 12
 UNMAPS_ON_PATH: Final = 13  # of UNMAPS: a faulting lane took them away itself
-SPARE_1: Final = 14
-SPARE_2: Final = 15
-TALLIES: Final = 16
+PAGED_OUT: Final = 14  # of UNMAPS: their contents went to swap
+TALLIES: Final = 15
 
 # World.by_lane: cells of one lane.
 LANE_FAULTS_SAVED: Final = 0  # less those that were added

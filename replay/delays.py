@@ -59,9 +59,6 @@ SETTINGS, ROW, CLASS, DELAYS = range(4)
 RANGES, PAGES, HOLD, IDLE, LAST_USE, CURVE = 0, 1, 2, 4, 5, 7
 LANES: Final = CURVE + CURVE_BINS
 
-SWAPPED: Final = ev.EPT_MAJOR * ev.LEVELS + 1
-"""The class of a fault on a page whose contents went to swap."""
-
 
 def whole(delay: float) -> int:
     """Return a delay in whole ns; a very long one never passes."""
@@ -194,7 +191,7 @@ def _rest_idle(s: World, m: Own, end: int) -> None:
 
 def setup_idle(delays: Sequence[float], lanes: int) -> Setup:
     """Return the arrays for these idle times (ns, rising)."""
-    return Setup(ints=table_of(delays, lanes, SWAPPED))
+    return Setup(ints=table_of(delays, lanes, ev.SWAPPED))
 
 
 def finish_idle(s: World, m: Own, me: int) -> None:

@@ -36,6 +36,7 @@ __all__ = [
     "ON_HOST",
     "POPULATE",
     "READ",
+    "SWAPPED",
     "SWAP_IN",
     "SWAP_OUT",
     "UNMAP",
@@ -87,6 +88,8 @@ EPT_MAJOR: Final = 3
 LEVELS: Final = 4  # level 0 = not known, 1 = 4 KiB, 2 = 2 MiB, 3 = 1 GiB
 CLASSES: Final = 4 * LEVELS
 """Number of fault classes; a class is `taker * LEVELS + level`."""
+SWAPPED: Final = EPT_MAJOR * LEVELS + 1
+"""The class of a guest's fault on a page whose contents went to swap."""
 BACKED_AHEAD: Final = CLASSES
 """After the classes in World.cost: a guest's fault on a page that the host backed ahead, of any size."""
 

@@ -204,10 +204,13 @@ class Ledger:
         return np.asarray(self._added_table()[1:, ac.REFAULT, :, 0][rows].sum(axis=0), np.int64)
 
     def _self_priced_refaults(self) -> NDArray[np.int64]:
-        """Return the refaults that cost what a mechanism says, by class, in the row of their reason."""
+        """Return the refaults that cost what a mechanism says (also by naming a swap-in), by class."""
         rows = [m.prices_refaults for m in self.mechanisms]
         found = np.zeros((ac.REASONS, ev.CLASSES), np.int64)
-        found[ac.REFAULT] = self._added_table()[1:, ac.REFAULT, :, 0][rows].sum(axis=0)
+        refaults = self._added_table()[1:, ac.REFAULT, :, 0]
+        found[ac.REFAULT] = refaults[rows].sum(axis=0)
+        if self.prices.swap_in:
+            found[ac.REFAULT, ev.SWAPPED] = refaults[:, ev.SWAPPED].sum()
         return found
 
     def _quantiles(self, label: str) -> dict[str, Figure]:

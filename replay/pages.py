@@ -109,7 +109,7 @@ def back(s: World, word: int, t: int, who: int) -> int:
     if word & C_BACKED:
         return word
     resident_change(s, t, 1)
-    word &= ~(C_SWAPPED | C_DEFERRED | C_TAKEN | C_UNUSED | C_UNMAPPED | OWNER_MASK)
+    word &= ~(C_SWAPPED | C_READ_AT_ONCE | C_DEFERRED | C_TAKEN | C_UNUSED | C_UNMAPPED | OWNER_MASK)
     return word | C_BACKED | (who << OWNER_SHIFT)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,8 @@ class Prices:
 
     amounts: tuple[Amount, ...]
     profile: Profile
+    swap_in: bool = False
+    """Whether a fault on a swapped page costs the profile's swap-in, which holds the guest's exit."""
 
     @classmethod
     def of(cls, survey: Survey, profile: Profile) -> Prices:
@@ -57,6 +59,15 @@ class Prices:
             ns = float(round(mean))
             amounts.append(Amount(ns, min(low, ns), max(high, ns)))
         return cls(tuple(amounts), profile)
+
+    def with_swap_in(self, name: str, survey: Survey) -> Prices:
+        """Return the prices with this cost for faults on swapped pages, unless the trace has such faults."""
+        if survey.faults[ev.SWAPPED]:
+            return self
+        cost = self.profile.costs[name]
+        amounts = list(self.amounts)
+        amounts[ev.SWAPPED] = Amount(cost.ns, cost.low, cost.high)
+        return replace(self, amounts=tuple(amounts), swap_in=True)
 
     def kernel(self, hypothesis: str) -> NDArray[np.int64]:
         """Return what a replay prices with: `nominal`, then a fault on a page that was backed ahead.

@@ -241,7 +241,7 @@ class Room:
         for contexts, closed in asked:
             hypothesis = next((context.hypothesis for context in contexts.values()), "point")
             around = self.timeline.mapped_around if hypothesis != "low" else 1
-            settings.append(Setting(contexts, self.prices.kernel(hypothesis), closed, around))
+            settings.append(Setting(contexts, self.prices_for(contexts).kernel(hypothesis), closed, around))
         first = not self.before
         if first:
             # The recorded run is a replay with nothing on; it shares the first pass.
@@ -257,9 +257,17 @@ class Room:
             found.append(self._figures_of(replay, contexts))
         return found
 
+    def prices_for(self, contexts: Mapping[str, Context]) -> Prices:
+        """Return the prices where these are on: a mechanism may say where swapped pages are."""
+        for name, context in contexts.items():
+            if cost := self.known[name].refault_cost:
+                return self.prices.with_swap_in(cost(context), self.facts)
+        return self.prices
+
     def _figures_of(self, replay: Replay, contexts: Mapping[str, Context]) -> dict[str, Figure]:
         before, mechanisms = self.before[0], self.chain.mechanisms
-        ledger = Ledger(replay, before, self.timeline, self.facts, mechanisms, contexts, self.prices)
+        prices = self.prices_for(contexts)
+        ledger = Ledger(replay, before, self.timeline, self.facts, mechanisms, contexts, prices)
         figures = ledger.figures()
         figures |= {**phase_figures(ledger, self.phases), **vcpu_figures(ledger, figures)}
         figures = with_losses(figures, self.timeline.trace.lost, changed=bool(contexts))
@@ -269,7 +277,8 @@ class Room:
         """Replay once more, window by window, and bootstrap what the windows save."""
         contexts = {m.name: self.context(scenario, m) for m in scenario.mechanisms}
         mechanism = name_of(list(contexts))
-        costs = self.prices.kernel("point")
+        prices = self.prices_for(contexts)
+        costs = prices.kernel("point")
         ends = window_ends(max(self.timeline.span_ns, 1))
         replay = Replay.run(
             self.timeline, self.chain, contexts, costs, closed=self.closed, plain=self.plain, at=ends
@@ -278,7 +287,7 @@ class Room:
             scenario.name,
             mechanism,
             replay.stands,
-            self.prices.nominal(),
+            prices.nominal(),
             resamples=resamples,
             seed=self.seed,
         )

@@ -174,11 +174,13 @@ class Mechanism:
     """One mechanism; see the docstring of this package for its hooks.
 
     `bounded(context)` says whether the trace leaves it open what happened (then it also runs under the
-    hypotheses low and high); `label(context)` says what its counts rest on: measured, bounded or assumed.
-    A mechanism that shortens faults to a price holds that price's range in its hypotheses.
-    `open_below(context)` says that the trace can't bound the refaults it causes. `prices_refaults`: it books
-    its refaults at costs of its own, whose range its hypotheses hold. `small_pages(context)`: it backs memory
-    ahead in 4 KiB pages, so that each one's first touch misses the caches and the TLB (`cold_touch_4k`).
+    hypotheses low and high); `label(context)` says what its counts rest on: measured, bounded or assumed. A
+    mechanism that shortens faults to a price holds that price's range in its hypotheses.
+    `refault_cost(context)` names the cost of using a page again that it marked C_SWAPPED, for traces that
+    hold no such fault. `open_below(context)` says that the trace can't bound the refaults it causes.
+    `prices_refaults`: it books its refaults at costs of its own, whose range its hypotheses hold.
+    `small_pages(context)`: it backs memory ahead in 4 KiB pages, so that each one's first touch misses the
+    caches and the TLB (`cold_touch_4k`).
     """
 
     name: str
@@ -188,6 +190,7 @@ class Mechanism:
     page_words: int = 0
     block_words: int = 0
     prices_refaults: bool = False
+    refault_cost: Callable[[Context], str] | None = None
     fetch: Callable[..., None] | None = None
     look: Callable[..., int] | None = None
     fault: Callable[..., tuple[int, int, int]] | None = None

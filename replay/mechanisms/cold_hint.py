@@ -4,8 +4,9 @@ Policies:
 
 - `on_free`: groups of 2^order pages that stay free for `delay_ms` are hinted cold-discard: dropped, and a
   later use faults and comes zeroed. Linux' hv_balloon does this through page reporting.
-- `idle`: pages not accessed for `idle_s` are hinted cold: their contents go to swap, and a later use waits
-  for it. Needs access samples. A sample says only that the page was used within its period (`scan_ms`), so
+- `idle`: pages not accessed for `idle_s` are hinted cold: their contents go to swap on `device`, and a
+  later use waits for it (`swap_in_*`, unless the trace has such faults with latencies: then what they
+  took). Needs access samples. A sample says only that the page was used within its period (`scan_ms`), so
   the figures are run for both ends: an idle time is known to +- one period (docs/miss-ratio.md).
 - `recorded`: the cold hints that the guest really gave, as if the host had followed them at once.
 - `oracle`: every page goes at its last recorded use, and none ever comes back: the upper bound. Uses of
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from tracekit.errors import UsageError
 from tracekit.replay import delays, group_delays
 from tracekit.replay import events as ev
-from tracekit.replay.accounts import HYPERCALLS, RANGES, TALLIES, UNMAPS, count
+from tracekit.replay.accounts import HYPERCALLS, PAGED_OUT, RANGES, TALLIES, UNMAPS, count
 from tracekit.replay.events import Event
 from tracekit.replay.freeing import (
     FREE_BLOCK_WORDS,
@@ -37,14 +38,15 @@ from tracekit.replay.freeing import (
 )
 from tracekit.replay.jit import compiled_for, hot
 from tracekit.replay.mechanisms import Abreast, Context, Mechanism, Own, Param, Setup, Stage
-from tracekit.replay.pages import C_BACKED, C_SWAPPED, CLOCK_END, World, drop
+from tracekit.replay.pages import C_BACKED, CLOCK_END, World, drop
+from tracekit.replay.swapping import DEVICES, mark_of, page_out_cost, swap_in_cost
 
 __all__ = ["MECHANISM"]
 
 POLICIES = ("on_free", "idle", "recorded", "oracle")
 ON_FREE, IDLE, RECORDED, ORACLE = range(4)
 # m.par
-POLICY, ORDER, DELAY, TAKES = range(4)
+POLICY, ORDER, DELAY, TAKES, MARK = range(5)
 # The word of a page, for idle and oracle: 1 + time of its last use.
 
 
@@ -66,7 +68,7 @@ def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
     if policy == IDLE:
         due = last - 1 + int(m.par[DELAY])
         if last > 0 and due <= e.start and w & C_BACKED:
-            w = drop(s, w, due, me) | C_SWAPPED
+            w = drop(s, w, due, me) | int(m.par[MARK])
             count(s, me, RANGES, 1)
             count(s, me, UNMAPS, 1)
     if e.op in (ev.FAULT, ev.ACCESSED, ev.ALLOC, ev.POPULATE, ev.SWAP_IN):
@@ -98,7 +100,8 @@ def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
             count(s, me, UNMAPS, 1)
             w = drop(s, w, e.end, me)
             if not e.bits & ev.HINT_DISCARD:
-                w |= C_SWAPPED
+                w |= int(m.par[MARK])
+                count(s, me, PAGED_OUT, 1)
     return w
 
 
@@ -122,7 +125,8 @@ def setup(context: Context) -> Setup:
         delay = context.number("idle_s") * 1e9
         delay += {"low": scan, "high": -scan}.get(context.hypothesis, 0.0)
     takes = policy != "oracle" or context.hypothesis != "low"
-    return Setup(par=[POLICIES.index(policy), context.number("order"), max(delay, 0.0), float(takes)])
+    mark = mark_of(context.text("device"))
+    return Setup(par=[POLICIES.index(policy), context.number("order"), max(delay, 0.0), float(takes), mark])
 
 
 def finish(context: Context, world: World, own: Own, me: int) -> None:
@@ -165,7 +169,7 @@ def abreast(context: Context) -> tuple[Abreast, Hashable, int] | None:
     """Settings that differ only in their delay go abreast."""
     policy, delay = context.text("policy"), delays.whole(delay_of(context))
     if policy == "idle" and context.timeline.span_ns < delays.LAST_TIME:
-        return IDLE_ABREAST, None, delay
+        return IDLE_ABREAST, context.text("device"), delay
     if policy == "on_free" and context.timeline.span_ns < group_delays.LAST:
         return ON_FREE_ABREAST, context.number("order"), delay
     return None
@@ -196,13 +200,21 @@ ON_FREE_ABREAST = Abreast(
 
 
 def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[str, float]]:
-    """Price hypercalls and discards."""
+    """Price hypercalls, discards, and what pages out."""
     whole_blocks = context.text("policy") == "on_free" and context.number("order") >= 9
     whole_blocks &= context.survey.large_pages
     found = costs_of_taking(tally, whole_blocks=whole_blocks)
+    if paged_out := float(tally[UNMAPS if context.text("policy") == "idle" else PAGED_OUT]):
+        beside = {**found["host_cpu_background"], page_out_cost(context.text("device")): paged_out}
+        found = {**found, "host_cpu_background": beside}
     if context.text("by") == "vcpu":
         found = {**found, "on_path": {k: v for one in found.values() for k, v in one.items()}}
     return found
+
+
+def refault_cost(context: Context) -> str:
+    """Return what it costs to use a page again that was paged out."""
+    return swap_in_cost(context.text("device"))
 
 
 def block_local(context: Context) -> bool:
@@ -230,6 +242,7 @@ MECHANISM = Mechanism(
         Param("delay_ms", 2000.0, "on_free: how long a group is free before it is hinted", unit="ms", low=0),
         Param("idle_s", 60.0, "idle: how long a page is not accessed", unit="s", low=0),
         Param("scan_ms", 5000.0, "idle: period of the access samples", unit="ms", low=0),
+        Param("device", "nvme", "idle, recorded: where pages that are hinted cold go", choices=DEVICES),
         Param("batch", 511, "ranges per hypercall (at most 511)", low=1, high=511),
         Param(
             "by",
@@ -247,6 +260,7 @@ MECHANISM = Mechanism(
     setup=setup,
     finish=finish,
     costs=costs,
+    refault_cost=refault_cost,
     block_local=block_local,
     abreast=abreast,
     bounded=bounded,

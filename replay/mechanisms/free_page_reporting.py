@@ -5,8 +5,10 @@ A block of 2^order pages that has been free for `delay_s` is reported; the host 
 between nothing and all of it). A page that is allocated again faults again, and comes zeroed. Linux
 reports orders of at least pageblock_order (9) after PAGE_REPORTING_DELAY = 2 s, 32 blocks in a report
 (mm/page_reporting.c). It leaves out a zone with less free memory than its low watermark and 32 blocks: that
-is all of ZONE_DMA, the first 16 MiB, always (`from_mib`). Frees before the recording are not seen: memory
-free all along stays as it was.
+is all of ZONE_DMA, the first 16 MiB, always (`from_mib`). Pages that its CPUs freed last stay on their own
+lists, and a block of which one is there is not free (`pcp_pages`: of all CPUs, /proc/zoneinfo's `count`;
+the oldest leave first; the high end is that none hold a block back). Frees before the recording are not
+seen: memory free all along stays as it was.
 """
 
 from __future__ import annotations
@@ -35,13 +37,15 @@ from tracekit.replay.freeing import (
 from tracekit.replay.index import VM_SHIFT
 from tracekit.replay.jit import hot
 from tracekit.replay.mechanisms import Abreast, Context, Mechanism, Own, Param, Setup, Stage
-from tracekit.replay.pages import World, gfn_of
+from tracekit.replay.pages import GUEST_FREE, World, gfn_of
 from tracekit.trace.schema import PAGE_BYTES
 
 __all__ = ["MECHANISM"]
 
 # m.par
-ORDER, DELAY, TAKES, FIRST_GFN = range(4)
+ORDER, DELAY, TAKES, FIRST_GFN, PCP = range(5)
+# m.ints: pages freed so far; then those freed last, + 1, in turn.
+FREED, LISTS = range(2)
 
 GFN_OF_VM: Final = (1 << VM_SHIFT) - 1
 
@@ -59,10 +63,24 @@ def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
 
 
 @hot
+def off_the_lists(m: Own, page: int) -> int:
+    """Put a freed page on the CPUs' lists; return the one that leaves them for it, or -1."""
+    at = LISTS + m.ints[FREED] % int(m.par[PCP])
+    oldest = m.ints[at] - 1
+    m.ints[at] = page + 1
+    m.ints[FREED] += 1
+    return int(oldest)
+
+
+@hot
 def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
     """Follow what is free."""
     if e.op == ev.FREE and m.par[TAKES] != 0 and gfn_of(s, e.page) & GFN_OF_VM >= m.par[FIRST_GFN]:
-        note_free(m, e.page, int(m.par[ORDER]), e.end + int(m.par[DELAY]))
+        page = e.page
+        if m.par[PCP] > 0:
+            page = off_the_lists(m, page)
+        if page == e.page or (page >= 0 and s.words[page] & GUEST_FREE):
+            note_free(m, page, int(m.par[ORDER]), e.end + int(m.par[DELAY]))
     elif e.op == ev.ALLOC:
         note_used(m, e.page, int(m.par[ORDER]))
     return w
@@ -83,13 +101,16 @@ def setup(context: Context) -> Setup:
             hint="record the guest side too: tracekit record --guest, then tracekit merge",
         )
     lazily = context.text("discard") == "lazily"
+    held = 0 if context.hypothesis == "high" else int(context.number("pcp_pages"))
     return Setup(
         par=[
             context.number("order"),
             context.number("delay_s") * 1e9,
             float(not lazily or context.hypothesis != "low"),
             context.number("from_mib") * (1 << 20) / PAGE_BYTES,
-        ]
+            held,
+        ],
+        ints=np.zeros(LISTS + held, np.int64),
     )
 
 
@@ -116,7 +137,7 @@ def setup_abreast(contexts: Sequence[Context]) -> Setup:
 def abreast(context: Context) -> tuple[Abreast, Hashable, int] | None:
     """Settings that differ only in their delay go abreast."""
     par = setup(context).par
-    if not par[TAKES] or context.timeline.span_ns >= group_delays.LAST:
+    if not par[TAKES] or par[PCP] or context.timeline.span_ns >= group_delays.LAST:
         return None
     return ABREAST, (par[ORDER], par[FIRST_GFN]), delays.whole(par[DELAY])
 
@@ -141,13 +162,13 @@ def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[st
 
 
 def block_local(context: Context) -> bool:
-    """No policy looks beyond a group of pages, which is within a block."""
-    return True
+    """CPUs' lists hold pages of all blocks; without them a group of pages is looked at, within a block."""
+    return context.number("pcp_pages") == 0
 
 
 def bounded(context: Context) -> bool:
-    """MADV_FREE takes nothing, or all, or anything between: that is up to the host's memory pressure."""
-    return context.text("discard") == "lazily"
+    """MADV_FREE takes nothing, or all, or anything between; and which pages CPUs hold back is not traced."""
+    return context.text("discard") == "lazily" or context.number("pcp_pages") > 0
 
 
 def label(context: Context) -> str:
@@ -164,6 +185,7 @@ MECHANISM = Mechanism(
         Param("delay_s", 2.0, "how long a block is free before it is reported", unit="s", low=0),
         Param("batch", 32, "blocks in a report", low=1, high=511),
         Param("from_mib", 16.0, "guest memory below is not reported", unit="MiB", low=0),
+        Param("pcp_pages", 0, "pages that the guest's CPUs hold back on their free lists", "pages", low=0),
         Param("discard", "now", "MADV_DONTNEED (now) or MADV_FREE (lazily)", choices=("now", "lazily")),
     ),
     page_words=FREE_WORDS,

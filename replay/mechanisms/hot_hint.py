@@ -7,7 +7,7 @@ A prefault that is done in time removes the fault; one under way shortens it to 
 not begun is dropped, and the fault happens as recorded. As in `prealloc`, `via=populate` fills the host's
 page table only: a prefault in time leaves the guest's exit, at `ept_backed_4k`, and one under way adds that
 to its rest (the exit is over before the fill is waited for: an upper bound). `via=pre_fault` removes the
-exit. Policies:
+exit, and the worker takes `map_ahead` longer for each page. Policies:
 
 - `oracle`: each first touch is hinted `lead_ms` before it happens. No real policy hints better.
 - `stride`: the host sees two equal strides in a lane's faults and backs the next `n` pages along it.
@@ -275,13 +275,14 @@ def setup(context: Context) -> Setup:
         raise UsageError("hot_hint policy previous needs an earlier run", hint="hot_hint.train=EARLIER.trace")
     worst = {"low": "high", "high": "low"}.get(context.hypothesis, "ns")
     cost = {name: float(getattr(one, worst)) for name, one in context.profile.costs.items()}
+    mapping = cost["map_ahead"] if context.text("via") == "pre_fault" else 0.0
     return Setup(
         par=[
             policy,
             context.number("lead_ms") * 1e6,
             context.number("n"),
-            cost["prefault_4k"] / context.number("workers"),
-            cost["prefault_2m"] / context.number("workers"),
+            (cost["prefault_4k"] + mapping) / context.number("workers"),
+            (cost["prefault_2m"] + mapping) / context.number("workers"),
             context.number("batch"),
             cost["hypercall"],
             ev.BLOCK_PAGES,
@@ -328,11 +329,10 @@ def finish(context: Context, world: World, own: Own, me: int) -> None:
 
 def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[str, float]]:
     """Price the worker's time and the hypercalls."""
+    small, large = float(tally[PREFAULTS]), float(tally[PREFAULTS_2M])
+    mapped = small + large if context.text("via") == "pre_fault" else 0.0
     return {
-        "host_cpu_background": {
-            "prefault_4k": float(tally[PREFAULTS]),
-            "prefault_2m": float(tally[PREFAULTS_2M]),
-        },
+        "host_cpu_background": {"prefault_4k": small, "prefault_2m": large, "map_ahead": mapped},
         "hypercall_time": {"hypercall": float(tally[HYPERCALLS])},
     }
 

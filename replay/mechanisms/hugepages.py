@@ -1,5 +1,7 @@
 """hugepages: the first fault in a huge region maps all of it; the other faults of the region disappear.
 
+Where a VMM thread touches a region first (a kernel that it loads), the guest's first exit there maps all of
+it, and the exits that its other pages took on memory that the host has disappear as well.
 The one fault that stays is dearer (it zeroes the whole region), and the untouched rest of the region is
 resident too. A region in which the host took single pages away is split and faults by 4K there until it was
 taken away as a whole. KVM maps a region so only where guest and host address are alike modulo its size and
@@ -11,21 +13,23 @@ that no fault trace can show.
 from __future__ import annotations
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from tracekit.replay import events as ev
-from tracekit.replay.accounts import INSTEAD, KEPT, REPRICED, add_fault
+from tracekit.replay.accounts import HIT, INSTEAD, KEPT, REPRICED, SHORTENED, add_fault
 from tracekit.replay.events import BLOCK_PAGES, Event
 from tracekit.replay.index import MAX_GFN, VM_SHIFT, block_of, in_slots
 from tracekit.replay.jit import hot
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
-from tracekit.replay.pages import B_BACKED, C_BACKED, C_SWAPPED, World, back, resident_change
+from tracekit.replay.pages import B_BACKED, C_BACKED, C_SWAPPED, World, back, owner_of, resident_change
 from tracekit.trace.schema import PAGE_BYTES
 
 __all__ = ["MECHANISM", "fits", "regions"]
 
 REGIONS = 1 << 17  # slots of the table of 1 GiB regions: 64 TiB half full
-HUGE, SMALL = 1, 2  # m.block: mapped huge; has 4K pages of its own
+HUGE, SMALL, HUGE_ON_HOST = 1, 2, 3  # m.block: mapped huge; has 4K pages of its own; not yet in the guest
+HOST_FIRST = 1 << 24  # of a page: a VMM thread touched it first, and the guest has not since
 SLOT_WORDS = 3
 
 
@@ -105,8 +109,19 @@ def back_all(s: World, vm: int, gfn: int, pages: int, at: int, me: int) -> None:
 
 @hot
 def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
-    """Let the first fault of a region map the whole region."""
+    """Let the first fault of a region map the whole region; the host's own leaves the guest one exit."""
     level = int(m.par[0])
+    if e.bits & ev.ON_HOST:
+        w = w if w & B_BACKED else w | HOST_FIRST
+    elif w & HOST_FIRST or verdict == HIT:
+        host_first, w = w & HOST_FIRST != 0 and w & B_BACKED != 0, w & ~HOST_FIRST
+        state = state_of(s, m, e.page) if verdict in (KEPT, HIT) else 0
+        if state == HUGE_ON_HOST and (host_first or owner_of(w) == me):
+            set_state(s, m, e.page, HUGE)
+            backed = int(s.cost[ev.BACKED_AHEAD])
+            return (w, SHORTENED, backed) if verdict == HIT and backed < e.latency else (w, KEPT, e.latency)
+        if host_first and state == HUGE and verdict == KEPT:
+            return w, HIT, 0
     if verdict != KEPT or w & (B_BACKED | C_BACKED) or state_of(s, m, e.page) != 0:
         return w, verdict, service
     first = s.directory.block_gfn[e.page // BLOCK_PAGES]
@@ -116,7 +131,7 @@ def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: in
     if e.level >= level or not fits(s, m, e.page) or not clear(s, vm, gfn, pages):
         set_state(s, m, e.page, SMALL)
         return w, verdict, service
-    set_state(s, m, e.page, HUGE)
+    set_state(s, m, e.page, HUGE_ON_HOST if e.bits & ev.ON_HOST else HUGE)
     taker = ev.HOST_MINOR if e.bits & ev.ON_HOST else ev.EPT
     cls = taker * ev.LEVELS + level
     cost = int(s.cost[cls])
@@ -146,7 +161,11 @@ def regions(context: Context, level: int) -> NDArray[np.int64]:
         size = PAGE_BYTES * BLOCK_PAGES ** (level - 1)
         unknown = (slots["known_by"] == "assumed") & (context.hypothesis != "low")
         known = (slots["known_by"] != "assumed") & (slots["gpa"] % size == slots["hva"] % size)
-        rows = context.timeline.slots[(unknown | known).fill_null(False).to_numpy()]
+        # Firmware has QEMU lay out its low memory anew: what was there for a moment only says little.
+        end = context.timeline.start_ns + context.timeline.span_ns
+        life = slots["to_ns"].cast(pl.Int64).fill_null(end) - slots["from_ns"].cast(pl.Int64)
+        lasting = (slots["to_ns"].is_null() | (2 * life >= life.max())).fill_null(True)
+        rows = context.timeline.slots[((unknown | known) & lasting).fill_null(False).to_numpy()]
     else:
         every = [[vm, 0, MAX_GFN] for vm in range(context.timeline.vms)]
         rows = np.array(every if context.hypothesis != "low" else [], np.int64).reshape(-1, SLOT_WORDS)

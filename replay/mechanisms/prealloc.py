@@ -78,8 +78,13 @@ def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[st
     pages = guest_pages(context)
     per = {"4k": 1, "2m": BLOCK_PAGES, "1g": BLOCK_PAGES * 512}[context.text("size")]
     units = -(-pages // per)
-    name = f"prefault_{context.text('size')}"
-    return {"startup": {name: units / context.number("threads")}, "host_cpu_background": {name: units}}
+    prices = [f"prefault_{context.text('size')}"]
+    if context.text("via") == "pre_fault":
+        prices.append("map_ahead")
+    return {
+        "startup": dict.fromkeys(prices, units / context.number("threads")),
+        "host_cpu_background": dict.fromkeys(prices, float(units)),
+    }
 
 
 def block_local(context: Context) -> bool:

@@ -39,20 +39,18 @@ from tracekit.replay.pages import (
     B_BACKED,
     C_BACKED,
     C_READ_AT_ONCE,
-    C_SWAPPED,
     C_TAKEN,
     World,
     back,
     drop,
     owner_of,
 )
+from tracekit.replay.swapping import DEVICES, mark_of, swap_in_cost, swap_out_cost
 from tracekit.replay.timeline import Timeline
 from tracekit.trace.schema import PAGE_BYTES
 
 __all__ = ["MECHANISM"]
 
-DEVICES = ("zram", "nvme", "hdd", "file")
-SYNCHRONOUS = ("zram",)
 LRU, FIFO, MIN = range(3)
 # m.par
 ORDER, LIMIT, SWAP_IN, SWAP_OUT, MARKS = range(5)
@@ -224,7 +222,7 @@ def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
         make_room_on_path(s, e, m, me)
         add_fault(s, e.lane, me, REFAULT, ev.EPT_MAJOR * ev.LEVELS + 1, ns)
         advance(s, e.lane, -ns)
-        w = back(s, w, e.start + ns, 0) & ~C_READ_AT_ONCE
+        w = back(s, w, e.start + ns, 0)
         note_use(m, e.page)
     elif e.op == ev.FAULT and not e.bits & ev.CONTINUED and not w & B_BACKED:
         return w  # a first touch: `fault` sees whether it happens at all
@@ -302,7 +300,7 @@ def setup(context: Context) -> Setup:
     ints = np.zeros(NEXT_USE, np.int64)
     if order == MIN:
         ints = np.concatenate([ints, next_uses(context.timeline)])
-    into, out = (context.profile.costs[name] for name in (f"swap_in_{device}", swap_out(context)))
+    into, out = (context.profile.costs[name] for name in (swap_in_cost(device), swap_out_cost(device)))
     unmap = context.profile.costs["unmap_4k"]
     end = {"low": "high", "high": "low"}.get(context.hypothesis, "ns")
     direct = context.text("reclaim") == "direct"
@@ -310,14 +308,13 @@ def setup(context: Context) -> Setup:
     limit_mib = context.number("limit_mib") - context.number("other_mib")
     if context.hypothesis == "low":
         limit_mib -= context.number("slack_mib")
-    marks = C_SWAPPED | (C_READ_AT_ONCE if device in SYNCHRONOUS else 0)
     return Setup(
         par=[
             order,
             max(1.0, limit_mib * (1 << 20) / PAGE_BYTES // 1),
             round(getattr(into, end)),
             round(getattr(out, end) + getattr(unmap, end)) if direct else 0,
-            marks,
+            mark_of(device),
         ],
         ints=ints,
     )
@@ -326,12 +323,8 @@ def setup(context: Context) -> Setup:
 def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[str, float]]:
     """Price the swap-outs that the host makes beside the guest."""
     pages = float(tally[UNMAPS] - tally[UNMAPS_ON_PATH])
-    return {"host_cpu_background": {"unmap_4k": pages, swap_out(context): pages}}
-
-
-def swap_out(context: Context) -> str:
-    """Return the cost of one swap-out by name."""
-    return "swap_out_zram" if context.text("device") == "zram" else "swap_out_device"
+    out = swap_out_cost(context.text("device"))
+    return {"host_cpu_background": {"unmap_4k": pages, out: pages}}
 
 
 def bounded(context: Context) -> bool:

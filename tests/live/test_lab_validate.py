@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +52,22 @@ def test_a_guest_swaps_as_often_as_predicted_and_its_memory_is_at_its_limit(tmp_
     assert checks["exits"].before < checks["exits"].measured
     # A little of the limit is the VMM's own memory.
     assert 0.95 < checks["resident_peak"].measured / checks["resident_peak"].predicted <= 1
+
+
+def test_what_is_asked_to_end_takes_its_swap_device_along(tmp_path: Path) -> None:
+    if not Path("/sys/class/zram-control").exists():
+        pytest.skip("no zram")
+    before = Path("/proc/swaps").read_text()
+    words = ("lab", "validate", "cold_hint", "--case", "paged out", "--profile", "published")
+    command = (sys.executable, "-m", "tracekit", *words, "-o", str(tmp_path))
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as validating:
+        deadline = time.monotonic() + 120
+        while Path("/proc/swaps").read_text() == before and validating.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        validating.terminate()
+        assert validating.wait(60) == 128 + signal.SIGTERM
+    assert Path("/proc/swaps").read_text() == before
 
 
 @pytest.mark.live("qemu-system-x86_64")

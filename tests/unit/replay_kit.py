@@ -183,7 +183,7 @@ def free(us: float, gfn: int, *, vcpu: int = 0, pages: int = 1) -> dict[str, Any
     return {"us": us, "kind": "page_free", "gfn": gfn, "vcpu": vcpu, "pages": pages}
 
 
-BESIDE = ("exit", "cold_touch_4k", "guest_zero_4k", "worker_wake")
+BESIDE = ("exit", "cold_touch_4k", "guest_zero_4k", "worker_wake", "map_ahead")
 
 
 def _usual(name: str) -> float:

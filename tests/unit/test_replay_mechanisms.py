@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import polars as pl
 import pytest
 
 from tests.unit.replay_kit import (
@@ -25,6 +26,46 @@ NO_FAULT = "prealloc,via=pre_fault"
 
 
 # -- hugepages
+
+
+def test_what_the_host_touched_first_leaves_the_guest_one_exit_a_huge_region() -> None:
+    # A VMM thread loads two pages; the guest exits once for each of them, and touches two more itself.
+    loads = [fault(10, 0, 4, kind="host_fault", vcpu=None), fault(20, 1, 4, kind="host_fault", vcpu=None)]
+    exits = [fault(100, 0, 3), fault(200, 1, 3), fault(300, 2, 4), fault(400, 3, 4)]
+    prices = costs(host_minor_2m=50_000, ept_backed_4k=2_000)
+    found = metrics(replayed(Tiny([*loads, *exits], span_us=1_000), "hugepages", profile=prices), "hugepages")
+    # The host's first fault maps the region, its second goes; the guest's first exit stays as it was.
+    assert found["faults"]["saved"] == 4
+    assert found["exits"]["saved"] == 3
+    assert found["stall"]["saved"] == (2 * 4 + 2 * 3 + 2 * 4) * 1000 - 50_000 - 3_000
+    # Where the guest begins with a page of its own, that exit is what one takes on memory the host has.
+    exits = [fault(100, 2, 4), fault(200, 0, 3), fault(300, 1, 3), fault(400, 3, 4)]
+    found = metrics(replayed(Tiny([*loads, *exits], span_us=1_000), "hugepages", profile=prices), "hugepages")
+    assert found["exits"]["saved"] == 3
+    assert found["stall"]["saved"] == (2 * 4 + 2 * 3 + 2 * 4) * 1000 - 50_000 - 2_000
+
+
+class LaidOutAnew(Tiny):
+    """A VM whose firmware splits its one memslot at 1 MiB soon after the start, as QEMU's q35 does."""
+
+    @property
+    def memslots(self) -> pl.DataFrame:
+        one = super().memslots
+        low, soon = MIB, self.start_ns + 20_000
+        split = one.with_columns(size_bytes=pl.lit(low, pl.UInt64), from_ns=pl.lit(soon, pl.UInt64))
+        rest = split.with_columns(
+            gpa=pl.lit(low, pl.UInt64),
+            hva=pl.col("hva") + low,
+            size_bytes=pl.lit(one["size_bytes"][0] - low, pl.UInt64),
+        )
+        return pl.concat([one.with_columns(to_ns=pl.lit(soon, pl.UInt64)), split, rest])
+
+
+def test_memslots_that_were_there_for_a_moment_hold_no_huge_region() -> None:
+    rows = [fault(100 + page, page, 4) for page in (0, 1, 512, 513)]
+    found = metrics(replayed(LaidOutAnew(rows, span_us=1_000), "hugepages"), "hugepages")
+    # The first 2 MiB lie in two memslots from 20 us on: its two faults stay; those of the next become one.
+    assert (found["faults_ept_4k"]["counterfactual"], found["faults_ept_2m"]["counterfactual"]) == (2, 1)
 
 
 def test_the_first_fault_of_a_huge_region_maps_it_all() -> None:

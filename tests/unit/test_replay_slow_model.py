@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.replay_kit import Tiny, costs, fault
-from tests.unit.slow_model.loop import Slow
+from tests.unit.slow_model.loop import Slow, meaning
 from tracekit.errors import UsageError
 from tracekit.replay import accounts as ac
 from tracekit.replay import events as ev
@@ -71,7 +71,7 @@ class Compared:
                 self.verdicts.append((VERDICTS[ac.KEPT], names[0], ns))
 
         chain = replace(room.chain, plain=spy)
-        costs = room.prices.kernel("point")
+        costs = room.prices_for(contexts).kernel("point")
         replay = Replay.run(room.timeline, chain, contexts, costs, closed=closed, plain=True)
         nothing_on = Replay.run(room.timeline, room.chain, {}, costs, closed=closed, plain=True)
         params: dict[str, dict[str, Any]] = {name: dict(of) for name, of in chosen.params.items()}
@@ -202,6 +202,8 @@ SINGLE = (
     "cold_hint,policy=idle,idle_s=0.00005,scan_ms=0", "cold_hint,policy=recorded", "cold_hint,policy=oracle",
     "free_page_reporting,from_mib=0,order=1,delay_s=0.00004",
     "free_page_reporting,from_mib=0,delay_s=0.00002",
+    "free_page_reporting,from_mib=0,order=0,delay_s=0.00002,pcp_pages=3",
+    "cold_hint,policy=idle,idle_s=0.00005,scan_ms=0,device=zram",
     "free_page_reporting,from_mib=2,order=0,delay_s=0.00002",
     "balloon,interval_s=0.001,free_mib=0", "balloon,policy=recorded,interval_s=0.001",
     "balloon,interval_s=0.001,page=2m,free_mib=0", f"balloon,interval_s=0.001,target_mib={PAGES_8}",
@@ -274,9 +276,13 @@ def test_combinations_agree_with_the_slow_model(seed: int, closed: bool) -> None
 @settings(max_examples=15, deadline=None)
 @given(seed=SEEDS, closed=st.booleans())
 def test_what_bounds_swapping_agrees_with_the_slow_model(order: str, seed: int, closed: bool) -> None:
-    found = Compared(random_trace(Random(seed)), f"swap,limit_mib={PAGES_8}", closed=closed, order=order)
+    trace = random_trace(Random(seed))
+    if order == "min":
+        # It may choose among pages that are never used again. What that costs is the same for all of them,
+        # unless the recording takes some of them away later: then it matters which were swapped before.
+        trace.rows[:] = [row for row in trace.rows if meaning(row) not in ("drop", "swap_out")]
+    found = Compared(trace, f"swap,limit_mib={PAGES_8}", closed=closed, order=order)
     assert found.verdicts == found.slow_verdicts
-    # MIN may choose among pages that are never used again; what it costs is the same for all of them.
     assert found.engine["added"] == found.slow["added"]
 
 

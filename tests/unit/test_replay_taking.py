@@ -31,6 +31,35 @@ def test_a_block_is_taken_when_all_of_it_was_free_for_the_delay(scenario: str) -
     assert found["host_cpu_background"]["saved"] == -512_000  # memory that came as small pages goes so
 
 
+def test_pages_on_the_cpus_own_lists_hold_their_blocks_back() -> None:
+    # Four blocks are used, then freed one after another; the last 513 freed pages are on the lists at the
+    # end: block 3 whole, and the last page of block 2.
+    rows = [fault(10, page, 0.005) for page in range(2048)]
+    rows += [free(100 + page * 0.01, page) for page in range(2048)]
+    scenario = "free_page_reporting,from_mib=0,pcp_pages=513"
+    result = replayed(Tiny(rows, span_us=4_000_000), scenario, profile=costs())
+    found = metrics(result, scenario)
+    assert found["hypercalls"]["saved"] == -1
+    # Blocks 0 and 1 go for 1.9999 s less 5.13 us, for so long their last page was on a list; all at best.
+    assert found["resident_time"]["saved"] * GIB_S == pytest.approx(2 * 512 * 1.9999, rel=2e-5)
+    assert found["resident_time"]["high"] * GIB_S == pytest.approx(4 * 512 * 1.9999, rel=2e-5)
+    # With one page less block 2 goes as well.
+    fewer = scenario.replace("513", "512")
+    saved = metrics(replayed(Tiny(rows, span_us=4_000_000), fewer, profile=costs()), fewer)["resident_time"]
+    assert saved["saved"] * GIB_S == pytest.approx(3 * 512 * 1.9999, rel=2e-5)
+
+
+def test_a_page_that_is_used_again_leaves_the_lists_unseen() -> None:
+    # All of a block is freed and on the lists; page 5 is used again, then 512 others of another block push
+    # them out: page 5 is not free, and holds its block.
+    rows = [fault(10, page, 0.005) for page in range(1024)]
+    rows += [free(100, page) for page in range(512)] + [alloc(200, 5)]
+    rows += [free(300, page) for page in range(512, 1024)]
+    scenario = "free_page_reporting,from_mib=0,pcp_pages=512"
+    found = metrics(replayed(Tiny(rows, span_us=4_000_000), scenario, profile=costs()), scenario)
+    assert found["hypercalls"]["saved"] == 0
+
+
 @pytest.mark.parametrize("scenario", ["free_page_reporting,from_mib=0", "cold_hint"])
 def test_one_page_in_use_keeps_its_block_and_smaller_orders_go_around_it(scenario: str) -> None:
     used = [fault(10, page, 0.005) for page in range(512)]
@@ -110,6 +139,38 @@ def test_recorded_cold_hints_are_followed_at_once() -> None:
     found = metrics(replayed(Tiny(rows, span_us=10_000_000), scenario, profile=costs()), scenario)
     assert found["resident_time"]["saved"] * GIB_S == pytest.approx(16, rel=1e-6)
     assert found["host_cpu_background"]["saved"] == -2000  # two 4 KiB pages
+
+
+@pytest.mark.parametrize(
+    ("device", "stall", "background"), [("zram", 3_000, 2 * 500 + 2_000), ("file", 70_000, 2 * 500 + 9_000)]
+)
+def test_what_is_paged_out_costs_what_its_device_does(device: str, stall: int, background: int) -> None:
+    hint = {"kind": "hv_hypercall", "vcpu": 0}
+    cold = {**hint, "us": 100, "gfn": 1, "arg": 1 << 16 | 0x8003}  # 1 + heat type 0 (cold) above the code
+    discard = {**hint, "us": 200, "gfn": 2, "arg": 3 << 16 | 0x8003}
+    rows = [fault(10, 1, 0.007), fault(20, 2, 0.007), cold, discard, alloc(300, 1), alloc(400, 2)]
+    scenario = f"cold_hint,policy=recorded,device={device}"
+    prices = costs(
+        ept_major_4k=40_000, swap_in_zram=3_000, swap_in_file=70_000, unmap_4k=500, exit=900,
+        page_out_zram=2_000, swap_out_zram=8_000, swap_out_device=9_000,
+    )  # fmt: skip
+    found = metrics(replayed(Tiny(rows, span_us=500), scenario, profile=prices), scenario)
+    # Page 1 comes back from the device; page 2, discarded, by an MMU fault as the trace's others (7 ns).
+    assert found["stall"]["saved"] == -(stall + 7)
+    assert found["faults_ept_major_4k"]["saved"] == -1
+    # Both are unmapped; only page 1 is written anywhere.
+    assert found["host_cpu_background"]["saved"] == -background
+    # The vCPU does that as well, and leaves the guest once more for page 2; a swap-in's price holds its exit.
+    assert found["critical_path"]["saved"] == -(stall + 7 + background + 900)
+
+
+def test_a_trace_that_holds_swap_ins_says_what_they_take() -> None:
+    hint = {"us": 100, "kind": "hv_hypercall", "gfn": 1, "vcpu": 0, "arg": 1 << 16 | 0x8003}
+    major = fault(50, 2, 0.025) | {"flags": 1}
+    trace = Tiny([fault(10, 1, 0.007), major, hint, alloc(300, 1)], span_us=500)
+    scenario = "cold_hint,policy=recorded,device=zram"
+    found = metrics(replayed(trace, scenario, profile=costs(swap_in_zram=3_000)), scenario)
+    assert found["stall"]["saved"] == -25
 
 
 @pytest.mark.parametrize(

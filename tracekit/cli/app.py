@@ -6,6 +6,7 @@ numba or scipy.
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Annotated
 
@@ -86,6 +87,8 @@ def _root(
 
 def main() -> None:
     """Run one command line and exit with its code (see `tracekit.errors` for the codes)."""
+    # A command that is asked to end puts back what it changed (swap devices, cgroups, KSM's settings).
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         app()
     except TracekitError as error:

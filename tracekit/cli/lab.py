@@ -59,6 +59,9 @@ def guest(
     prealloc: Annotated[
         bool, typer.Option("--prealloc", help="The host populates all memory first.")
     ] = False,
+    pre_fault: Annotated[
+        bool, typer.Option("--pre-fault", help="KVM then maps it into the guest (KVM_PRE_FAULT_MEMORY).")
+    ] = False,
     passes: Annotated[int, typer.Option(min=1, help="Touch all pages this many times.")] = 1,
     think: Annotated[int, typer.Option(min=0, help="Loop turns the guest computes between touches.")] = 0,
     hot_add: Annotated[
@@ -113,6 +116,7 @@ def guest(
         page_bytes=_PAGE_BYTES[page_size],
         step_bytes=step or 0,
         prealloc=prealloc,
+        pre_fault=pre_fault,
         passes=passes,
         think=think,
         hot_add_pages=hot_add,

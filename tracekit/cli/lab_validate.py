@@ -25,7 +25,8 @@ def validate(
     repeat: Annotated[int, typer.Option(min=1, help="Runs of each case, each with a seed of its own.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     profile: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Costs of this host (default: calibrated now).")
+        Path | None,
+        typer.Option(metavar="FILE", help="Costs of this host (default: calibrated before each seed)."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -46,7 +47,6 @@ def validate(
     from contextlib import ExitStack
 
     from tracekit.errors import UsageError
-    from tracekit.lab.calibrate.profile import calibrate
     from tracekit.lab.validate.running import validate as run_cases
     from tracekit.report.validation import validation_markdown, validation_table
 
@@ -56,10 +56,9 @@ def validate(
         console.print(text, markup=False, highlight=False)
 
     with ExitStack() as stack:
-        if again and (out is None or profile is None):
+        if again and out is None:
             raise UsageError(
-                "--again needs what the earlier run left",
-                hint="tracekit lab validate --again -o FOLDER --profile FOLDER/host.toml",
+                "--again needs what the earlier run left", hint="tracekit lab validate --again -o FOLDER"
             )
         if out is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tracekit-validate-")))
@@ -68,10 +67,6 @@ def validate(
             if folder.exists() and not folder.is_dir():
                 raise UsageError(f"{folder} is a file", hint="tracekit lab validate -o FOLDER")
             folder.mkdir(parents=True, exist_ok=True)
-        if profile is None:
-            profile = folder / "host.toml"
-            say("calibrating this host")
-            calibrate(sizes=()).save(profile, force=True)
         found = run_cases(
             mechanism or [],
             folder,

@@ -45,6 +45,7 @@ class GuestPlan:
     written); `hot_add_pages` more are added behind them at run time. `page_bytes` is the host's backing: 4096
     or 2 MiB. With `twins` the VMM gives the second half of the pages the content of the first beforehand. A
     `mergeable` guest's memory is open to KSM, and where that runs its VMM waits for ksmd after each pass.
+    What was `prealloc`ated is also mapped into the guest with `pre_fault`.
     `think` is a count of loop turns between touches. An `enlightened` guest
     asks which memory is zeroed and skips zeroing it, where its VMM `answered`; it hints `hint_batch` pages at
     a time, `hint_lead` batches ahead (negative: behind). The memory it touches is charged
@@ -66,6 +67,7 @@ class GuestPlan:
     page_bytes: int = 4096
     step_bytes: int = 0
     prealloc: bool = False
+    pre_fault: bool = False
     passes: int = 1
     think: int = 0
     hot_add_pages: int = 0
@@ -101,6 +103,10 @@ class GuestPlan:
             )
         if memory + self.added_bytes > 256 * _GIB:
             raise UsageError("a small guest has at most 256 GiB", hint="fewer --pages or a smaller --step")
+        if self.pre_fault and not self.prealloc:
+            raise UsageError(
+                "KVM can map ahead only what the host has populated", hint="--prealloc --pre-fault"
+            )
         if self.hint:
             self._check_hint()
 
@@ -199,8 +205,9 @@ class GuestRun:
     """What a small guest did: counts are the guest's own, `resident_pages` is the kernel's (4 KiB units).
 
     `calls` counts what an enlightened guest asked of its VMM and what that did; `hint_waits_ns` is how long
-    each hot hint waited for its VMM's thread; `prealloc_ns` is how long the
-    host took to populate memory before; `charged_bytes` is what `cgroup` was charged with at the end;
+    each hot hint waited for its VMM's thread; `maps_ahead`: whether that also maps what it prefaults
+    (KVM_PRE_FAULT_MEMORY); `prealloc_ns` is how long the host took to populate memory before, `pre_fault_ns`
+    how long KVM then took to map it; `charged_bytes` is what `cgroup` was charged with at the end;
     `shared` is, after each phase, when ksmd was through and how many bytes of guest memory it saved.
     """
 
@@ -214,7 +221,9 @@ class GuestRun:
     kvm_counters: dict[str, int]
     calls: dict[str, int]
     hint_waits_ns: tuple[int, ...]
+    maps_ahead: bool
     prealloc_ns: int
+    pre_fault_ns: int
     charged_bytes: int
     shared: dict[str, dict[str, int]]
 
@@ -263,7 +272,9 @@ class GuestRun:
             "kvm_counters": self.kvm_counters,
             "calls": self.calls,
             "hint_waits_ns": list(self.hint_waits_ns),
+            "maps_ahead": self.maps_ahead,
             "prealloc_ns": self.prealloc_ns,
+            "pre_fault_ns": self.pre_fault_ns,
             "charged_bytes": self.charged_bytes,
             "shared": self.shared,
         }

@@ -24,6 +24,8 @@ __all__ = ["Accel", "LinuxGuest", "LinuxPlan", "Step", "can_run_linux_under_kvm"
 
 Accel = Literal["auto", "tcg", "kvm"]
 
+_COUNT_PCP = "awk '$1 == \"count:\" { n += $2 } END { print n + 0 }' /proc/zoneinfo"
+
 
 @dataclass(frozen=True)
 class LinuxPlan:
@@ -169,6 +171,7 @@ def run_plan(plan: LinuxPlan) -> dict[str, Any]:
     """Boot the guest, do what the plan says, shut it down; return a JSON-ready account of its steps."""
     steps: list[Step] = []
     outputs: list[str] = []
+    pcp_pages: int | None = None
     with LinuxGuest(plan) as guest:
         started = guest.start_ns
 
@@ -194,6 +197,8 @@ def run_plan(plan: LinuxPlan) -> dict[str, Any]:
             step("free")
             time.sleep(plan.settle_s)
             step("settle")
+            # On the CPUs' own lists: free, and kept out of the blocks that are reported or ballooned.
+            pcp_pages = int(guest.qemu.run(_COUNT_PCP)) if begun else None
         if plan.balloon_bytes:
             guest.balloon(plan.balloon_bytes)
             step("inflate")
@@ -215,6 +220,7 @@ def run_plan(plan: LinuxPlan) -> dict[str, Any]:
         "charged_bytes": charged,
         "charged_file_bytes": of_files,
         "guest_pages": asdict(pages) if pages else None,
+        "pcp_pages": pcp_pages,
     }
 
 

@@ -67,11 +67,31 @@ class HugePages(Mechanism):
         self.size = PAGES[self.params["size"]]
         self.level = {"2m": 2, "1g": 3}[self.params["size"]]
         self.begun: dict[tuple[int, int], str] = {}
+        self.host_first: set[Page] = set()
 
     def key(self, page: Page) -> tuple[int, int]:
         return page.vm, page.gfn // self.size
 
+    def on_host_first(self, e: Step, page: Page, verdict: str) -> tuple[str, int] | None:
+        """The guest's fault on what a VMM thread touched first, or in a region that one began."""
+        if e.on_host:
+            if not page.there:
+                self.host_first.add(page)
+            return None
+        first = page in self.host_first and page.there
+        self.host_first.discard(page)
+        state = self.begun.get(self.key(page))
+        if verdict not in ("kept", "hit") or not (first or verdict == "hit"):
+            return None
+        if state == "on host" and (first or page.owner == self.name):
+            self.begun[self.key(page)] = "huge"
+            backed = round(self.facts.costs["ept_backed_4k"])
+            return ("shortened", backed) if verdict == "hit" and backed < e.latency else ("kept", e.latency)
+        return ("hit", 0) if first and state == "huge" and verdict == "kept" else None
+
     def fault(self, e: Step, page: Page, verdict: str, service: int) -> tuple[str, int]:
+        if (said := self.on_host_first(e, page, verdict)) is not None:
+            return said
         if verdict != "kept" or page.there or page.backed or self.key(page) in self.begun:
             return verdict, service
         pages = region(self.w, page, self.size)
@@ -79,7 +99,7 @@ class HugePages(Mechanism):
         if e.level >= self.level or not mappable(self, page, self.size) or not clear:
             self.begun[self.key(page)] = "small"
             return verdict, service
-        self.begun[self.key(page)] = "huge"
+        self.begun[self.key(page)] = "on host" if e.on_host else "huge"
         taker = "host" if e.on_host else "ept"
         cost = self.w.price[taker, self.level]
         first = page.gfn - page.gfn % self.size
@@ -106,7 +126,9 @@ class HotHint(Mechanism):
 
     def begin(self) -> None:
         costs, workers = self.facts.costs, self.params["workers"]
-        self.per_4k, self.per_2m = costs["prefault_4k"] / workers, costs["prefault_2m"] / workers
+        mapping = costs["map_ahead"] if self.params["via"] == "pre_fault" else 0
+        self.per_4k = (costs["prefault_4k"] + mapping) / workers
+        self.per_2m = (costs["prefault_2m"] + mapping) / workers
         self.call = int(costs["hypercall"])
         self.lead = int(self.params["lead_ms"] * 1e6)
         self.host_only = self.params["via"] == "populate"

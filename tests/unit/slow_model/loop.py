@@ -112,6 +112,10 @@ class Slow:
         # A VMM thread's fault on memory that is not the guest's is not part of the model.
         self.steps = [(row, blocks) for row, blocks in self.steps if blocks != [[]] or not self.foreign(row)]
         self.w.price = prices((row for row, _ in self.steps), costs)
+        swapped = "ept_major", 1
+        known = any(fault_class(row) == swapped for row, _ in self.steps if meaning(row) == "fault")
+        if "cold_hint" in chosen and not known:
+            self.w.price[swapped] = round(costs[f"swap_in_{chosen['cold_hint']['device']}"])
         facts = self.facts(trace, costs)
         made = [MECHANISMS[name](self.w, params, facts) for name, params in chosen.items()]
         self.on = sorted(made, key=lambda one: (one.stage, one.name))

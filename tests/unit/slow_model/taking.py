@@ -76,9 +76,25 @@ class FreePageReporting(Groups):
 
     name, stage = "free_page_reporting", 3
 
+    def begin(self) -> None:
+        super().begin()
+        self.lists: list[Page] = []  # what CPUs keep to themselves, the oldest first
+        self.idle: set[Page] = set()
+
     def freed(self, page: Page, end: int) -> None:
-        if page.gfn >= self.params["from_mib"] * 256:
-            super().freed(page, end)
+        if page.gfn < self.params["from_mib"] * 256:
+            return
+        self.idle.add(page)
+        self.lists.append(page)
+        if len(self.lists) > self.params["pcp_pages"]:
+            oldest = self.lists.pop(0)
+            if oldest in self.idle:
+                super().freed(oldest, end)
+
+    def event(self, e: Step, page: Page) -> None:
+        super().event(e, page)
+        if e.what == "page_alloc":
+            self.idle.discard(page)
 
     @property
     def delay(self) -> int:

@@ -20,6 +20,7 @@ import numpy as np
 
 from tracekit.lab.guest_memory import HUGE_BYTES, MADV_DONTNEED, MADV_POPULATE_WRITE, GuestMemory
 from tracekit.lab.guest_plan import GuestPlan
+from tracekit.lab.kvm import CAP_PRE_FAULT_MEMORY
 from tracekit.lab.small_guest import SmallGuest
 
 __all__ = ["RECIPES", "Sample", "Samples", "measure_costs", "measure_zeroing"]
@@ -42,6 +43,7 @@ RECIPES: Final[dict[str, str]] = {
     "prefault_2m": "MADV_POPULATE_WRITE of discarded 2 MiB pages, the least of 4 goes",
     "unmap_4k": "MADV_DONTNEED of 4 KiB pages that the guest has mapped",
     "unmap_2m": "MADV_DONTNEED of 2 MiB pages that the guest has mapped, the least of 4 goes",
+    "map_ahead": "KVM_PRE_FAULT_MEMORY of populated 4 KiB pages (left out where KVM has no such call)",
     "hypercall": "KVM_RUN of a guest that touches a mapped page and exits by `out`, Python's part included",
 }
 """How each cost of the profile is measured."""
@@ -77,6 +79,8 @@ def measure_costs(rounds: int, *, say: Callable[[str], None]) -> Samples:
         zeroing = stack.enter_context(SmallGuest(GuestPlan(pages=PAGES[4096], zero_first=True)))
         single = stack.enter_context(SmallGuest(GuestPlan(pages=1, passes=EXITS)))
         measures += [partial(_guest_zeroing, zeroing), partial(_exits, single)]
+        if single.kvm.extension(CAP_PRE_FAULT_MEMORY):
+            measures.append(_mapping_ahead)
         samples = Samples()
         for turn in range(-1, rounds):
             for measure in measures:
@@ -140,6 +144,11 @@ def _guest_zeroing(guest: SmallGuest) -> Iterator[Sample]:
 def _exits(guest: SmallGuest) -> Iterator[Sample]:
     phases = guest.run().vcpus[0].phases.values()
     yield "hypercall", statistics.median(phase.cpu_ns for phase in phases)
+
+
+def _mapping_ahead() -> Iterator[Sample]:
+    with SmallGuest(GuestPlan(pages=PAGES[4096], prealloc=True, pre_fault=True)) as guest:
+        yield "map_ahead", guest.run().pre_fault_ns / (guest.plan.memory_bytes >> 12)
 
 
 def _zero(memory: GuestMemory, size: int) -> float:

@@ -133,9 +133,11 @@ def calibrate(
         say(f"left out {', '.join(RECORDED)}: {error.message}")
     say("measuring context switches, a balloon's discards, KSM, swap-in")
     values |= measure_system(rounds, say=say).values
-    values |= measure_swap_in(min(rounds, _SLOW_ROUNDS), say=say).values
+    unmap_ns = statistics.median(values["unmap_4k"])
+    values |= measure_swap_in(min(rounds, _SLOW_ROUNDS), unmap_ns, say=say).values
     if "swap_in_zram" in values:
-        beside_ns = sum(statistics.median(values[name]) for name in ("swap_in_zram", "unmap_4k"))
+        values["swap_out_zram"] = values["page_out_zram"]
+        beside_ns = statistics.median(values["swap_in_zram"]) + unmap_ns
         values |= measure_swap_out(min(rounds, _SLOW_ROUNDS), beside_ns, say=say).values
     costs = {name: Spread.of(samples) for name, samples in values.items()}
     free = _available_bytes()

@@ -27,7 +27,8 @@ SWAPPING: Final[dict[str, str]] = {
     "swap_in_zram": "small guest touches half-random pages that were paged out to zram, less when warm",
     "swap_in_file": "the same from a swap file on this machine's disk; wall-clock time, for it waits",
     "swap_out_zram": "small guest touches over and over a third more than its memory cgroup holds: CPU time a"
-    " page, less swap_in_zram and unmap_4k; where there is no such limit, MADV_PAGEOUT of the pages above",
+    " page, less swap_in_zram and unmap_4k; where there is no such limit, as page_out_zram",
+    "page_out_zram": "MADV_PAGEOUT of the pages above, less unmap_4k",
 }
 """How each of these costs is measured."""
 
@@ -40,8 +41,11 @@ _LIMITED_PAGES: Final = 21841
 _LIMITED_ROUNDS: Final = 6
 
 
-def measure_swap_in(rounds: int, *, say: Callable[[str], None]) -> Samples:
-    """Return `rounds` samples of every cost in `SWAPPING` that this host can do; the others are said."""
+def measure_swap_in(rounds: int, unmap_ns: float, *, say: Callable[[str], None]) -> Samples:
+    """Return `rounds` samples of swap-in and paging out; what this host can't do is said.
+
+    `unmap_ns` of each page paged out has a price of its own.
+    """
     samples = Samples()
     with tempfile.TemporaryDirectory(prefix="tracekit-swap-", dir="/var/tmp") as folder:
         places: dict[str, AbstractContextManager[None]] = {
@@ -52,7 +56,7 @@ def measure_swap_in(rounds: int, *, say: Callable[[str], None]) -> Samples:
             try:
                 with swap:
                     for turn in range(-1, rounds):
-                        found = list(_round(place, turn + 1))
+                        found = list(_round(place, turn + 1, unmap_ns))
                         samples.add(iter(found if turn >= 0 else []))
             except CapabilityError as error:
                 say(f"left out swap-in from {place}: {error.message}")
@@ -86,7 +90,7 @@ def _limited_round(seed: int, beside_ns: float) -> Iterator[Sample]:
     yield "swap_out_zram", max(0.0, spent / (2 * _LIMITED_PAGES) - beside_ns)
 
 
-def _round(place: str, seed: int) -> Iterator[Sample]:
+def _round(place: str, seed: int, unmap_ns: float) -> Iterator[Sample]:
     """Run a guest three times over the same memory: to fill it, after paging it out, and warm."""
     noise = np.random.default_rng(seed).integers(0, 256, (PAGES, 2048), dtype=np.uint8)
     with SmallGuest(GuestPlan(pages=PAGES, order="random", seed=seed, access="read", passes=2)) as guest:
@@ -106,7 +110,7 @@ def _round(place: str, seed: int) -> Iterator[Sample]:
     cold, warm = (getattr(phases[name], clock) for name in ("touch", "touch2"))
     yield f"swap_in_{place}", max(0.0, (cold - warm) / gone)
     if place == "zram":
-        yield "swap_out_zram", out
+        yield "page_out_zram", max(0.0, out - unmap_ns)
 
 
 def _timed_pageout(guest: SmallGuest) -> float:

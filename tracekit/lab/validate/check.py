@@ -118,7 +118,7 @@ def measured(case: Case, recording: Recording, ledger: Result) -> dict[str, floa
     account = recording.account
     if "vcpus" in account:
         found["time"] = guest_time(recording)
-        found["startup"] = account["prealloc_ns"]
+        found["startup"] = account["prealloc_ns"] + account.get("pre_fault_ns", 0)
     found["exits"] = found.get("exits", 0.0) + _calls(recording)
     return {**found, **case.measure(recording, ledger)}
 

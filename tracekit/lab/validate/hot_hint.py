@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from tracekit.lab.validate.case import Case, Recording
-from tracekit.lab.validate.check import guest_time
-from tracekit.lab.validate.small import guest
+from tracekit.lab.validate.small import enlightened, guest, with_account
 
 __all__ = ["cases"]
 
@@ -16,29 +16,28 @@ _THINK: Final = 6000
 
 
 def cases(seed: int) -> list[Case]:
-    """Return the cases: the size of a hint and how far ahead it is given."""
-    baseline = guest(_PAGES, seed, "--think", str(_THINK), "--enlightened", "port")
+    """Return the cases: the size of a hint and how far ahead it is given; without an answer, and with one."""
     found = []
     for batch, lead in ((64, 1), (64, 4), (256, 1)):
-
-        def scenario(recording: Recording, batch: int = batch, lead: int = lead) -> str:
-            """A page is hinted half a batch and `lead` batches before its touch, on average."""
-            ledger_ns = guest_time(recording) / _PAGES
-            return (
-                f"hot_hint,policy=oracle,lead_ms={(lead + 0.5) * batch * ledger_ns / 1e6:.3f},batch={batch}"
-            )
-
+        hinting = guest(
+            *(_PAGES, seed, "--think", str(_THINK), *enlightened()),
+            *("--hint", "hot", "--hint-batch", str(batch), "--hint-lead", str(lead)),
+        )
         found.append(
             Case(
                 mechanism="hot_hint",
                 name=f"{batch} pages, {lead} ahead",
-                scenario=scenario,
-                baseline=baseline,
-                real=baseline.plus(
-                    *("--hint", "hot"),
-                    *("--hint-batch", str(batch), "--hint-lead", str(lead)),
-                ),
+                scenario=partial(_followed, batch),
+                baseline=hinting.plus("--unanswered"),
+                real=hinting,
                 compare=("exits", "stall", "time", "resident_peak"),
+                guest_events=with_account,
             )
         )
     return found
+
+
+def _followed(batch: int, recording: Recording) -> str:
+    """The hints that the guest gave, followed by a VMM that maps what it prefaults where KVM can."""
+    via = "pre_fault" if recording.account["maps_ahead"] else "populate"
+    return f"hot_hint,policy=recorded,batch={batch},via={via}"

@@ -5,26 +5,30 @@ from __future__ import annotations
 from tracekit.lab.linux_guest import can_run_linux_under_kvm
 from tracekit.lab.validate.case import Case
 from tracekit.lab.validate.linux import at_last_measured, at_last_predicted, filling
-from tracekit.lab.validate.small import ORDERS, guest
+from tracekit.lab.validate.small import ORDERS, can_map_ahead, guest
 
 __all__ = ["cases"]
 
 
 def cases(seed: int) -> list[Case]:
-    """Return the cases: each order of touches; Linux, where KVM runs it."""
+    """Return the cases: each order of touches, also mapped ahead, and Linux, where KVM can do these."""
     found = []
-    for name, order in ORDERS.items():
-        baseline = guest(32749, seed, *order, "--think", "500")
-        found.append(
-            Case(
-                mechanism="prealloc",
-                name=f"{name} touch",
-                scenario="prealloc",
-                baseline=baseline,
-                real=baseline.plus("--prealloc"),
-                compare=("faults", "exits", "stall", "time", "startup", "resident_peak"),
+    ways = {"populate": ("--prealloc",), "pre_fault": ("--prealloc", "--pre-fault")}
+    for via, words in ways.items():
+        if via == "pre_fault" and not can_map_ahead():
+            continue
+        for name, order in ORDERS.items():
+            baseline = guest(32749, seed, *order, "--think", "500")
+            found.append(
+                Case(
+                    mechanism="prealloc",
+                    name=f"{name} touch" if via == "populate" else f"{name} touch, mapped ahead",
+                    scenario=f"prealloc,via={via}",
+                    baseline=baseline,
+                    real=baseline.plus(*words),
+                    compare=("faults", "exits", "stall", "time", "startup", "resident_peak"),
+                )
             )
-        )
     if can_run_linux_under_kvm():
         baseline = filling("--page-size", "4k")
         found.append(

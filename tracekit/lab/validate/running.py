@@ -12,6 +12,7 @@ from typing import Any
 
 from tracekit.errors import CapabilityError, UsageError
 from tracekit.lab import validate as room
+from tracekit.lab.calibrate.profile import calibrate
 from tracekit.lab.validate.case import Case, Recording, Run
 from tracekit.lab.validate.check import Check, check_all, measured, predicted, summarise
 from tracekit.lab.validate.recording import kept_run, record_run
@@ -65,7 +66,7 @@ def validate(
     names: Sequence[str],
     folder: Path,
     *,
-    profile: Path | str,
+    profile: Path | str | None = None,
     repeat: int = 1,
     seed: int = 0,
     first_only: bool = False,
@@ -76,12 +77,13 @@ def validate(
 ) -> Validation:
     """Check the mechanisms of these names, each case `repeat` times with seeds from `seed` on.
 
-    No names: all that need no lab host (those take minutes a run).
+    No names: all that need no lab host (those take minutes a run). No profile: this host is calibrated before
+    each seed's runs (`host-SEED.toml` in `folder`), for a shared machine's speed drifts by the hour.
     `first_only` runs just the first case of each, `part` those whose name contains it; `again` predicts and
     compares anew what an earlier call left in `folder`, and runs nothing; `keep` is given all there is after
-    each seed. Traces are left in `folder`. A mechanism whose counterpart this host can't run is left out, with
-    the reason. Raises `UsageError` for an unknown mechanism or where no case is called so, `FailedError` where
-    a run fails.
+    each seed. Traces are left in `folder`. A mechanism whose counterpart this host can't run is left out,
+    with the reason. Raises `UsageError` for an unknown mechanism or where no case is called so,
+    `FailedError` where a run fails.
     """
     known = mechanisms()
     if unknown := [name for name in names if name not in known]:
@@ -92,11 +94,11 @@ def validate(
     called = [case.name for name in chosen for case in known[name](seed)]
     if not any(part in one for one in called):
         raise UsageError(f"no case's name contains {part!r} here", hint=", ".join(called))
-    costs = load_profile(profile)
     checks: list[Check] = []
     left_out: dict[str, str] = {}
     found = Validation((), {}, {})
     for turn in range(seed, seed + repeat):
+        costs = load_profile(profile or _calibrated(folder / f"host-{turn}.toml", again=again, say=say))
         for name in chosen:
             if name in left_out:
                 continue
@@ -108,10 +110,24 @@ def validate(
             except CapabilityError as error:
                 left_out[name] = error.message
                 say(f"{name} is left out: {error.message}")
-        about = {"profile": str(profile), "seeds": list(range(seed, turn + 1))}
+        about = {
+            "profile": str(profile or "calibrated before each seed"),
+            "seeds": list(range(seed, turn + 1)),
+        }
         found = Validation(tuple(checks), dict(left_out), about)
         keep(found)
     return found
+
+
+def _calibrated(path: Path, *, again: bool, say: Callable[[str], None]) -> Path:
+    """Return the costs of this host as they are now; `again`: as they were then."""
+    if again:
+        if not path.exists():
+            raise UsageError(f"no earlier run left {path}", hint="--profile FILE")
+        return path
+    say("calibrating this host")
+    calibrate(sizes=()).save(path, force=True)
+    return path
 
 
 def run_case(case: Case, seed: int, folder: Path, profile: Profile, *, again: bool = False) -> list[Check]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import polars as pl
 
 from tracekit.lab.validate.case import Case, Recording
-from tracekit.lab.validate.small import ORDERS, guest, with_account
+from tracekit.lab.validate.small import ORDERS, enlightened, guest, with_account
 from tracekit.replay import Result
 from tracekit.trace.schema import PAGE_BYTES
 
@@ -39,24 +39,22 @@ def cases(seed: int) -> list[Case]:
     """Return the cases: with the guest's own events, from the host alone (bounds only), memory hot-added."""
     found = []
     for name, order in ORDERS.items():
-        enlightened = guest(
-            _PAGES, seed, *order, "--zero-first", "--use", str(_USED), "--enlightened", "port"
-        )
+        asking = guest(_PAGES, seed, *order, "--zero-first", "--use", str(_USED), *enlightened())
         for side in ("guest events", "host only"):
             found.append(
                 Case(
                     mechanism="zeroing",
                     name=f"{name} use, {side}",
                     scenario="zeroing",
-                    baseline=enlightened.plus("--unanswered"),
-                    real=enlightened,
+                    baseline=asking.plus("--unanswered"),
+                    real=asking,
                     compare=("faults", "stall", "time", "zeroed_twice", "resident_peak"),
                     guest_events=with_account if side == "guest events" else None,
                     measure=zeroed_twice,
                     bound_only=side == "host only",
                 )
             )
-    words = ("--zero-first", "--hot-add", str(_ADDED_PAGES), "--enlightened", "port")
+    words = ("--zero-first", "--hot-add", str(_ADDED_PAGES), *enlightened())
     grows = guest(_BOOT_PAGES, seed, *words)
     found.append(
         Case(
