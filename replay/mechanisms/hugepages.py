@@ -162,8 +162,9 @@ def regions(context: Context, level: int) -> NDArray[np.int64]:
         unknown = (slots["known_by"] == "assumed") & (context.hypothesis != "low")
         known = (slots["known_by"] != "assumed") & (slots["gpa"] % size == slots["hva"] % size)
         # Firmware has QEMU lay out its low memory anew: what was there for a moment only says little.
-        end = context.timeline.start_ns + context.timeline.span_ns
-        life = slots["to_ns"].cast(pl.Int64).fill_null(end) - slots["from_ns"].cast(pl.Int64)
+        start = context.timeline.start_ns
+        since = slots["from_ns"].cast(pl.Int64).clip(start)
+        life = slots["to_ns"].cast(pl.Int64).fill_null(start + context.timeline.span_ns) - since
         lasting = (slots["to_ns"].is_null() | (2 * life >= life.max())).fill_null(True)
         rows = context.timeline.slots[((unknown | known) & lasting).fill_null(False).to_numpy()]
     else:
