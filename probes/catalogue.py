@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["GUEST_PROBES", "HOST_PROBES", "Probe"]
+__all__ = ["GUEST_PROBES", "HOST_PROBES", "Probe", "host_probes"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ HOST_PROBES: Final[tuple[Probe, ...]] = (
         ("swap_in", "swap_out"),
         constants=("ITEM_PSWPIN", "ITEM_PSWPOUT", "ITEM_THP_FAULT_ALLOC", "MMU_ADDRESS_IS_GPA"),
     ),
+    Probe("written_out", ("swap_out",)),
 )
 
 GUEST_PROBES: Final[tuple[Probe, ...]] = (
@@ -72,3 +73,22 @@ GUEST_PROBES: Final[tuple[Probe, ...]] = (
     ),
     Probe("guest_access", ("access",), constants=("DAMON_IS_PHYSICAL",)),
 )
+
+
+_SEEN_OTHERWISE: Final = {"ept": "fault_shadow", "npt": "fault_shadow", "shadow": "fault_tdp"}
+
+
+def host_probes(mmu_mode: str, *, counts_swap: bool) -> tuple[Probe, ...]:
+    """Return the probes of a host whose KVM maps memory that way (ept, npt, shadow, none).
+
+    A guest's faults are seen one way with nested paging and another without. `counts_swap`: the kernel
+    tells what it counts for memory cgroups (`memcg:count_memcg_events`), swap-outs among it; where it does
+    not, they are what reclaim writes, and the probe `memcg` is there to be refused by name.
+
+    >>> [one.name for one in host_probes("npt", counts_swap=False)][-2:]
+    ['memcg', 'written_out']
+    """
+    left_out = {_SEEN_OTHERWISE[mmu_mode]} if mmu_mode in _SEEN_OTHERWISE else {"fault_shadow", "fault_tdp"}
+    if counts_swap:
+        left_out.add("written_out")
+    return tuple(probe for probe in HOST_PROBES if probe.name not in left_out)

@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from tracekit.errors import TracekitError
 from tracekit.probes import bcc_package, btf, host, source, tracefs
-from tracekit.probes.catalogue import GUEST_PROBES, HOST_PROBES, Probe
+from tracekit.probes.catalogue import GUEST_PROBES, HOST_PROBES, Probe, host_probes
 from tracekit.probes.constants import kernel_constants
 from tracekit.probes.loader import LoadedProbes, require_permission
 
@@ -152,11 +152,13 @@ def _kvm() -> Iterator[Check]:
 def _tracepoints() -> Iterator[Check]:
     mode, module = host.mmu_mode()
     known = kernel_constants(mode, module)
-    unused = {"ept": "fault_shadow", "npt": "fault_shadow", "shadow": "fault_tdp"}.get(mode)
-    for probe in (*HOST_PROBES, *GUEST_PROBES):
-        if probe.name == unused or not probe.kinds:
-            continue
-        yield _probe(probe, known)
+    try:
+        counts_swap = tracefs.tracepoint("memcg", "count_memcg_events") is not None
+    except TracekitError:
+        counts_swap = True  # nothing can be seen: the line of each probe says why
+    for probe in (*host_probes(mode, counts_swap=counts_swap), *GUEST_PROBES):
+        if probe.kinds:
+            yield _probe(probe, known)
 
 
 def _probe(probe: Probe, known: dict[str, int]) -> Check:

@@ -12,7 +12,7 @@ from typing import Final
 from tracekit.errors import CapabilityError, FailedError, UsageError
 from tracekit.probes import constants, host, target, tracefs
 from tracekit.probes.attach import attach
-from tracekit.probes.catalogue import GUEST_PROBES, HOST_PROBES, Probe
+from tracekit.probes.catalogue import GUEST_PROBES, Probe, host_probes
 from tracekit.probes.cost import StatsSwitch
 from tracekit.probes.loader import LoadedProbes, require_permission
 from tracekit.probes.marks import ENVIRONMENT, MarkPipe, pipe_of
@@ -137,10 +137,8 @@ def _told_ranges(plan: RecordPlan) -> list[tuple[int, int, int]]:
 
 
 def _host_probes(mode: str) -> tuple[Probe, ...]:
-    """Return the probes of a host: a guest's faults are seen one way with nested paging, another without."""
-    other = {"ept": "fault_shadow", "npt": "fault_shadow", "shadow": "fault_tdp"}
-    left_out = (other[mode],) if mode in other else ("fault_shadow", "fault_tdp")
-    return tuple(probe for probe in HOST_PROBES if probe.name not in left_out)
+    counts_swap = tracefs.tracepoint("memcg", "count_memcg_events") is not None
+    return host_probes(mode, counts_swap=counts_swap)
 
 
 def _load(plan: RecordPlan, described: Host, catalogue: Sequence[Probe]) -> LoadedProbes:

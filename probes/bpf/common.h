@@ -60,12 +60,21 @@ BPF_HASH(processes, u32, struct process, MAX_PROCESSES);
 BPF_ARRAY(next_vm, u32, 1);
 
 // The last mapping that a thread took away. Reclaim unmaps a page and then writes it out, in one thread: so the
-// swap-out, which names no address, finds the page's here (memcg.c).
+// swap-out, which names no address, finds the page's here (memcg.c, written_out.c).
 struct unmapping {
     u64 hva, ts;
     u32 pages;
 };
 BPF_TABLE("lru_hash", u32, struct unmapping, unmappings, 1024);
+
+#define JUST_NOW 1000000  // ns; some microseconds where nothing comes between
+
+static __always_inline struct unmapping *unmapped_just_now(u64 now)
+{
+    u32 tid = bpf_get_current_pid_tgid();
+    struct unmapping *last = unmappings.lookup(&tid);
+    return last && now - last->ts < JUST_NOW ? last : 0;
+}
 
 // What a program on a software event gets (struct bpf_perf_event_data, x86-64).
 struct fault_context {

@@ -13,15 +13,12 @@
 #define CGROUP_ID(args) (args)->id
 #endif
 
-#define UNMAPPED_JUST_NOW 1000000  // ns; some microseconds where nothing comes between
-
 static __always_inline void swapped_out(u64 now, u64 cgroup, u32 pages)
 {
-    u32 tid = bpf_get_current_pid_tgid();
-    struct unmapping *last = unmappings.lookup(&tid);
+    struct unmapping *last = unmapped_just_now(now);
     u8 set = VALID_ARG;
     u64 hva = 0;
-    if (last && last->pages == pages && now - last->ts < UNMAPPED_JUST_NOW) {
+    if (last && last->pages == pages) {
         set |= VALID_HVA;
         hva = last->hva;
         last->pages = 0;
