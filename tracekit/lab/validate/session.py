@@ -63,12 +63,12 @@ class Session:
         """Run and leave what it said as FOLDER/NAME.json; raises `FailedError` where it fails."""
         said, talk = self._folder / f"{name}.json", self._folder / f"{name}.err"
         code, pid = self._work / "code", self._work / "pid"
-        _warm_up()
         with run.around() as more:
             words = shlex.join((sys.executable, "-m", "tracekit", *run.words, *more, "--json"))
             into = f">{shlex.quote(str(said))} 2>{shlex.quote(str(talk))} </dev/null"
             wait = f"echo $! >{pid}; wait $!; echo $? >{code}.new; mv {code}.new {code}"
             self._wait_for(self._work / "ready", "echo >{path}.new; mv {path}.new {path}")
+            _warm_up()
             started = time.monotonic_ns()
             try:
                 self._wait_for(code, f"{words} {into} & {wait}")
@@ -174,7 +174,8 @@ def _warm_up() -> None:
     """Touch free memory of this machine and free it again.
 
     Where the machine is a VM whose host backs memory lazily, a first touch takes milliseconds; that belongs
-    to the host below, not to what is compared here.
+    to the host below, not to what is compared here. (That host may take free memory back within seconds: so
+    this comes just before a run.)
     """
     with GuestMemory(_WARM_BYTES, page_bytes=HUGE_BYTES) as memory:
         memory.advise(MADV_POPULATE_WRITE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -68,7 +67,7 @@ def _limit(recording: Recording) -> str:
     account = recording.account
     guest_pages = account["resident_pages"]
     other = max(0.0, account["charged_bytes"] / 4096 - guest_pages)
-    slack = _AHEAD_PAGES * (os.cpu_count() or 1) + _AT_ONCE_PAGES
+    slack = _slack_pages(recording)
     # What is charged ahead is in the baseline's charge as well: between none and all of it.
     other = max(0.0, other - slack)
     return (
@@ -82,8 +81,13 @@ def _linux_limit(recording: Recording) -> str:
     guest_bytes = resident_at(ledger, end_of(recording, "run"))[0]
     files = recording.account["charged_file_bytes"]
     other = max(0.0, recording.account["charged_bytes"] - files - guest_bytes) / (1 << 20)
-    slack = (_AHEAD_PAGES * (os.cpu_count() or 1) + _AT_ONCE_PAGES) / 256 + files / (1 << 20)
+    slack = _slack_pages(recording) / 256 + files / (1 << 20)
     return f"swap,limit_mib={_LINUX_LIMIT_MIB},device=zram,other_mib={other:.4f},slack_mib={slack:.4f}"
+
+
+def _slack_pages(recording: Recording) -> int:
+    """What the kernel of the host that was recorded charges ahead and reclaims at once, at most."""
+    return _AHEAD_PAGES * int(recording.trace.meta.host.get("cpus", 1)) + _AT_ONCE_PAGES
 
 
 @contextmanager
