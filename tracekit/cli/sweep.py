@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tracekit.cli.output import next_command, print_json, quoted, stderr, stdout
+from tracekit.cli.output import next_command, print_json, quoted, refuse_existing, stderr, stdout
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -29,7 +29,18 @@ def sweep(
             metavar="P=LOW:HIGH[:log][:COUNT]|P=a,b,c", help="A parameter and its values (repeatable)."
         ),
     ],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="P=VALUE", help="Set a parameter of the scenario (repeatable)."),
+    ] = None,
     metric: Annotated[str, typer.Option(help="What the answers are about.")] = "stall",
+    phase: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=START:END", help="Also a part of the trace: --metric stall:NAME."),
+    ] = None,
+    open_loop: Annotated[
+        bool, typer.Option("--open-loop", help="Keep every event at its recorded time.")
+    ] = False,
     break_even: Annotated[
         bool, typer.Option("--break-even", help="Find where the saving crosses zero.")
     ] = False,
@@ -49,25 +60,37 @@ def sweep(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write the result file.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing result file.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of whatever is drawn at random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of whatever is drawn at random.")] = 0,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Settings replayed at a time.")] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
     """Vary a scenario's parameters: the grid, or where it breaks even, or what matters most."""
-    from tracekit.errors import UsageError
-    from tracekit.replay import read_scenarios
+    import polars as pl
+
     from tracekit.replay.ledger import unit_of
     from tracekit.replay.running import Room
-    from tracekit.replay.sweeping import Sweep
+    from tracekit.replay.scenarios import parse_settings
+    from tracekit.replay.sweeping import Sweep, scenario_to_vary
     from tracekit.replay.uncertainty import parse_variations, swing_rows
     from tracekit.report import sweeps
+    from tracekit.report.tables import chance_table
     from tracekit.trace import open_trace
 
-    if len(chosen := read_scenarios([scenario])) != 1:
-        raise UsageError(f"{scenario} holds {len(chosen)} scenarios; a sweep varies one", hint="-s NAME")
-    room = Room.of(open_trace(trace), chosen[0].mechanisms, profile=profile, seed=seed)
-    found = Sweep(room, chosen[0], parse_variations(vary), metric=metric, jobs=jobs)
+    _one_question(break_even, tornado, bool(sobol), bool(bootstrap))
+    refuse_existing(output, force=force)
+    variations = parse_variations(vary)
+    chosen = scenario_to_vary(scenario, variations, parse_settings(set_ or []))
+    room = Room.of(
+        open_trace(trace),
+        chosen.mechanisms,
+        profile=profile,
+        seed=seed,
+        closed_loop=not open_loop,
+        phases=phase or [],
+    )
+    found = Sweep(room, chosen, variations, metric=metric, jobs=jobs)
     rows: list[Any]
+    notes: list[str] = []
     result: Result | None = None
     tables: dict[str, list[dict[str, Any]]]
     shown: RenderableType
@@ -78,6 +101,7 @@ def sweep(
     elif tornado:
         swings = found.tornado()
         rows, shown = swing_rows(swings), sweeps.tornado_table(swings, unit_of(metric))
+        notes = found.outside()
         tables = {"swings": [{"metric": metric, "unit": unit_of(metric), **row} for row in rows]}
     elif sobol:
         shares = found.sobol(sobol)
@@ -89,12 +113,25 @@ def sweep(
         rows, shown = result.records(), sweeps.grid_table(result.rows, metric)
     if output is not None:
         # An answer stands beside the rows of the scenario that it is about.
-        result = replace(result or room.result([chosen[0]]), tables=tables)
+        result = replace(result or room.result([chosen]), tables=tables)
         result.save(output, force=force)
     if json:
         print_json(rows)
     else:
         stdout().print(shown, markup=False, highlight=False)
-    for note in room.notes():
+        if bootstrap and result is not None:
+            stdout().print(chance_table(result.rows.filter(pl.col("metric") == metric)))
+    for note in [*room.notes(), *notes]:
         stderr().print(f"note: {note}", markup=False, highlight=False)
     next_command(f"tracekit sweep {quoted(trace)} -s {quoted(Path(scenario))} --vary … --tornado")
+
+
+def _one_question(*asked: bool) -> None:
+    """Refuse two questions at once."""
+    from tracekit.errors import UsageError
+
+    if sum(asked) > 1:
+        raise UsageError(
+            "--break-even, --tornado, --sobol and --bootstrap (of the grid) are questions of their own",
+            hint="one of them at a time",
+        )
