@@ -13,12 +13,9 @@ from tracekit.errors import UsageError
 from tracekit.lab.guest_plan import GuestPlan
 from tracekit.lab.validate.case import GOALS, UNITS, Account, Recording
 from tracekit.lab.validate.check import Check, guest_time, predicted
-from tracekit.lab.validate.pace import at_pace, reference_ns
 from tracekit.lab.validate.recording import kept_runs, record_runs, stem_of, was_kept
 from tracekit.lab.validate.running import Validation, mechanisms, runs_here, validate
-from tracekit.replay import load_profile
 from tracekit.report.validation import validation_figure, validation_markdown, validation_table
-from tracekit.trace.schema import FLAG_MAJOR
 
 CHECK = Check(
     mechanism="prealloc",
@@ -132,26 +129,6 @@ def test_what_an_older_version_did_not_say_is_a_usage_error(tmp_path):
         reporting.scenario(Recording(tmp_path, Account()))
     with pytest.raises(UsageError, match="'maps_ahead'"):
         mechanisms()["hot_hint"](0)[0].scenario(Recording(tmp_path, Account()))
-
-
-def test_prices_are_those_of_the_machine_at_the_baselines_pace(tmp_path):
-    (tmp_path / "host.toml").write_text(
-        '[costs.exit]\nns = 1000\nlow = 900\nhigh = 1200\nsource = "x"\n[beside.fault_4k]\nns = 3000\n'
-    )
-    profile, reference = load_profile(tmp_path / "host.toml"), reference_ns(tmp_path / "host.toml")
-    assert (reference, reference_ns("published"), reference_ns(None)) == (3000.0, None, None)
-    baselines = []
-    for usual in (3000, 4200):
-        rows = {
-            "kind": ["ept_violation"] * 5 + ["host_fault"],
-            "level": [1, 1, 1, 1, 2, 1],
-            "flags": [0, 0, 0, FLAG_MAJOR, 0, 0],
-            "latency_ns": [usual - 9, usual, usual + 500, 10**6, 10**5, 10**5],
-        }
-        baselines.append(SimpleNamespace(trace=SimpleNamespace(events=pl.LazyFrame(rows))))
-    cost = at_pace(profile, baselines, reference).costs["exit"]
-    assert (cost.ns, cost.low, cost.high) == pytest.approx((1200, 1080, 1440))  # 3.6 us, where it was 3
-    assert at_pace(profile, baselines, None) is profile
 
 
 def test_the_table_and_the_chart_say_what_was_found():

@@ -31,7 +31,6 @@ RECORDED: Final[dict[str, str]] = {
     "ept_backed_4k": "recorded small guest, populated ahead: mean latency of the faults that are left",
     "prefault_4k": "the same guest's MADV_POPULATE_WRITE of 64 MiB (where none can be recorded: of 16 MiB)",
     "worker_wake": "small guest that hints 64 pages ahead: from a hint until its VMM's thread begins on it",
-    "fault_4k": "recorded small guest: median latency of faults on fresh pages, as a trace holds it",
     "cold_touch_4k": "the same guest: time per first touch, less faults with their exits, less a warm touch",
 }
 """How each of these costs is measured."""
@@ -74,7 +73,7 @@ def _round(phases: Mapping[str, Mapping[str, Any]], faults: pl.DataFrame) -> Ite
     for wait in phases["hinting"]["waits_ns"]:
         yield "worker_wake", float(wait)
     yield "prefault_4k", phases["populated"]["prealloc_ns"] / phases["populated"]["pages"]
-    count, latency, usual, beside = {}, {}, {}, {}
+    count, latency, beside = {}, {}, {}
     for kind in ("fresh", "populated"):
         cold, warm = phases[f"{kind}.touch"], phases[f"{kind}.touch2"]
         here = faults.filter(
@@ -82,12 +81,10 @@ def _round(phases: Mapping[str, Mapping[str, Any]], faults: pl.DataFrame) -> Ite
         )
         took = here["latency_ns"].to_numpy().astype(float)
         # A fault that took ten times as long waited for a CPU: the thread's CPU time does not hold that.
-        usual[kind] = float(np.median(took))
-        count[kind], latency[kind] = len(took), float(np.minimum(took, 10 * usual[kind]).sum())
+        count[kind], latency[kind] = len(took), float(np.minimum(took, 10 * np.median(took)).sum())
         beside[kind] = cold["cpu_ns"] - warm["cpu_ns"] - latency[kind]
     leaving = max(0.0, beside["fresh"] / count["fresh"])
     yield "exit", leaving
-    yield "fault_4k", usual["fresh"]
     yield "ept_backed_4k", latency["populated"] / count["populated"]
     yield "cold_touch_4k", max(0.0, (beside["populated"] - count["populated"] * leaving) / PAGES)
 

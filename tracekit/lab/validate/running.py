@@ -16,7 +16,6 @@ from tracekit.lab.calibrate.profile import calibrate
 from tracekit.lab.validate.case import Case, Recording, Runs
 from tracekit.lab.validate.chance import with_chance
 from tracekit.lab.validate.check import Check, check_all, measured, predicted, summarise
-from tracekit.lab.validate.pace import at_pace, reference_ns
 from tracekit.lab.validate.recording import (
     is_lab_host,
     kept_runs,
@@ -131,7 +130,7 @@ def validate(
     for turn in range(seed, seed + repeat):
         prices: Path | str | None = profile or ("published" if there == chosen else None)
         prices = prices or _calibrated(folder / f"host-{turn}.toml", again=again, say=say)
-        costs, reference = load_profile(prices), reference_ns(prices)
+        costs = load_profile(prices)
         if there:
             record_in_lab_host(there, turn, folder, part=part, baselines=baselines, say=say)
         for name in chosen:
@@ -148,9 +147,9 @@ def validate(
                 for case in [] if record_only else cases:
                     say(f"{name}: {case.name}, seed {turn}")
                     runs = kept_runs(stem_of(case, turn), folder)
-                    checks += compare(case, turn, runs, at_pace(costs, runs.baselines, reference))
+                    checks += compare(case, turn, runs, costs)
         about = {
-            "profile": str(profile or "calibrated before each seed"),
+            "profile": str(profile or ("published" if there == chosen else "calibrated before each seed")),
             "seeds": list(range(seed, turn + 1)),
         }
         found = Validation(tuple(with_chance(checks)), dict(left_out), about)
