@@ -11,10 +11,11 @@ import pyarrow as pa
 
 from tracekit.probes import decode
 from tracekit.probes.attribution import Attribution
+from tracekit.probes.bcc_package import release_compiler
 from tracekit.probes.catalogue import Probe
 from tracekit.probes.cost import CostMeter, StatsSwitch
 from tracekit.probes.filemap import fill_hvas
-from tracekit.probes.ledger import LossLedger
+from tracekit.probes.ledger import LossLedger, bounded
 from tracekit.probes.loader import LoadedProbes
 from tracekit.probes.losses import Loss
 from tracekit.probes.marks import MarkPipe
@@ -27,6 +28,7 @@ from tracekit.probes.vmm import classify
 from tracekit.probes.vms import Vms
 from tracekit.probes.wire import RECORD
 from tracekit.probes.writers import FlightWriter, Writer
+from tracekit.trace.loops import quicken
 from tracekit.trace.sampling import Sampler
 from tracekit.trace.schema import KINDS
 
@@ -35,6 +37,7 @@ __all__ = ["Recorder"]
 _FLUSH_NS: Final = 250_000_000
 _SAMPLE_NS: Final = 1_000_000_000
 _NEWEST: Final = 16
+_MUCH: Final = 1 << 20  # rows after which loops as machine code have earned their loading
 _LOOKED_AT: Final = 4096  # rows at the end of a batch that are searched for those with a latency
 
 
@@ -72,6 +75,7 @@ class Recorder:
         self._saved_vms = repr(self._meta.vms)  # the writer saved its meta when it began
         self._batch: pa.RecordBatch | None = None
         self._start_ns = start_ns
+        self._quick = False
         self._flushed_ns = self._sampled_ns = self._newest_ns = 0
         self.report = RecordReport(plan.out, active=probes.active, refused=probes.refused)
         if marks.off:
@@ -111,6 +115,10 @@ class Recorder:
         """Do what is due: flush four times a second, sample once a second."""
         now = time.monotonic_ns()
         self._cost.step(now, self.kinds)
+        if not self._quick and self._kinds.sum() > _MUCH:
+            self._quick = quicken()
+            if self._quick:
+                release_compiler()
         if now - self._flushed_ns >= _FLUSH_NS:
             self._flushed_ns = now
             self._vms.refresh()
@@ -211,12 +219,13 @@ class Recorder:
         """
         missed = sum(stats.missed for stats in self._probes.program_stats())
         if missed:
-            reason = f"nested BPF programs (at most {missed:,})"
-            self._enter(Loss(None, self._start_ns, time.monotonic_ns(), None, reason))
+            ends = self._start_ns, time.monotonic_ns()
+            self._enter(Loss(None, *ends, None, "nested BPF programs", at_most=missed))
 
     def _enter(self, loss: Loss) -> None:
         self._ledger.add(loss)
-        self._writer.add_loss(loss.cpu, loss.t0_ns, loss.t1_ns, loss.lost, loss.reason)
+        reason = bounded(loss.reason, loss.at_most)
+        self._writer.add_loss(loss.cpu, loss.t0_ns, loss.t1_ns, loss.lost, reason)
 
 
 def _newest(batch: pa.RecordBatch | None) -> Sequence[Mapping[str, Any]]:

@@ -66,7 +66,7 @@ def record(plan: RecordPlan, watch: Callable[[Status], None] | None = None) -> R
         described = host.describe()
         if plan.guest:
             described["mmu_mode"] = "none"
-        catalogue = GUEST_PROBES if plan.guest else _host_probes(described["mmu_mode"])
+        catalogue = GUEST_PROBES if plan.guest else host_probes(described["mmu_mode"])
         probes = stack.enter_context(_load(plan, described, catalogue))
         meta = _meta(plan, described, probes)
         vms = ThisGuest(meta.vms) if plan.guest else VmList(probes.bpf, meta.vms, plan.command)
@@ -134,11 +134,6 @@ def _told_ranges(plan: RecordPlan) -> list[tuple[int, int, int]]:
     if not plan.pids or plan.monitor is None or not plan.monitor.exists():
         return []
     return memory_ranges(ask_monitor(plan.monitor))
-
-
-def _host_probes(mode: str) -> tuple[Probe, ...]:
-    counts_swap = tracefs.tracepoint("memcg", "count_memcg_events") is not None
-    return host_probes(mode, counts_swap=counts_swap)
 
 
 def _load(plan: RecordPlan, described: Host, catalogue: Sequence[Probe]) -> LoadedProbes:
