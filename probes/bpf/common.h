@@ -35,7 +35,7 @@ BPF_RINGBUF_OUTPUT(ring, RING_PAGES);
 // gives the VM, the vCPU and every start time. Only the thread itself writes to its entry.
 struct thread {
     u64 mmu_start, mmu_requested, mmu_gfn, mmu_gva, mmu_rip, mmu_error;
-    u64 fault_start, fault_address, fault_ip, fault_error;
+    u64 fault_start, fault_address, fault_error;
     u64 async_gfn;
     u64 call_start, call_a, call_b, call_c, call_d;
     u32 call;
@@ -74,6 +74,8 @@ struct fault_context {
     u64 sample_period;
     u64 address;
 };
+
+#define FAULT_IP(ctx) (ctx)->registers[16]  // where it happened: struct pt_regs, x86-64
 
 // Losses by CPU and reason. The reader raises `epoch` at each reading, so first_ts is that of the losses
 // since about then.
@@ -124,13 +126,6 @@ static __always_inline u64 kernel_u64(u64 address)
     bpf_probe_read_kernel(&value, sizeof(value), (void *)address);
     return value;
 }
-
-// Where a page fault happened: the argument, or in the registers that the raw tracepoint names (x86-64).
-#ifdef RAW_exceptions__page_fault_user
-#define FAULT_IP(args) kernel_u64((args)->regs + 16 * 8)
-#else
-#define FAULT_IP(args) (args)->ip
-#endif
 
 // What entry a fault of a guest asks for: the arguments, or in the structure (struct kvm_page_fault) that the raw tracepoint names.
 #ifdef RAW_kvmmmu__kvm_mmu_spte_requested
