@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from tracekit.probes import decode
 from tracekit.probes.attribution import Attribution
-from tracekit.probes.bcc_package import release_compiler
 from tracekit.probes.catalogue import Probe
 from tracekit.probes.cost import CostMeter, StatsSwitch
 from tracekit.probes.filemap import fill_hvas
@@ -28,7 +27,7 @@ from tracekit.probes.vmm import classify
 from tracekit.probes.vms import Vms
 from tracekit.probes.wire import RECORD
 from tracekit.probes.writers import FlightWriter, Writer
-from tracekit.trace.loops import quicken
+from tracekit.trace.loops import prepare
 from tracekit.trace.sampling import Sampler
 from tracekit.trace.schema import KINDS
 
@@ -37,7 +36,7 @@ __all__ = ["Recorder"]
 _FLUSH_NS: Final = 250_000_000
 _SAMPLE_NS: Final = 1_000_000_000
 _NEWEST: Final = 16
-_MUCH: Final = 1 << 20  # rows after which loops as machine code have earned their loading
+_MUCH: Final = 1 << 20  # rows after which machine code for the next recording is worth compiling
 _LOOKED_AT: Final = 4096  # rows at the end of a batch that are searched for those with a latency
 
 
@@ -75,7 +74,6 @@ class Recorder:
         self._saved_vms = repr(self._meta.vms)  # the writer saved its meta when it began
         self._batch: pa.RecordBatch | None = None
         self._start_ns = start_ns
-        self._quick = False
         self._flushed_ns = self._sampled_ns = self._newest_ns = 0
         self.report = RecordReport(plan.out, active=probes.active, refused=probes.refused)
         if marks.off:
@@ -115,10 +113,8 @@ class Recorder:
         """Do what is due: flush four times a second, sample once a second."""
         now = time.monotonic_ns()
         self._cost.step(now, self.kinds)
-        if not self._quick and self._kinds.sum() > _MUCH:
-            self._quick = quicken()
-            if self._quick:
-                release_compiler()
+        if self._kinds.sum() > _MUCH:
+            prepare()
         if now - self._flushed_ns >= _FLUSH_NS:
             self._flushed_ns = now
             self._vms.refresh()

@@ -12,6 +12,7 @@ from typing import Final
 from tracekit.errors import CapabilityError, FailedError, UsageError
 from tracekit.probes import constants, host, target, tracefs
 from tracekit.probes.attach import attach
+from tracekit.probes.bcc_package import release_compiler
 from tracekit.probes.catalogue import GUEST_PROBES, Probe, host_probes
 from tracekit.probes.cost import StatsSwitch
 from tracekit.probes.loader import LoadedProbes, require_permission
@@ -25,6 +26,7 @@ from tracekit.probes.signals import on_trigger, stop_signals, until_end
 from tracekit.probes.vms import ThisGuest, VmList
 from tracekit.probes.writers import FlightWriter, RotatingWriter, Writer, numbered
 from tracekit.trace import Meta, TraceWriter
+from tracekit.trace.loops import quicken
 from tracekit.trace.meta import Host, Probes
 from tracekit.trace.sampling import Sampler
 
@@ -137,6 +139,8 @@ def _told_ranges(plan: RecordPlan) -> list[tuple[int, int, int]]:
 
 
 def _load(plan: RecordPlan, described: Host, catalogue: Sequence[Probe]) -> LoadedProbes:
+    if quicken():  # before anything is traced: events do not wait while it links
+        release_compiler()
     if plan.guest:
         return LoadedProbes.load(catalogue, ring_bytes=plan.ring_bytes, defines=constants.guest_constants())
     known = constants.kernel_constants(described["mmu_mode"], described["kvm_module"])

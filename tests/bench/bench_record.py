@@ -188,7 +188,7 @@ def test_user_side_per_event(benchmark, tmp_path: Path, mix: Mix, form: str) -> 
     rows, batch = 1_000_000, MOST_RECORDS
     records = mix(rows).view(np.uint8)
     decode_s = 0.0
-    assert quicken(wait=True)
+    assert quicken(build_first=True)
 
     def carry() -> None:
         nonlocal decode_s

@@ -151,7 +151,7 @@ def test_rows_of_all_kinds_keep_their_values_and_nulls() -> None:
 @settings(max_examples=60, deadline=None)
 def test_the_loop_decodes_as_numpy_does(seed: int, count: int, mode: str) -> None:
     """Whatever is in the records: fields that stay the same, change at once, or change half-way."""
-    assert quicken(wait=True)
+    assert quicken(build_first=True)
     assert transpose.compiled is not None
     rng = np.random.default_rng(seed)
     made = rng.integers(0, 256, (count, RECORD.itemsize), np.uint8).view(RECORD)[:, 0].copy()

@@ -15,7 +15,7 @@ from tracekit.trace.zstd_rows import compress_rows
 
 @pytest.fixture(scope="module", autouse=True)
 def _ready():
-    assert quicken(wait=True)
+    assert quicken(build_first=True)
     assert row_loops.edges.compiled is not None
 
 

@@ -2,8 +2,9 @@
 
 numba compiles the loops, but takes 140 MB and most of a second to be there, and seconds to compile: too much
 for whoever writes a trace. So it does that once on a machine, in a process of its own, and leaves the object
-code in a cache; to load that takes llvmlite, on which numba stands, 35 ms. Who has much to write calls
-`quicken` now and then. Where there is no place for a cache all stays with numpy; what is written is the same.
+code in a cache; to load that takes llvmlite, on which numba stands, 35 ms. Who may have much to write calls
+`quicken` before it begins, and `prepare` when it was much. Until the code is there, and where there is no
+place for a cache, all stays with numpy; what is written is the same.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 
-__all__ = ["Loop", "build", "loop", "plain", "quicken"]
+__all__ = ["Loop", "build", "loop", "plain", "prepare", "quicken"]
 
 _BUILD: Final = "import sys; from tracekit.trace.loops import build; build(sys.argv[1:])"
 _LIBC: Final = {"memset", "memcpy", "memmove"}
@@ -42,6 +43,12 @@ _NEVER: Final = (
         "Py_DecRef",
     ),
 )
+_FAILURES: Final = (
+    ImportError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)  # of reading, linking, or starting a process
 _C_TYPES: Final[dict[str, Any]] = {"void": None, "int64": ctypes.c_int64, "uint64": ctypes.c_uint64}
 
 
@@ -98,7 +105,7 @@ class _State:
 
     def __init__(self) -> None:
         self.loops: dict[str, Loop] = {}
-        self.outcome: Literal["", "ready", "never"] = ""
+        self.ready = False
         self.builder: subprocess.Popen[bytes] | None = None
         self.engines: list[Any] = []  # they own the code
 
@@ -120,17 +127,27 @@ def loop(result: str, *arguments: str) -> Callable[[Callable[..., Any]], Loop]:
     return made
 
 
-def quicken(*, wait: bool = False) -> bool:
-    """Have the loops of all modules imported so far ready soon; returns True when nothing is left to do.
+def quicken(*, build_first: bool = False) -> bool:
+    """Take the machine code of all loops imported so far from the cache; returns whether it is there.
 
-    Call it again until then: it takes up what another process compiles meanwhile (`wait`: for as long).
+    `build_first`: compile it, where it is not (seconds).
     """
-    if not _state.outcome:
-        try:
-            _state.outcome = _step(wait)
-        except (ImportError, OSError, RuntimeError, ValueError):
-            _state.outcome = "never"
-    return bool(_state.outcome)
+    if not _state.ready:
+        with contextlib.suppress(*_FAILURES):
+            import llvmlite.binding as llvm
+
+            _state.ready = _load(llvm)
+            if not _state.ready and build_first:
+                _builder().wait()
+                _state.ready = _load(llvm)
+    return _state.ready
+
+
+def prepare() -> None:
+    """Have the loops compiled for the next process, in the background, once; nobody need wait."""
+    if not (_state.ready or _state.builder):
+        with contextlib.suppress(*_FAILURES):
+            _state.builder = _builder()
 
 
 @contextlib.contextmanager
@@ -170,27 +187,11 @@ def build(modules: Sequence[str]) -> None:
             return
 
 
-def _step(wait: bool) -> Literal["", "ready", "never"]:
-    import llvmlite.binding as llvm
-
-    if _state.builder is None:
-        if _load(llvm):
-            return "ready"
-        modules = sorted({one.function.__module__ for one in _state.loops.values()})
-        quiet = subprocess.DEVNULL
-        # Whoever ends before it leaves the loops to the next one.
-        _state.builder = subprocess.Popen(
-            [sys.executable, "-P", "-c", _BUILD, *modules],
-            stdin=quiet,
-            stdout=quiet,
-            stderr=quiet,
-            process_group=0,
-        )
-    if wait:
-        _state.builder.wait()
-    if _state.builder.poll() is None:
-        return ""
-    return "ready" if _load(llvm) else "never"
+def _builder() -> subprocess.Popen[bytes]:
+    modules = sorted({one.function.__module__ for one in _state.loops.values()})
+    command = [sys.executable, "-P", "-c", _BUILD, *modules]
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, process_group=0)
 
 
 def _load(llvm: Any) -> bool:
