@@ -73,7 +73,7 @@ def test_zeroing_leaves_out_what_the_guest_did_not_zero() -> None:
 
 
 def test_what_an_emulated_guest_touches_may_be_its_zeroing() -> None:
-    # Under TCG the guest's code runs in threads of the VMM; what the kernel writes for them (DMA), it did not.
+    # Under TCG the guest's code runs in threads of the VMM; what the kernel writes for them is not its work.
     of_vmm = {"kind": "host_fault", "tid": 7, "latency_ns": 9_000, "access": 2}
     rows = [
         {"us": 20, "hva": (1 << 40) + 3 * PAGE_BYTES, **of_vmm},
