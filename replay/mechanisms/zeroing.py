@@ -30,7 +30,7 @@ from tracekit.replay.accounts import (
 )
 from tracekit.replay.events import Event
 from tracekit.replay.index import VM_SHIFT, block_of
-from tracekit.replay.jit import hot, prefetch
+from tracekit.replay.jit import hot, prefetch, rare
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
 from tracekit.replay.pages import (
     B_BACKED,
@@ -48,21 +48,21 @@ from tracekit.replay.pages import (
 
 __all__ = ["MECHANISM"]
 
-# m.par
-UNKNOWN_IS_ZEROING = 0  # treat a write of unknown purpose as zeroing
-UNTIL = 1  # ns: only first touches before this (boot)
-FROM_GFN, TO_GFN = 2, 3
-# m.ints: whether the last fault was spared, and that fault; so each page's word: its ns * LEVELS + its level
-SPARED, PUT_OFF = 0, 1
+# m.ints: whether the last fault was spared, and that fault (as each page's word: ns * LEVELS + its level);
+# whether a write of unknown purpose counts as zeroing; first touches until when (ns: boot), of which gfns.
+SPARED, PUT_OFF, UNKNOWN_IS_ZEROING, UNTIL, FROM_GFN, TO_GFN, INTS = range(7)
+NO_END = 1 << 62
 
 
 @hot
 def in_scope(s: World, e: Event, m: Own) -> bool:
     """Say whether the event is in the time and the range that the guest was told about."""
-    if e.start > m.par[UNTIL]:
+    if e.start > m.ints[UNTIL]:
         return False
+    if m.ints[FROM_GFN] == 0 and m.ints[TO_GFN] == NO_END:
+        return True
     gfn = gfn_of(s, e.page) & ((1 << VM_SHIFT) - 1)
-    return bool(m.par[FROM_GFN] <= gfn < m.par[TO_GFN])
+    return bool(m.ints[FROM_GFN] <= gfn < m.ints[TO_GFN])
 
 
 @hot
@@ -81,7 +81,7 @@ def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: in
         return w, verdict, service
     if w & (B_BACKED | SEEN) or not in_scope(s, e, m):
         return w, verdict, service
-    zeroing = bool(w & GUEST_FREE) or (w & GUEST_USED == 0 and m.par[UNKNOWN_IS_ZEROING] != 0)
+    zeroing = bool(w & GUEST_FREE) or (w & GUEST_USED == 0 and m.ints[UNKNOWN_IS_ZEROING] != 0)
     count(s, me, CANDIDATES, e.pages)
     w |= ZERO_KNOWN
     if not zeroing:
@@ -108,7 +108,7 @@ def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
     return w
 
 
-@hot
+@rare
 def map_all(s: World, e: Event, at: int, m: Own) -> None:
     """Let the first use of a large page that was put off back all that its one fault would have."""
     fault = m.page[e.page]
@@ -159,15 +159,12 @@ def setup(context: Context) -> Setup:
     guest = context.survey.guest_events
     unknown = context.hypothesis == "high" or (context.hypothesis == "point" and not guest)
     until = context.number("until_ms") * 1e6
-    return Setup(
-        par=[
-            float(unknown),
-            until if until > 0 else float(np.iinfo(np.int64).max),
-            context.number("from_gfn"),
-            context.number("to_gfn") or float(np.iinfo(np.int64).max),
-        ],
-        ints=np.zeros(2, np.int64),
-    )
+    ints = np.zeros(INTS, np.int64)
+    ints[UNKNOWN_IS_ZEROING] = unknown
+    ints[UNTIL] = min(until, NO_END) if until > 0 else NO_END
+    ints[FROM_GFN] = min(context.number("from_gfn"), NO_END)
+    ints[TO_GFN] = min(context.number("to_gfn") or NO_END, NO_END)
+    return Setup(ints=ints)
 
 
 def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[str, float]]:
