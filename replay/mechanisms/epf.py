@@ -4,7 +4,8 @@ By the rules of KVM's asynchronous page faults (virt/kvm/async_pf.c, Documentati
 
 - only faults that wait for I/O: swap-in, file, userfaultfd. First-touch zero fill never is asynchronous: 0;
   nor is a device that is read synchronously (zram);
-- only in user mode: where the recording says that the guest was in kernel mode, the vCPU halts as before;
+- only in user mode: where the recording says that the guest was in kernel mode, the vCPU halts as before
+  (`mode=any`: a guest that takes them there too, KVM_ASYNC_PF_SEND_ALWAYS);
 - at most 64 outstanding per vCPU, one more waits; a repeated fault on a page that is on its way waits;
 - page-ready events of a vCPU come one after another.
 
@@ -40,7 +41,8 @@ __all__ = ["MECHANISM"]
 OUTSTANDING_PER_VCPU: Final = 64  # ASYNC_PF_PER_VCPU of KVM
 # m.ints: what is in force; the use of a backed page that may turn out to wait for a device; CLOCK_ADDED
 # before it; then, by mechanism, the time of such waits that was known then; then the lanes.
-RUNNABLE, OVERHEAD, READY_NS, PENDING, PENDING_PAGE, PENDING_LANE, PENDING_START, ADDED, KNOWN = range(9)
+RUNNABLE, OVERHEAD, READY_NS, HALTS = range(4)  # HALTS: the bits of an event for which the vCPU halts
+PENDING, PENDING_PAGE, PENDING_LANE, PENDING_START, ADDED, KNOWN = range(4, 10)
 MECHANISMS: Final = 256  # at most: the owner of a page is 8 bits
 LANES: Final = KNOWN + MECHANISMS
 # Words of a lane: faults on their way, when the last page-ready event came, then when each page is there.
@@ -136,7 +138,7 @@ def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
     """Note a use that may be made to wait: what was taken away comes back after this hook."""
     close(s, m)
     at_once = w & C_SWAPPED != 0 and w & C_READ_AT_ONCE != 0
-    if w & B_BACKED and e.op in (ev.FAULT, ev.ACCESSED) and not e.bits & ev.IN_KERNEL and not at_once:
+    if w & B_BACKED and e.op in (ev.FAULT, ev.ACCESSED) and not e.bits & m.ints[HALTS] and not at_once:
         m.ints[PENDING] = 1
         m.ints[PENDING_PAGE] = e.page
         m.ints[PENDING_LANE] = e.lane
@@ -154,8 +156,8 @@ def tick(s: World, now: int, m: Own, me: int) -> None:
 
 @hot
 def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
-    """Overlap a recorded wait of the guest in user mode."""
-    waits = e.bits & (ev.MAJOR | ev.ON_HOST | ev.IN_KERNEL) == ev.MAJOR
+    """Overlap a recorded wait of the guest in a mode in which it takes part."""
+    waits = e.bits & (ev.MAJOR | ev.ON_HOST | m.ints[HALTS]) == ev.MAJOR
     if verdict != KEPT or not waits:
         return w, verdict, service
     ns = service_of(m, e.page, e.lane, e.start, service)
@@ -181,6 +183,7 @@ def setup(context: Context) -> Setup:
     ints[RUNNABLE] = min(runnable, OUTSTANDING_PER_VCPU)
     ints[OVERHEAD] = round(inject + 2 * switch + ready)
     ints[READY_NS] = ready
+    ints[HALTS] = ev.IN_KERNEL if context.text("mode") == "user" else 0
     return Setup(ints=ints)
 
 
@@ -217,6 +220,7 @@ MECHANISM = Mechanism(
             low=0,
             required=True,
         ),
+        Param("mode", "user", "where the guest takes part: user mode only, or any", choices=("user", "any")),
     ),
     page_words=WORDS,
     look=look,
