@@ -55,8 +55,9 @@ __all__ = ["MECHANISM"]
 
 # m.ints: whether the last fault was spared, and that fault (as each page's word: ns * LEVELS + its level);
 # whether a write of unknown purpose counts as zeroing; first touches until when (ns: boot); whether what was
-# put off never happens; how many ranges there are (0 = all of memory), then each: VM, first gfn, its end.
-SPARED, PUT_OFF, UNKNOWN_IS_ZEROING, UNTIL, NEVER_WRITTEN, RANGES = range(6)
+# put off never happens; the bit of a fault that the guest did not make; how many ranges there are (0 = all of
+# memory), then each: VM, first gfn, its end.
+SPARED, PUT_OFF, UNKNOWN_IS_ZEROING, UNTIL, NEVER_WRITTEN, NOT_BY_GUEST, RANGES = range(7)
 RANGE_WORDS = 3
 NO_END = 1 << 62
 
@@ -89,7 +90,7 @@ def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: in
     m.ints[SPARED] = 0
     # A page read back from a device has content; one that a VMM thread or the kernel fills (DMA) the guest
     # did not zero.
-    if e.bits & (ev.WRITE | ev.MAJOR | ev.ON_HOST) != ev.WRITE:
+    if e.bits & (ev.WRITE | ev.MAJOR | m.ints[NOT_BY_GUEST]) != ev.WRITE:
         return w, verdict, service
     if w & (B_BACKED | SEEN) or not in_scope(s, e, m):
         return w, verdict, service
@@ -179,6 +180,7 @@ def setup(context: Context) -> Setup:
     ints[UNKNOWN_IS_ZEROING] = unknown
     ints[UNTIL] = min(until, NO_END) if until > 0 else NO_END
     ints[NEVER_WRITTEN] = never
+    ints[NOT_BY_GUEST] = context.timeline.not_by_the_guest
     ints[RANGES] = len(told)
     return Setup(ints=np.concatenate([ints, told.ravel()]))
 
