@@ -234,8 +234,9 @@ def ring(data: bytes) -> None:
         # What the kernel writes has the right length and a known kind; the rest is what a guest can reach.
         for at in range(0, len(body) - len(body) % RECORD.itemsize, RECORD.itemsize):
             body[at : at + 8] = RECORD_BYTES.to_bytes(8, "little")
-            body[at + 80] %= len(KINDS)
-            body[at + 81] %= 4
+            kind, level = (at + RECORD.fields[name][1] for name in ("kind", "level"))
+            body[kind] %= len(KINDS)
+            body[level] %= 4
     try:
         records = _ring(bytes(body)).read()
     except FailedError:
