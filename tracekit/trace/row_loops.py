@@ -26,8 +26,8 @@ def changed_bits(words: Any, rows: Any, back: Any) -> Any:
 def edges(words: Any, rows: Any, back: Any, least: Any, places: Any, most: Any) -> Any:
     """Find where rows begin or cease to differ by `least` or more from those `back` rows before.
 
-    `least` is a power of two. Returns how many such places there are, or some number above `most`, for which `places` has room; they are
-    counted from row `back`.
+    `least` is a power of two. Returns how many such places there are, or some number above `most`, for which
+    `places` has room; they are counted from row `back`.
     """
     found = 0
     before = (words[back] ^ words[0]) >= least
