@@ -94,16 +94,37 @@ def test_a_reading_of_other_cases_runs_has_their_recordings():
         ]
 
 
+class _NoSession:
+    """In a session's place: notes what is run; of the names in `lossy`, the first trace each lost events."""
+
+    def __init__(self, folder, order, lossy):
+        self.folder, self.order, self.lossy, self.names = folder, order, lossy, []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def run(self, run, name):
+        self.order.append(name)
+        self.names.append(name)
+
+    def close(self):
+        traces = {}
+        for name in self.names:
+            (self.folder / f"{name}.trace").mkdir(exist_ok=True)
+            (self.folder / f"{name}.json").write_text("{}")
+            traces[name] = SimpleNamespace(lost=3 if name in self.lossy else 0)
+            self.lossy.discard(name)
+        return traces
+
+
 def test_a_baseline_is_recorded_around_the_real_run(monkeypatch, tmp_path):
-    order = []
-
-    def recorded(run, folder, name):
-        order.append(name)
-        (folder / f"{name}.trace").mkdir()
-        (folder / f"{name}.json").write_text("{}")
-        return Recording(folder / f"{name}.trace", Account())
-
-    monkeypatch.setattr("tracekit.lab.validate.recording.record_run", recorded)
+    order, lossy = [], set()
+    monkeypatch.setattr(
+        "tracekit.lab.validate.recording.Session", lambda folder: _NoSession(folder, order, lossy)
+    )
     case = mechanisms()["ksm"](0)[0]
     for baselines, expected in (
         (1, ["baseline", "real"]),
@@ -111,16 +132,25 @@ def test_a_baseline_is_recorded_around_the_real_run(monkeypatch, tmp_path):
         (3, ["baseline", "baseline2", "real", "baseline3"]),
     ):
         order.clear()
-        runs = record_runs(case, f"stem{baselines}", tmp_path, baselines)
+        record_runs({f"stem{baselines}": case}, tmp_path, baselines, say=lambda _: None)
         assert order == [f"stem{baselines}-{name}" for name in expected]
         kept = kept_runs(f"stem{baselines}", tmp_path)
-        for found in (runs, kept):
-            assert found.real.path.name == f"stem{baselines}-real.trace"
-            assert [one.path.name for one in found.baselines] == [
-                f"stem{baselines}-{name}.trace" for name in expected if name != "real"
-            ]
+        assert kept.real.path.name == f"stem{baselines}-real.trace"
+        assert [one.path.name for one in kept.baselines] == [
+            f"stem{baselines}-{name}.trace" for name in expected if name != "real"
+        ]
     assert was_kept("stem1", tmp_path)
     assert not was_kept("stem4", tmp_path)
+
+
+def test_only_what_lost_events_is_recorded_again(monkeypatch, tmp_path):
+    order, lossy = [], {"two-real"}
+    monkeypatch.setattr(
+        "tracekit.lab.validate.recording.Session", lambda folder: _NoSession(folder, order, lossy)
+    )
+    case = mechanisms()["ksm"](0)[0]
+    record_runs({"one": case, "two": case}, tmp_path, 1, say=lambda _: None)
+    assert order == ["one-baseline", "one-real", "two-baseline", "two-real", "two-baseline", "two-real"]
 
 
 def test_what_an_older_version_did_not_say_is_a_usage_error(tmp_path):
