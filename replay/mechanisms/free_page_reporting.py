@@ -25,6 +25,7 @@ from tracekit.replay import events as ev
 from tracekit.replay.accounts import HYPERCALLS, RANGES, TALLIES
 from tracekit.replay.events import Event
 from tracekit.replay.freeing import (
+    CALM_UNLESS_FREE,
     FREE_BLOCK_WORDS,
     FREE_WORDS,
     costs_of_taking,
@@ -142,6 +143,11 @@ def abreast(context: Context) -> tuple[Abreast, Hashable, int] | None:
     return ABREAST, (par[ORDER], par[FIRST_GFN]), delays.whole(par[DELAY])
 
 
+def calm(context: Context) -> Mapping[int, int]:
+    """What is not free is of no interest."""
+    return CALM_UNLESS_FREE
+
+
 ABREAST = Abreast(
     most=group_delays.MOST,
     page_words=group_delays.WORDS,
@@ -153,6 +159,7 @@ ABREAST = Abreast(
     finish=group_delays.finish,
     one_of=delays.one_of,
     tally=into_reports,
+    calm=calm,
 )
 
 
@@ -195,6 +202,7 @@ MECHANISM = Mechanism(
     fault=fault,
     event=event,
     setup=setup,
+    calm=calm,
     finish=finish,
     costs=costs,
     block_local=block_local,

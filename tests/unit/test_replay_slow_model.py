@@ -58,7 +58,7 @@ class Compared:
 
         def spy(columns: Any, world: Any, *rest: Any) -> None:
             before, so_far = world.faults.copy(), Totals.new(len(world.shift))
-            room.chain.plain(columns, world, *rest)
+            room.chain.kernel(0, plain=True)(columns, world, *rest)
             add_batch(columns, so_far)
             cells = (world.faults - before).reshape(-1, ac.VERDICTS, ev.CLASSES, ac.CELLS)
             booked = np.argwhere(cells[..., ac.COUNT]).tolist()
