@@ -274,6 +274,8 @@ class Ledger:
         Pages backed ahead are no longer in the caches when they are touched: that is lost. Value: each of the
         vCPUs has the same share; the critical one may have none of it, or all.
         """
+        if not len(lanes):
+            return Amount.exact(0)
         table, added = self._fault_table()[..., ac.COUNT].sum(axis=0), self._added_table()[..., 0].sum(axis=0)
         # The price of a refault that a mechanism names (a swap-in) holds the way out and back.
         added = added - self._self_priced_refaults()

@@ -69,9 +69,6 @@ def run(
     chosen = [parse_scenario(s, mechanisms) if isinstance(s, str) else s for s in scenarios]
     if not chosen:
         raise UsageError("no scenario given", hint="--scenario zeroing")
-    names = [scenario.name for scenario in chosen]
-    if len(set(names)) != len(names):
-        raise UsageError("a scenario is given twice; names must differ")
     room = Room.of(
         trace,
         {m.name: m for s in chosen for m in s.mechanisms}.values(),
@@ -137,6 +134,9 @@ class Room:
         Without `steps` a combination has rows as a whole only, for a share of the time. `bootstrap` resamples
         give the rows the columns of `tracekit.replay.chance`.
         """
+        given = [scenario.name for scenario in scenarios]
+        if twice := [name for name in dict.fromkeys(given) if given.count(name) > 1]:
+            raise UsageError(f"a scenario is given twice: {twice[0]}", hint="names must differ")
         if bootstrap and self.sample is not None:
             raise UsageError("a bootstrap over time says nothing of which blocks a sample holds")
         shares = [scenarios[k::jobs] for k in range(min(jobs, len(scenarios)))]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tracekit.errors import UsageError
 from tracekit.replay.mechanisms import Mechanism, Param, ParamValue, known_mechanisms
@@ -20,6 +21,9 @@ __all__ = [
     "read_scenarios",
     "with_parameters",
 ]
+
+MOST: Final[Mapping[str, float]] = {"ms": 1e12, "s": 1e9, "": 2.0**53}
+"""The largest number of each unit (\"\": of any other): beyond, times in ns would not fit into 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,9 @@ class Scenario:
         """Insist on a required parameter, and name it: a figure that depends on it never goes without."""
         given = self.params.get(mechanism.name, {})
         if param.name not in given:
-            raise UsageError(
-                f"{mechanism.name} needs {param.name}: {param.help}", hint=f"{mechanism.name},{param.name}=1"
-            )
+            raise UsageError(_missing(mechanism, param), hint=f"{mechanism.name},{param.name}=1")
         setting = f"{param.name}={given[param.name]}"
-        if setting not in self.name:
+        if setting not in [part.strip().removeprefix(f"{mechanism.name}.") for part in self.name.split(",")]:
             object.__setattr__(self, "name", f"{self.name},{mechanism.name}.{setting}")
 
 
@@ -89,9 +91,11 @@ def _value(mechanism: Mechanism, param: Param, value: Any) -> ParamValue:
             raise UsageError(f"{what} must be true or false, not {value}")
         return words[str(value).lower()]
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise UsageError(f"{what} must be a number{_unit(param)}, not {value}") from None
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not abs(number) <= MOST.get(param.unit, MOST[""]):
+        raise UsageError(f"{what} must be a number{_unit(param)}, not {value}")
     if isinstance(param.default, int):
         if number != int(number):
             raise UsageError(f"{what} must be a whole number{_unit(param)}, not {value}")
@@ -100,6 +104,10 @@ def _value(mechanism: Mechanism, param: Param, value: Any) -> ParamValue:
         top = "" if param.high is None else f" and at most {param.high:g}"
         raise UsageError(f"{what} must be at least {param.low or 0:g}{top}{_unit(param)}, not {value}")
     return number
+
+
+def _missing(mechanism: Mechanism, param: Param) -> str:
+    return f"{mechanism.name} needs {param.name}: {param.help}"
 
 
 def _unit(param: Param) -> str:
@@ -169,7 +177,22 @@ def with_parameters(scenario: Scenario, settings: Mapping[str, Any]) -> Scenario
         params[owner][name] = round(value) if counts and isinstance(value, float) else value
         shown = params[owner][name]
         said.append(f"{key}={shown:g}" if isinstance(shown, float) else f"{key}={shown}")
-    return Scenario(",".join([scenario.name, *said]), scenario.mechanisms, params)
+    return Scenario(_with_settings(scenario.name, said), scenario.mechanisms, params)
+
+
+def _with_settings(name: str, settings: Sequence[str]) -> str:
+    """Return a scenario's name with these `parameter=value`; an earlier value of one does not stay in it."""
+
+    def key_of(setting: str) -> str:
+        return setting.partition("=")[0].strip()
+
+    def same(one: str, other: str) -> bool:
+        # A parameter may be named without its mechanism where no other has it.
+        return one == other or one.endswith(f".{other}") or other.endswith(f".{one}")
+
+    head, *parts = name.split(",")
+    kept = [part for part in parts if not any(same(key_of(part), key_of(one)) for one in settings)]
+    return ",".join([head, *kept, *settings])
 
 
 def _owner(key: str, chosen: Sequence[Mechanism]) -> tuple[str, str]:
@@ -207,7 +230,7 @@ def read_scenarios(
         if text.endswith(".toml"):
             found += load_scenarios(text, extra, settings=settings)
         else:
-            found.append(parse_scenario(",".join([text, *more]), extra))
+            found.append(parse_scenario(_with_settings(text, more), extra))
     return found
 
 
@@ -231,40 +254,60 @@ def load_scenarios(
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise UsageError(f"{path}: scenarios are tables [[scenario]]")
     many = "scenario" in raw
-    return [_from_table(table, many, path, text, extra, settings or {}) for table in tables]
+    return [
+        _from_table(table, _Place(path, text, many, nth), extra, settings or {})
+        for nth, table in enumerate(tables)
+    ]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a scenario stands in its file: which of the tables [[scenario]], if there are any."""
+
+    path: Path
+    text: str
+    many: bool
+    nth: int
+
+    def of(self, key: str) -> str:
+        """Return the file and line of a key of the scenario, as messages begin."""
+        full = f"scenario.{key}" if self.many else key
+        return f"{self.path}, line {line_of(self.text, full, self.nth)}"
 
 
 def _from_table(
-    table: Mapping[str, Any],
-    many: bool,
-    path: Path,
-    text: str,
-    extra: Iterable[Mechanism],
-    settings: Mapping[str, str],
+    table: Mapping[str, Any], place: _Place, extra: Iterable[Mechanism], settings: Mapping[str, str]
 ) -> Scenario:
     known = {**known_mechanisms(), **{m.name: m for m in extra}}
-    prefix = "scenario." if many else ""
     chosen: list[Mechanism] = []
     params: dict[str, Mapping[str, ParamValue]] = {}
     for key, value in table.items():
         if key in ("name", "description"):
             continue
-        where = f"{path}, line {line_of(text, prefix + key)}"
         if key not in known:
-            raise UsageError(f"{where}: no mechanism called {key}", hint=nearest(key, known))
+            raise UsageError(f"{place.of(key)}: no mechanism called {key}", hint=nearest(key, known))
         if not isinstance(value, dict):
-            raise UsageError(f"{where}: {key} must be a table of parameters", hint=f"[{prefix}{key}]")
+            header = f"[scenario.{key}]" if place.many else f"[{key}]"
+            raise UsageError(f"{place.of(key)}: {key} must be a table of parameters", hint=header)
         for name in value:
             try:
                 _checked(known[key], {name: value[name]})
             except UsageError as error:
-                line = line_of(text, f"{prefix}{key}.{name}")
-                raise UsageError(f"{path}, line {line}: {error.message}", hint=error.hint) from None
+                raise UsageError(f"{place.of(f'{key}.{name}')}: {error.message}", hint=error.hint) from None
         chosen.append(known[key])
         params[key] = value
-    names = [str(table.get("name", path.stem))]
     for key, setting in settings.items():
         owner, name = _owner(key, chosen)
         params[owner] = {**params[owner], name: setting}
-        names.append(f"{key}={setting}")
-    return Scenario(",".join(names), tuple(chosen), params)
+    for m in chosen:
+        for param in m.params:
+            if param.required and param.name not in params[m.name]:
+                raise UsageError(
+                    f"{place.of(m.name)}: {_missing(m, param)}", hint=f"{param.name} = 1 below [{m.name}]"
+                )
+    name = str(table.get("name", place.path.stem))
+    return Scenario(
+        _with_settings(name, [f"{k}={v}" for k, v in settings.items()]) if settings else name,
+        tuple(chosen),
+        params,
+    )

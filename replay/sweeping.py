@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.errors import UsageError
+from tracekit.replay.mechanisms import known_mechanisms
 from tracekit.replay.result import Result
 from tracekit.replay.running import Room
-from tracekit.replay.scenarios import Scenario, with_parameters
+from tracekit.replay.scenarios import Scenario, read_scenarios, with_parameters
 from tracekit.replay.toml_lines import nearest
 from tracekit.replay.uncertainty import (
     BreakEven,
@@ -27,7 +28,26 @@ from tracekit.replay.uncertainty import (
     tornado,
 )
 
-__all__ = ["Sweep"]
+__all__ = ["Sweep", "scenario_to_vary"]
+
+
+def scenario_to_vary(text: str, variations: Sequence[Variation], settings: Mapping[str, str]) -> Scenario:
+    """Read the scenario of a sweep: one line or a file of one, with `settings`.
+
+    A parameter that must be given may be one that is varied: then its first value stands for it.
+    """
+    required = {(m.name, p.name) for m in known_mechanisms().values() for p in m.params if p.required}
+    names = {name for owner, short in required for name in (short, f"{owner}.{short}")}
+    lacking = {one.name: f"{one.values[0]}" for one in variations if one.name in names - settings.keys()}
+    try:
+        found = read_scenarios([text], settings=settings)
+    except UsageError:
+        if not lacking:
+            raise
+        found = read_scenarios([text], settings={**lacking, **settings})
+    if len(found) != 1:
+        raise UsageError(f"{text} holds {len(found)} scenarios; a sweep varies one", hint="-s NAME")
+    return found[0]
 
 
 @dataclass(frozen=True)
@@ -50,9 +70,11 @@ class Sweep:
         `bootstrap`: resamples for confidence intervals in columns of their own.
         """
         settings = [with_parameters(self.scenario, point) for point in points(self.variations)]
-        return self.room.result(
+        result = self.room.result(
             list({one.name: one for one in settings}.values()), jobs=self.jobs, bootstrap=bootstrap
         )
+        self._insist_on_metric(result.rows["metric"].unique().to_list())
+        return result
 
     def break_even(self, *, grid: int = 33) -> list[BreakEven]:
         """Find for each varied range, with all else as in the scenario, where the saving crosses zero."""
@@ -65,6 +87,18 @@ class Sweep:
         """Return how far each range moves the saving by itself, the widest first."""
         parameters = self._parameters()
         return tornado(lambda rows: self._saved(parameters, rows), parameters)
+
+    def outside(self) -> list[str]:
+        """Say for which ranges the tornado can't start from the scenario's own value."""
+        said = []
+        for one in self._parameters():
+            now = self._current(one.name)
+            if one.nominal is None and isinstance(now, int | float):
+                said.append(
+                    f"{one.name} = {now:g} of the scenario is outside of the range: {one.nominal_value:g} "
+                    "stands for it"
+                )
+        return said
 
     def sobol(self, n: int) -> list[Share]:
         """Return each range's share of the saving's variance, from n (d + 2) replays."""
@@ -111,10 +145,13 @@ class Sweep:
         ]
         values = {}
         for scenario, figures in zip(scenarios, self.room.all_of(asked), strict=True):
-            if self.metric not in figures:
-                raise UsageError(
-                    f"this scenario has no metric {self.metric}",
-                    hint=f"--metric {nearest(self.metric, figures)}",
-                )
+            self._insist_on_metric(figures)
             values[scenario.name] = figures[self.metric].saved.value
         return values
+
+    def _insist_on_metric(self, known: Iterable[str]) -> None:
+        names = list(known)
+        if self.metric not in names:
+            raise UsageError(
+                f"this scenario has no metric {self.metric}", hint=f"--metric {nearest(self.metric, names)}"
+            )

@@ -9,19 +9,25 @@ from collections.abc import Iterable
 __all__ = ["line_of", "nearest"]
 
 
-def line_of(text: str, dotted: str) -> int:
+def line_of(text: str, dotted: str, nth: int = 0) -> int:
     """Return the line (1 = first) where a table or key is defined; the nearest table's if it is implicit.
+
+    `nth`: in which of the tables of an array (`[[scenario]]`) that `dotted` begins with, from 0 on.
 
     >>> line_of('name = "a"\\n[costs.ept_4k]\\nns = 1', "costs.ept_4k.ns")
     3
+    >>> line_of('[[s]]\\nn = 1\\n[[s]]\\nn = 2', "s.n", 1)
+    4
     """
     wanted = dotted.split(".")
     table: list[str] = []
-    best, depth = 1, 0
+    best, depth, left = 1, 0, nth
     for number, line in enumerate(text.splitlines(), 1):
         if header := re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]\]?", line):
             table = [part.strip().strip("\"'") for part in header[1].split(".")]
             here = table
+            if depth > 0 and left > 0 and table == wanted[:1]:
+                depth, left = 0, left - 1
         elif key := re.match(r"\s*([\w\-.\"']+)\s*=", line):
             here = table + [part.strip("\"'") for part in key[1].split(".")]
         else:

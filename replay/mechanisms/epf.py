@@ -4,7 +4,8 @@ By the rules of KVM's asynchronous page faults (virt/kvm/async_pf.c, Documentati
 
 - only faults that wait for I/O: swap-in, file, userfaultfd. First-touch zero fill never is asynchronous: 0;
   nor is a device that is read synchronously (zram);
-- only in user mode: where the recording says that the guest was in kernel mode, the vCPU halts as before;
+- only in user mode: where the recording says that the guest was in kernel mode, the vCPU halts as before
+  (`mode=any`: a guest that takes them there too, KVM_ASYNC_PF_SEND_ALWAYS);
 - at most 64 outstanding per vCPU, one more waits; a repeated fault on a page that is on its way waits;
 - page-ready events of a vCPU come one after another.
 
@@ -32,7 +33,7 @@ __all__ = ["MECHANISM"]
 
 OUTSTANDING_PER_VCPU: Final = 64  # ASYNC_PF_PER_VCPU of KVM
 # m.par
-RUNNABLE, OVERHEAD, READY_NS = range(3)
+RUNNABLE, OVERHEAD, READY_NS, HALTS = range(4)  # HALTS: the bits of an event for which the vCPU halts
 # m.ints: the use of a backed page that may turn out to wait for a device; then, by mechanism, the time of
 # such waits that is known already; then the lanes.
 PENDING, PENDING_PAGE, PENDING_LANE, PENDING_START, KNOWN = range(5)
@@ -116,7 +117,7 @@ def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
     """Note a use that may be made to wait: what was taken away comes back after this hook."""
     close(s, m)
     at_once = w & C_SWAPPED != 0 and w & C_READ_AT_ONCE != 0
-    if w & B_BACKED and e.op in (ev.FAULT, ev.ACCESSED) and not e.bits & ev.IN_KERNEL and not at_once:
+    if w & B_BACKED and e.op in (ev.FAULT, ev.ACCESSED) and not e.bits & int(m.par[HALTS]) and not at_once:
         m.ints[PENDING] = 1
         m.ints[PENDING_PAGE] = e.page
         m.ints[PENDING_LANE] = e.lane
@@ -140,8 +141,8 @@ def fetch(page: int, m: Own) -> None:
 
 @hot
 def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
-    """Overlap a recorded wait of the guest in user mode."""
-    waits = e.bits & (ev.MAJOR | ev.ON_HOST | ev.IN_KERNEL) == ev.MAJOR
+    """Overlap a recorded wait of the guest in a mode in which it takes part."""
+    waits = e.bits & (ev.MAJOR | ev.ON_HOST | int(m.par[HALTS])) == ev.MAJOR
     if verdict != KEPT or not waits:
         return w, verdict, service
     ns = service_of(m, e.page, e.lane, e.start, service)
@@ -164,7 +165,12 @@ def setup(context: Context) -> Setup:
     )
     lanes = len(context.timeline.lanes.vm)
     return Setup(
-        par=[runnable, round(inject + 2 * switch + ready), ready],
+        par=[
+            runnable,
+            round(inject + 2 * switch + ready),
+            ready,
+            ev.IN_KERNEL if context.text("mode") == "user" else 0,
+        ],
         ints=np.zeros(LANES + lanes * LANE_WORDS, np.int64),
     )
 
@@ -207,6 +213,7 @@ MECHANISM = Mechanism(
             low=0,
             required=True,
         ),
+        Param("mode", "user", "where the guest takes part: user mode only, or any", choices=("user", "any")),
     ),
     page_words=WORDS,
     fetch=fetch,

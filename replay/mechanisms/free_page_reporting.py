@@ -192,7 +192,9 @@ MECHANISM = Mechanism(
         Param("delay_s", 2.0, "how long a block is free before it is reported", unit="s", low=0),
         Param("batch", 32, "blocks in a report", low=1, high=511),
         Param("from_mib", 16.0, "guest memory below is not reported", unit="MiB", low=0),
-        Param("pcp_pages", 0, "pages that the guest's CPUs hold back on their free lists", "pages", low=0),
+        Param(
+            "pcp_pages", 0, "pages that the guest's CPUs hold back on their free lists", "pages", 0, 1 << 24
+        ),
         Param("discard", "now", "MADV_DONTNEED (now) or MADV_FREE (lazily)", choices=("now", "lazily")),
     ),
     page_words=FREE_WORDS,

@@ -7,6 +7,10 @@ A host-only trace cannot tell a zeroing write from any other: there the saving l
 first touches by writes, and the value shown is that upper end. With guest events it is exact for
 pages whose allocation the trace holds: a fault on a page that is free was made by zeroing it, and the page is
 used from its page_alloc on.
+
+Of what it is told: all of memory, that of boot, or what was hot-added (by the memslots), and of these only
+`ranges` (`tracekit.replay.told`). A guest without a shared page of zeros (`zero_page=none`: Windows) gives
+out pages that may only ever be read: the high end is that none of what was put off is ever written.
 """
 
 from __future__ import annotations
@@ -45,15 +49,17 @@ from tracekit.replay.pages import (
     back,
     gfn_of,
 )
+from tracekit.replay.told import MEMORY, told_ranges
 
 __all__ = ["MECHANISM"]
 
 # m.par
 UNKNOWN_IS_ZEROING = 0  # treat a write of unknown purpose as zeroing
 UNTIL = 1  # ns: only first touches before this (boot)
-FROM_GFN, TO_GFN = 2, 3
-# m.ints: whether the last fault was spared, and that fault; so each page's word: its ns * LEVELS + its level
-SPARED, PUT_OFF = 0, 1
+NEVER_WRITTEN = 2  # what was put off never happens
+# m.ints: whether the last fault was spared, and that fault; so each page's word: its ns * LEVELS + its level;
+# then how many ranges there are (0 = all of memory), and each: VM, first gfn, past the last
+SPARED, PUT_OFF, RANGES, RANGE_WORDS = 0, 1, 2, 3
 
 
 @hot
@@ -61,8 +67,15 @@ def in_scope(s: World, e: Event, m: Own) -> bool:
     """Say whether the event is in the time and the range that the guest was told about."""
     if e.start > m.par[UNTIL]:
         return False
-    gfn = gfn_of(s, e.page) & ((1 << VM_SHIFT) - 1)
-    return bool(m.par[FROM_GFN] <= gfn < m.par[TO_GFN])
+    if m.ints[RANGES] == 0:
+        return True
+    where = gfn_of(s, e.page)
+    vm, gfn = where >> VM_SHIFT, where & ((1 << VM_SHIFT) - 1)
+    for k in range(m.ints[RANGES]):
+        at = RANGES + 1 + k * RANGE_WORDS
+        if m.ints[at] == vm and m.ints[at + 1] <= gfn < m.ints[at + 2]:
+            return True
+    return False
 
 
 @hot
@@ -132,6 +145,8 @@ def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
         # The guest zeroed a page that came zeroed from the host and that nothing had used in between.
         count(s, me, ZEROING_SPARED, 1)
         w &= ~ZERO_KNOWN
+    if w & C_DEFERRED and m.par[NEVER_WRITTEN] != 0:
+        return w & ~(C_DEFERRED | B_BACKED)  # as if nothing had ever touched it
     if w & C_DEFERRED and w & B_BACKED and (not w & C_BACKED or w & C_UNMAPPED):
         ns, level = int(m.page[e.page] // ev.LEVELS), int(m.page[e.page] % ev.LEVELS)
         add_fault(s, e.lane, me, DEFERRED, ev.EPT * ev.LEVELS + level, ns)
@@ -159,14 +174,14 @@ def setup(context: Context) -> Setup:
     guest = context.survey.guest_events
     unknown = context.hypothesis == "high" or (context.hypothesis == "point" and not guest)
     until = context.number("until_ms") * 1e6
+    told = told_ranges(context.timeline, context.text("memory"), context.text("ranges"))
     return Setup(
         par=[
             float(unknown),
             until if until > 0 else float(np.iinfo(np.int64).max),
-            context.number("from_gfn"),
-            context.number("to_gfn") or float(np.iinfo(np.int64).max),
+            float(context.text("zero_page") == "none" and context.hypothesis == "high"),
         ],
-        ints=np.zeros(2, np.int64),
+        ints=np.concatenate([[0, 0, len(told)], told.ravel()]),
     )
 
 
@@ -179,8 +194,8 @@ def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[st
 
 
 def label(context: Context) -> str:
-    """Host-only traces bound it."""
-    return "bounded"
+    """Host-only traces bound it; where swiotlb is, is a guess."""
+    return "assumed" if "swiotlb" in context.text("ranges") else "bounded"
 
 
 def calm(context: Context) -> Mapping[int, int]:
@@ -194,8 +209,14 @@ MECHANISM = Mechanism(
     stage=Stage.SPARE,
     params=(
         Param("until_ms", 0.0, "only first touches before this time (0 = the whole trace)", unit="ms", low=0),
-        Param("from_gfn", 0, "first gfn the guest was told is zero", low=0),
-        Param("to_gfn", 0, "past the last such gfn (0 = all of memory)", low=0),
+        Param("memory", "all", "which memory the guest is told is zero, by the memslots", choices=MEMORY),
+        Param("ranges", "", "only these gfns of it, FIRST-END/…; or swiotlb (Linux at boot)"),
+        Param(
+            "zero_page",
+            "shared",
+            "what the guest maps where memory is only read: one page of zeros (Linux), or none (Windows)",
+            choices=("shared", "none"),
+        ),
     ),
     page_words=1,
     fetch=fetch,

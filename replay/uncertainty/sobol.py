@@ -64,6 +64,10 @@ def sobol(
         raise UsageError(f"Sobol needs a power of two of points, not {n}", hint=f"n = {1 << n.bit_length()}")
     if d == 0:
         return []
+    if d == 1:
+        raise UsageError(
+            "Sobol shares a variance among parameters: one alone has all of it", hint="--tornado"
+        )
     points = qmc.Sobol(2 * d, rng=rng).random(n)
     a, b = points[:, :d], points[:, d:]
     mixed = [np.where(np.arange(d) == i, b, a) for i in range(d)]

@@ -16,6 +16,7 @@ from tracekit.errors import TracekitError, UsageError
 from tracekit.replay import load_profile, load_scenarios, parse_scenario, read_scenarios
 from tracekit.replay.costs import COSTS
 from tracekit.replay.result import ROWS
+from tracekit.replay.scenarios import with_parameters
 from tracekit.trace import Meta, TraceWriter
 from tracekit.trace.batch import events_batch
 
@@ -30,6 +31,10 @@ from tracekit.trace.batch import events_batch
         ("hot_hint,policy=orcale", "hot_hint.policy cannot be orcale", "oracle"),
         ("hot_hint,lead_ms=soon", "lead_ms must be a number", ""),
         ("hot_hint,lead_ms=-1", "lead_ms must be at least 0", ""),
+        ("hot_hint,lead_ms=nan", "lead_ms must be a number", ""),
+        ("swap,limit_mib=inf", "limit_mib must be a number", ""),
+        ("hot_hint,lead_ms=1e13", "lead_ms must be a number", ""),  # 317 years do not fit into 64 bits of ns
+        ("balloon,interval_s=1e10", "interval_s must be a number", ""),
         ("hot_hint,n=1.5", "n must be a whole number", ""),
         ("hot_hint,batch=512", "at most 511", ""),
         ("hot_hint,lead_ms", "name=value", ""),
@@ -71,6 +76,12 @@ def test_scenario_files(tmp_path: Path) -> None:
         ("[zeroing]\n\n[hugepage]\n", "line 3: no mechanism called hugepage"),
         ("[hot_hint]\n# a comment\npolicy = 'orcale'\n", "line 3: hot_hint.policy cannot be orcale"),
         ("zeroing = true\n", "line 1: zeroing must be a table"),
+        ("[swap]\nlimit_mib = true\n", "line 2: swap.limit_mib must be a number"),
+        ("[swap]\nlimit_mib = inf\n", "line 2: swap.limit_mib must be a number"),
+        ("[zeroing]\n[epf]\n", "line 2: epf needs runnable"),
+        ("[[scenario]]\n[scenario.swap]\nlimit_mib = 5\n" * 2 + "reclaim = 'no'\n", "line 7: swap.reclaim"),
+        ("[[scenario]]\n[scenario.swap]\nlimit_mib = 5\n" * 2 + "[scenario.zero]", "line 7: no mechanism"),
+        ("[[scenario]]\nzeroing = {}\n[[scenario]]\nzeroing = {a = 1}\n", "line 4: zeroing has no parameter"),
         ("x = " + "[" * 50_000 + "]" * 50_000, "recursion"),
         ("x = " + "9" * 6000, "digits"),
     ],
@@ -213,3 +224,39 @@ def test_what_a_scenario_needs_may_come_from_a_setting(tmp_path: Path) -> None:
     assert (table.params["epf"]["runnable"], table.params["hot_hint"]["lead_ms"]) == (4, 7.0)
     with pytest.raises(UsageError, match="needs runnable"):
         read_scenarios([str(file)])
+
+
+def test_a_value_set_anew_stands_alone_in_the_name() -> None:
+    (one,) = read_scenarios(["epf,runnable=10"], settings={"runnable": "1"})
+    assert (one.name, one.params["epf"]["runnable"]) == ("epf,runnable=1", 1)
+    (same,) = read_scenarios(["epf,runnable=10"], settings={"epf.runnable": "1"})
+    assert (same.name, same.params["epf"]["runnable"]) == ("epf,epf.runnable=1", 1)
+    # Of two mechanisms with a parameter of one name, the other one's stays.
+    both = "prealloc+hot_hint,prealloc.via=pre_fault,hot_hint.via=pre_fault"
+    (two,) = read_scenarios([both], settings={"hot_hint.via": "populate"})
+    assert (two.params["prealloc"]["via"], two.params["hot_hint"]["via"]) == ("pre_fault", "populate")
+    assert with_parameters(one, {"runnable": 3.0}).name == "epf,runnable=3"
+
+
+def test_a_name_never_speaks_of_another_number_of_threads(tmp_path: Path) -> None:
+    file = tmp_path / "s.toml"
+    file.write_text('name = "mine,runnable=10"\n[epf]\nrunnable = 1\n')
+    (one,) = load_scenarios(file)
+    assert one.name == "mine,runnable=10,epf.runnable=1"
+
+
+def test_an_existing_result_stops_the_command_before_any_work(tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    out.write_text("precious")
+    for command in (["replay"], ["sweep", "--vary", "lead_ms=1:2", "-s", "hot_hint"]):
+        with pytest.raises(UsageError, match="exists already"):  # not: no trace there
+            CliRunner().invoke(
+                app, [*command, str(tmp_path / "no.trace"), "-o", str(out)], catch_exceptions=False
+            )
+
+
+def test_a_scenario_given_twice_is_refused_by_the_command_too(trace: Path) -> None:
+    with pytest.raises(UsageError, match="given twice: zeroing"):
+        CliRunner().invoke(
+            app, ["replay", str(trace), "-s", "zeroing", "-s", "zeroing"], catch_exceptions=False
+        )

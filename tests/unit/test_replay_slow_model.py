@@ -191,13 +191,13 @@ def random_trace(rng: Random) -> Tiny:
 
 SINGLE = (
     "baseline",
-    "zeroing", "zeroing,until_ms=0.2", "zeroing,from_gfn=3,to_gfn=510", "zeroing_after_reuse",
+    "zeroing", "zeroing,until_ms=0.2", "zeroing,ranges=3-510/1024-2048", "zeroing_after_reuse",
     "hot_hint,lead_ms=0.02", "hot_hint,lead_ms=0.004,via=pre_fault",
     "hot_hint,lead_ms=0.02,batch=2,workers=3",
     "hot_hint,policy=stride,n=2", "hot_hint,policy=on_alloc", "hot_hint,policy=recorded,via=pre_fault",
     "hugepages", "hugepages,size=1g",
     "prealloc", "prealloc,via=pre_fault", "prealloc,size=2m", "prealloc,size=1g",
-    "epf,runnable=0", "epf,runnable=1", "epf,runnable=3",
+    "epf,runnable=0", "epf,runnable=1", "epf,runnable=3", "epf,runnable=2,mode=any",
     "cold_hint,order=0,delay_ms=0.03", "cold_hint,order=2,delay_ms=0.02", "cold_hint,delay_ms=0.02",
     "cold_hint,policy=idle,idle_s=0.00005,scan_ms=0", "cold_hint,policy=recorded", "cold_hint,policy=oracle",
     "free_page_reporting,from_mib=0,order=1,delay_s=0.00004",

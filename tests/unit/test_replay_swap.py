@@ -180,3 +180,13 @@ def test_recorded_faults_are_neither_lost_nor_saved_by_swapping(without: str) ->
     both, alone = found(rows, f"{without}+swap,limit_mib={3 * PAGE}"), found(rows, without)
     # Swapping only adds: what the other one saves stays saved.
     assert both["faults"]["saved"] + -both["refaults"]["saved"] == alone["faults"]["saved"]
+
+
+def test_a_trace_in_which_no_vcpu_did_anything_has_memory_only() -> None:
+    # Two pages that the host brought in, then both sampled; room for one: two swap-ins, on nobody's path.
+    rows = [{"us": 10 * k, "kind": "swap_in", "gfn": k} for k in (1, 2)]
+    rows += [{"us": 10 * k + 20, "kind": "access", "gfn": k, "arg": 1} for k in (1, 2)]
+    row = found(rows, f"swap,limit_mib={PAGE}")
+    assert row["refaults"]["saved"] == -2
+    assert row["resident_peak"]["saved"] == PAGE_BYTES
+    assert "critical_path" not in row

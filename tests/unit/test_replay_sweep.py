@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
@@ -10,10 +12,11 @@ from typer.testing import CliRunner
 
 from tests.unit.replay_kit import Tiny, costs, fault, metrics, replayed
 from tracekit.cli.app import app
+from tracekit.cli.output import stderr
 from tracekit.errors import UsageError
 from tracekit.replay import parse_scenario
 from tracekit.replay.running import Room
-from tracekit.replay.sweeping import Sweep
+from tracekit.replay.sweeping import Sweep, scenario_to_vary
 from tracekit.replay.uncertainty import parse_variations
 from tracekit.report.study import load_result
 from tracekit.trace import Meta, TraceWriter
@@ -75,6 +78,54 @@ def test_an_unknown_parameter_or_metric_is_said() -> None:
         sweep(spaced(), "hot_hint", "leed_ms=1:2").grid()
     with pytest.raises(UsageError, match="no metric stal"):
         sweep(spaced(), "hot_hint", "lead_ms=1:2", metric="stal").tornado()
+    with pytest.raises(UsageError, match="no metric stal"):
+        sweep(spaced(), "hot_hint", "lead_ms=1,2", metric="stal").grid()
+
+
+def test_what_is_varied_need_not_be_given_and_says_so_once() -> None:
+    vary = parse_variations(["runnable=0:4:3"])
+    assert scenario_to_vary("epf", vary, {}).name == "epf,runnable=0.0"
+    assert scenario_to_vary("epf,runnable=2", vary, {}).name == "epf,runnable=2"
+    with pytest.raises(UsageError, match="needs runnable"):
+        scenario_to_vary("epf+hot_hint", parse_variations(["lead_ms=1:2"]), {})
+    grid = sweep(spaced(), "epf,runnable=2", "runnable=0:4:3").grid()
+    names = grid.rows["scenario"].unique(maintain_order=True).to_list()
+    assert names == ["epf,runnable=0", "epf,runnable=2", "epf,runnable=4"]
+
+
+def test_the_tornado_says_which_range_leaves_the_scenarios_own_value_out() -> None:
+    inside, outside = "lead_ms=1:20", "workers=2:4"
+    (note,) = sweep(spaced(), "hot_hint", inside, outside).outside()
+    assert note.startswith("workers = 1 of the scenario is outside of the range: 3")
+
+
+def test_the_commands_questions_and_their_mistakes(tmp_path: Path) -> None:
+    with TraceWriter(tmp_path / "a.trace", Meta(source="synthetic", start_ns=1_000)) as writer:
+        faults = {"kind": "ept_violation", "vcpu": 0, "level": 1, "latency_ns": 4_000}
+        writer.append(events_batch(ts_ns=[11_000, 31_000, 61_000], gfn=[1, 2, 3], **faults))
+    base = ["sweep", str(tmp_path / "a.trace"), "-s", "hot_hint", "--vary", "lead_ms=0:0.01:3"]
+
+    def said(*more: str) -> str:
+        done = CliRunner().invoke(app, [*base, *more], catch_exceptions=False)
+        assert done.exit_code == 0
+        return done.stdout
+
+    assert "by chance alone" in said("--bootstrap", "99")
+    assert "workers" in said("--vary", "workers=1:4", "--tornado", "--open-loop", "--set", "batch=8")
+    assert "hot_hint,lead_ms=0.01" in said("--phase", "most=0:0.00004", "--metric", "stall:most")
+    for wrong, message in (
+        (["--tornado", "--break-even"], "one|questions of their own"),
+        (["--sobol", "8"], "one alone has all of it"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            said(*wrong)
+
+
+def test_a_range_in_a_hint_is_no_picture() -> None:
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        stderr().print("1:100:log", markup=False)
+    assert said.getvalue() == "1:100:log\n"
 
 
 @pytest.mark.parametrize(("answer", "table"), [("--tornado", "swings"), ("--break-even", "crossings")])

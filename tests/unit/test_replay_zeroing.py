@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import polars as pl
 import pytest
 
 from tests.unit.replay_kit import (
@@ -16,6 +17,7 @@ from tests.unit.replay_kit import (
     replayed,
     saved,
 )
+from tracekit.errors import UsageError
 from tracekit.trace.schema import FLAG_KERNEL, PAGE_BYTES
 
 MIB = 1 << 20
@@ -94,5 +96,48 @@ def test_zeroing_keeps_to_its_time_and_range() -> None:
     rows = [fault(10, 1), fault(30, 2), fault(50, 3)]
     # Starts are 6, 26 and 46 us: only the first is before 20 us.
     assert saved(Tiny(rows), "zeroing,until_ms=0.02", "faults") == 1
-    assert saved(Tiny(rows), "zeroing,from_gfn=2,to_gfn=3", "faults") == 1
-    assert saved(Tiny(rows), "zeroing,from_gfn=2", "faults") == 2
+    assert saved(Tiny(rows), "zeroing,ranges=2-3", "faults") == 1
+    assert saved(Tiny(rows), "zeroing,ranges=0x1-0x2/3-9", "faults") == 2
+    assert saved(Tiny(rows), "zeroing,ranges=5-9", "faults") == 0
+    for wrong in ("ranges=5", "ranges=9-5", "ranges=a-b", "ranges=1-2/", "memory=hot_add"):
+        with pytest.raises(UsageError, match=r"FIRST-END|no hot-added memory"):
+            saved(Tiny(rows), f"zeroing,{wrong}", "faults")
+
+
+class HotAdded(Tiny):
+    """Pages 0 to 15 of boot; the VMM puts 8 to 15 in anew, and adds 16 to 31, two seconds later."""
+
+    @property
+    def memslots(self) -> pl.DataFrame:
+        (boot,) = super().memslots.to_dicts()
+        boot |= {"size_bytes": 16 * PAGE_BYTES, "from_ns": self.start_ns}
+        late = self.start_ns + 2 * 10**9
+        again = boot | {"slot": 1, "gpa": 8 * PAGE_BYTES, "size_bytes": 24 * PAGE_BYTES, "from_ns": late}
+        return pl.DataFrame([boot, again], schema=super().memslots.schema)
+
+
+def test_boot_memory_and_hot_added_memory_are_told_apart_by_the_memslots() -> None:
+    # Three pages of boot, one of which the later memslot holds too; two that were added.
+    trace = HotAdded([fault(10 * k, gfn) for k, gfn in enumerate((1, 2, 9, 16, 31), 1)])
+    assert saved(trace, "zeroing,memory=boot", "faults") == 3
+    assert saved(trace, "zeroing,memory=hot_add", "faults") == 2
+    assert saved(trace, "zeroing,memory=boot,ranges=2-17", "faults") == 2
+    assert saved(trace, "zeroing,memory=hot_add,ranges=2-17", "faults") == 1
+
+
+def test_swiotlb_is_taken_to_be_the_64_mib_below_the_top_of_low_memory() -> None:
+    # 1 GiB: gfns 0 to 262143, so swiotlb is 245760 to 262143; 5 GiB: 1032192 to 1048575, below 4 GiB.
+    rows = [fault(10 * k, gfn) for k, gfn in enumerate((1, 245_759, 245_760, 262_143, 1_048_575), 1)]
+    small = figure(Tiny(rows[:4], memory_pages=1 << 18), "zeroing,ranges=swiotlb", "faults")
+    assert (small["low"], small["saved"], small["label"]) == (0, 2, "assumed")
+    assert saved(Tiny(rows, memory_pages=5 << 18), "zeroing,ranges=swiotlb", "faults") == 1
+
+
+def test_a_guest_without_a_page_of_zeros_may_never_write_what_it_gave_out() -> None:
+    rows = [free(1, 1), fault(20, 1, 4), alloc(50, 1, zeroed=True)]
+    four, none = costs(ept_4k=4_000), "zeroing,zero_page=none"
+    found = metrics(replayed(Tiny(rows), none, profile=four), none)
+    # Put off by 30 us and then as recorded: nothing is saved; if it is only ever read, 4 us are.
+    assert (found["stall"]["saved"], found["stall"]["high"]) == (0, 4_000)
+    shared = figure(Tiny(rows), "zeroing", "stall", profile=four)
+    assert (shared["saved"], shared["high"]) == (0, 0)

@@ -42,7 +42,7 @@ def fleet(
         bool, typer.Option("--open-loop", help="Keep every event at its recorded time.")
     ] = False,
     by_class: Annotated[bool, typer.Option("--by-class", help="Sum up each class of VMs (folder).")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of whatever is drawn at random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of whatever is drawn at random.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Replay many traces through many scenarios; go on where an earlier run stopped."""

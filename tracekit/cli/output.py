@@ -11,21 +11,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["inert", "next_command", "print_json", "quoted", "stderr", "stdout"]
+__all__ = ["inert", "next_command", "print_json", "quoted", "refuse_existing", "stderr", "stdout"]
 
 
 def stdout() -> Console:
     """Return the console for data (rich honours NO_COLOR and drops colour when it is not a terminal)."""
     from rich.console import Console
 
-    return Console(file=sys.stdout, soft_wrap=False)
+    # Without emoji: a range 1:100:log is not to become a picture.
+    return Console(file=sys.stdout, soft_wrap=False, emoji=False)
 
 
 def stderr() -> Console:
     """Return the console for talk: progress, warnings, the next command to type."""
     from rich.console import Console
 
-    return Console(file=sys.stderr)
+    return Console(file=sys.stderr, emoji=False)
 
 
 def inert(text: str) -> str:
@@ -44,6 +45,14 @@ def quoted(path: Path | str) -> str:
     "'my x.trace'"
     """
     return shlex.quote(inert(str(path)))
+
+
+def refuse_existing(path: Path | None, *, force: bool) -> None:
+    """Raise UsageError for a result file that exists already, before any work is done for it."""
+    from tracekit.errors import UsageError
+
+    if path is not None and path.exists() and not force:
+        raise UsageError(f"{path} exists already", hint="-f to overwrite, or another -o")
 
 
 def print_json(value: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tracekit.cli.output import next_command, print_json, quoted, stderr, stdout
+from tracekit.cli.output import next_command, print_json, quoted, refuse_existing, stderr, stdout
 
 __all__ = ["replay"]
 
@@ -48,7 +48,7 @@ def replay(
     bootstrap: Annotated[
         int, typer.Option(metavar="N", min=0, help="Confidence intervals from N resamples (0 = none).")
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of whatever is drawn at random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of whatever is drawn at random.")] = 0,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Scenarios replayed at a time.")] = 1,
     every: Annotated[
         bool, typer.Option("--all", help="Show every metric, not the leading ones only.")
@@ -62,6 +62,7 @@ def replay(
     from tracekit.replay.scenarios import parse_settings
     from tracekit.trace import open_trace
 
+    refuse_existing(output, force=force)
     chosen = read_scenarios(scenario or [], settings=parse_settings(set_ or []))
     room = Room.of(
         open_trace(trace), profile=profile, seed=seed, closed_loop=not open_loop, phases=phase or []

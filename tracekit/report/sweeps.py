@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 from rich.console import RenderableType
@@ -16,7 +16,7 @@ from tracekit.report.units import human, human_interval
 if TYPE_CHECKING:
     from tracekit.replay.uncertainty import Sensitivity, Share
 
-__all__ = ["grid_table", "sobol_table", "tornado_table"]
+__all__ = ["curve_table", "grid_table", "sobol_table", "tornado_table"]
 
 
 def _table(*columns: str) -> Table:
@@ -63,5 +63,20 @@ def sobol_table(found: Sequence[Share]) -> RenderableType:
             f"[{first.low:.2f}, {first.high:.2f}]",
             f"{one.total:.2f}",
             f"[{total.low:.2f}, {total.high:.2f}]",
+        )
+    return table
+
+
+def curve_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Return one line per memory limit: swap-ins, and the share of all uses that they and first uses are."""
+    table = _table("limit", "swap-ins", "miss ratio", "[low, high]", "label")
+    for row in rows:
+        ends = "exact for LRU" if row["band"] == "exact" else f"[{row['low']:.3f}, {row['high']:.3f}]"
+        table.add_row(
+            human(row["resident_bytes"], "bytes"),
+            f"{row['swap_ins']:,}",
+            f"{row['miss_ratio']:.3f}",
+            ends,
+            row["label"],
         )
     return table

@@ -86,6 +86,8 @@ def _count(  # noqa: PLR0917  a compiled loop takes its columns one by one
         if kinds[i] != code or not known[i] or flags[i] & FLAG_PRESENT:
             continue
         page = gfn[i] - grid.first_gfn
+        if not 0 <= page < grid.pages:  # beyond what x86-64 can address: a damaged or hostile row
+            continue
         cell = page // grid.step_gfn * grid.time_bins + (ts[i] - grid.start_ns) // grid.step_ns
         every[cell] += pages[i]
         at = vm[i] * grid.pages + page

@@ -14,8 +14,9 @@ class Zeroing(Mechanism):
         self.late: dict[Page, tuple[int, list[Page]]] = {}
 
     def fault(self, e: Step, page: Page, verdict: str, service: int) -> tuple[str, int]:
-        until, last = self.params["until_ms"] * 1e6, self.params["to_gfn"]
-        inside = page.gfn >= self.params["from_gfn"] and (not last or page.gfn < last)
+        until = self.params["until_ms"] * 1e6
+        told = [one.split("-") for one in self.params["ranges"].split("/") if one]
+        inside = not told or any(int(first) <= page.gfn < int(end) for first, end in told)
         if not e.guest_write or page.there or page.seen or (until and e.start > until) or not inside:
             return verdict, service
         self.w.count(self.name, "candidates", len(e.pages))

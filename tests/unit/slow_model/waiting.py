@@ -46,7 +46,10 @@ class Epf(Mechanism):
 
     def look(self, e: Step, page: Page) -> None:
         at_once = page.on_device and page.read_at_once
-        self.may_wait = page.there and e.what in ("fault", "access") and not e.kernel and not at_once
+        self.may_wait = page.there and e.what in ("fault", "access") and self.takes_part(e) and not at_once
+
+    def takes_part(self, e: Step) -> bool:
+        return not e.kernel or self.params["mode"] == "any"
 
     def after(self, e: Step, page: Page, added: list[list[Any]]) -> None:
         if not self.may_wait:
@@ -65,7 +68,7 @@ class Epf(Mechanism):
                 self.w.advance(e.lane, e.vm, wait - service)
 
     def fault(self, e: Step, page: Page, verdict: str, service: int) -> tuple[str, int]:
-        if verdict != "kept" or not e.major or e.on_host or e.kernel:
+        if verdict != "kept" or not e.major or e.on_host or not self.takes_part(e):
             return verdict, service
         found = self.overlapped(page, e.lane, e.start, service)
         return (verdict, service) if found is None else ("overlapped", found)
