@@ -156,6 +156,16 @@ class Timeline:
         host = getattr(self.trace.meta, "host", None) or {}
         return 8 if host.get("mmu_mode") == "shadow" else 1
 
+    @property
+    def not_by_the_guest(self) -> int:
+        """The bit of a fault that says that the guest's own code did not make it.
+
+        That a VMM thread took it; where the guest is emulated (TCG) its code runs in such threads, and only
+        what the kernel did on their behalf is known not to be its.
+        """
+        host = getattr(self.trace.meta, "host", None) or {}
+        return ev.IN_KERNEL if host.get("mmu_mode") == "tcg" else ev.ON_HOST
+
     def __iter__(self) -> Iterator[Columns]:
         """Yield the columns of one batch after another, in time order."""
         first_pass = self._passes == 0

@@ -9,8 +9,9 @@ Policies:
   took). Needs access samples. A sample says only that the page was used within its period (`scan_ms`), so
   the figures are run for both ends: an idle time is known to +- one period (docs/miss-ratio.md).
 - `recorded`: the cold hints that the guest really gave, as if the host had followed them at once.
-- `oracle`: every page goes at its last recorded use, and none ever comes back: the upper bound. Uses of
-  mapped pages that nothing sampled are not in the trace, so the lower bound is nothing.
+- `oracle`: every page goes at its last recorded use, and none ever comes back: the upper bound of what can
+  be taken without a refault (a policy that takes pages between uses too may save more, and pays for it). Uses
+  of mapped pages that nothing sampled are not in the trace, so the lower bound is nothing.
 """
 
 from __future__ import annotations

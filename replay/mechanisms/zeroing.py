@@ -57,6 +57,7 @@ __all__ = ["MECHANISM"]
 UNKNOWN_IS_ZEROING = 0  # treat a write of unknown purpose as zeroing
 UNTIL = 1  # ns: only first touches before this (boot)
 NEVER_WRITTEN = 2  # what was put off never happens
+NOT_BY_GUEST = 3  # the bit of a fault that the guest did not make
 # m.ints: whether the last fault was spared, and that fault; so each page's word: its ns * LEVELS + its level;
 # then how many ranges there are (0 = all of memory), and each: VM, first gfn, past the last
 SPARED, PUT_OFF, RANGES, RANGE_WORDS = 0, 1, 2, 3
@@ -90,7 +91,7 @@ def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: in
     m.ints[SPARED] = 0
     # A page read back from a device has content; one that a VMM thread or the kernel fills (DMA) the guest
     # did not zero.
-    if e.bits & (ev.WRITE | ev.MAJOR | ev.ON_HOST) != ev.WRITE:
+    if e.bits & (ev.WRITE | ev.MAJOR | int(m.par[NOT_BY_GUEST])) != ev.WRITE:
         return w, verdict, service
     if w & (B_BACKED | SEEN) or not in_scope(s, e, m):
         return w, verdict, service
@@ -180,6 +181,7 @@ def setup(context: Context) -> Setup:
             float(unknown),
             until if until > 0 else float(np.iinfo(np.int64).max),
             float(context.text("zero_page") == "none" and context.hypothesis == "high"),
+            context.timeline.not_by_the_guest,
         ],
         ints=np.concatenate([[0, 0, len(told)], told.ravel()]),
     )

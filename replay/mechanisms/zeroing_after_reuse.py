@@ -27,7 +27,7 @@ from tracekit.replay.pages import B_BACKED, C_BACKED, C_TAKEN, DROPPED, World
 __all__ = ["MECHANISM"]
 
 # m.par
-GUEST_EVENTS, UNKNOWN_IS_ZEROING = range(2)
+GUEST_EVENTS, UNKNOWN_IS_ZEROING, NOT_BY_GUEST = range(3)
 
 
 @hot
@@ -39,7 +39,8 @@ def fresh(w: int) -> bool:
 @hot
 def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
     """Without guest events: a write to a page that was taken may be its zeroing."""
-    if m.par[GUEST_EVENTS] == 0 and e.bits & (ev.WRITE | ev.MAJOR | ev.ON_HOST) == ev.WRITE and fresh(w):
+    others = ev.MAJOR | int(m.par[NOT_BY_GUEST])
+    if m.par[GUEST_EVENTS] == 0 and e.bits & (ev.WRITE | others) == ev.WRITE and fresh(w):
         count(s, me, CANDIDATES, e.pages)
         if m.par[UNKNOWN_IS_ZEROING] != 0:
             count(s, me, ZEROING_SPARED, e.pages)
@@ -57,7 +58,13 @@ def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
 
 def setup(context: Context) -> Setup:
     """Unknown writes count by hypothesis."""
-    return Setup(par=[float(context.survey.guest_events), float(context.hypothesis != "low")])
+    return Setup(
+        par=[
+            float(context.survey.guest_events),
+            float(context.hypothesis != "low"),
+            context.timeline.not_by_the_guest,
+        ]
+    )
 
 
 def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[str, float]]:

@@ -72,6 +72,18 @@ def test_zeroing_leaves_out_what_the_guest_did_not_zero() -> None:
     assert figure(Tiny(again), "zeroing_after_reuse", "zeroed_twice")["baseline"] == PAGE_BYTES
 
 
+def test_what_an_emulated_guest_touches_may_be_its_zeroing() -> None:
+    # Under TCG the guest's code runs in threads of the VMM; what the kernel writes for them is not its work.
+    of_vmm = {"kind": "host_fault", "tid": 7, "latency_ns": 9_000, "access": 2}
+    rows = [
+        {"us": 20, "hva": (1 << 40) + 3 * PAGE_BYTES, **of_vmm},
+        {"us": 30, "hva": (1 << 40) + 4 * PAGE_BYTES, "flags": FLAG_KERNEL, **of_vmm},
+    ]
+    emulated = figure(Tiny(rows, host={"mmu_mode": "tcg"}), "zeroing", "stall")
+    assert (emulated["low"], emulated["saved"], emulated["high"]) == (0, 9_000, 9_000)
+    assert figure(Tiny(rows), "zeroing", "stall")["high"] == 0
+
+
 def test_zeroing_with_guest_events_is_exact() -> None:
     rows = [
         free(1, 1),  # page 1 is free, then touched while free: that was its zeroing ...

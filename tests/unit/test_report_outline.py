@@ -132,6 +132,13 @@ def test_a_fault_on_a_present_entry_is_no_touch() -> None:
     assert Outline(in_memory(batch)).heat["pages"].to_list() == [1]
 
 
+@pytest.mark.parametrize("gfn", [2**64 - 1, 2**63])
+def test_a_fault_beyond_what_can_be_addressed_is_not_written_anywhere(gfn: int) -> None:
+    batch = events_batch(ts_ns=[1, 2], kind="ept_violation", vcpu=0, gfn=[gfn, gfn], level=1)
+    heat = Outline(in_memory(batch)).heat
+    assert heat.filter(pl.col("what") != "discard").is_empty()
+
+
 def test_a_span_too_wide_for_a_page_bitmap_still_draws() -> None:
     batch = events_batch(ts_ns=[1, 2, 3], kind="ept_violation", gfn=[0, 1 << 40, 0])
     heat = Outline(in_memory(batch)).heat
