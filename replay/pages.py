@@ -99,7 +99,10 @@ _STAYS_BACKED: Final = (
 )
 _CALM: Final[Mapping[int, tuple[int, int]]] = {
     **dict.fromkeys(ev.CALM_FAULTS, _STAYS_BACKED),
-    ev.CALM_ALLOC: (GUEST_USED | C_BACKED | GUEST_FREE | ZERO_KNOWN | C_UNMAPPED, GUEST_USED | C_BACKED),
+    ev.CALM_ALLOC: (
+        (GUEST_USED | C_BACKED) | (GUEST_FREE | ZERO_KNOWN | C_UNMAPPED | C_DEFERRED),
+        GUEST_USED | C_BACKED,
+    ),
     ev.CALM_FREE: (GUEST_FREE | GUEST_USED | ZERO_KNOWN, GUEST_FREE),
     ev.CALM_ACCESSED: (C_TAKEN, 0),
 }
