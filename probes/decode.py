@@ -159,7 +159,9 @@ def _transposed(records: np.ndarray, mmu_mode: str) -> dict[str, np.ndarray]:
     wide, narrow32 = np.empty((len(_WIDE), rows), np.uint64), np.empty((3, rows), np.uint32)
     narrow16, narrow8 = np.empty((2, rows), np.uint16), np.empty((4, rows), np.uint8)
     same = np.empty(RECORD.itemsize // 8, np.uint64)
-    transpose.compiled(records, rows, wide, narrow32, narrow16, narrow8, *_decodings(mmu_mode), same)
+    transpose.compiled(
+        records.view(np.uint64), rows, wide, narrow32, narrow16, narrow8, *_decodings(mmu_mode), same
+    )
     out = dict(zip(_WIDE, wide, strict=True))
     out |= zip(("tid", "pages", "flags"), narrow32, strict=True)
     out["vm"], out["vcpu"] = narrow16[0], narrow16[1].view(np.int16)

@@ -34,6 +34,7 @@ from tracekit.replay import load_profile, load_scenarios, parse_scenario, run
 from tracekit.replay.uncertainty.ranges import parse_variation
 from tracekit.trace import Meta, Trace, open_trace, recover
 from tracekit.trace.framing import FrameReader
+from tracekit.trace.loops import plain, quicken
 from tracekit.trace.resync import SalvageReader
 from tracekit.trace.schema import EVENTS, KINDS
 from tracekit.trace.summary import summarise
@@ -245,7 +246,11 @@ def ring(data: bytes) -> None:
     if not len(records):
         return
     mode = ("ept", "npt", "shadow", "none")[how >> 1 & 3]
+    assert quicken(build_first=True)
+    with plain():
+        by_numpy = decode.columns(records, mode)
     out = decode.columns(records, mode)
+    assert all(np.array_equal(out[name], column) for name, column in by_numpy.items())
     table = MemslotTable(_Slots())  # type: ignore[arg-type]
     table.take_from(out)
     pids = [os.getpid(), 4194303]

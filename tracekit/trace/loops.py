@@ -183,6 +183,7 @@ def build(modules: Sequence[str]) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=folder, prefix=name, delete=False) as file:
                 file.write(json.dumps(head).encode() + b"\n" + body)
+                os.fchmod(file.fileno(), 0o644)  # what root compiled serves all
             Path(file.name).replace(folder / name)
             return
 
@@ -237,6 +238,8 @@ def _address(library: ctypes.CDLL, name: str) -> int:
 
 
 def _machine(llvm: Any) -> Any:
+    with contextlib.suppress(RuntimeError):  # llvmlite before 0.45 wants to be told, later ones refuse
+        llvm.initialize()
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     features = llvm.get_host_cpu_features().flatten()
@@ -251,7 +254,7 @@ def _file_name(llvm: Any) -> str:
     """Return a name that changes with the source, the compiler, and the processor."""
     what = [version("numba"), version("llvmlite"), sys.version, llvm.get_host_cpu_name()]
     what.append(llvm.get_host_cpu_features().flatten())
-    for file in sorted({one.function.__code__.co_filename for one in _state.loops.values()}):
+    for file in sorted({__file__, *(one.function.__code__.co_filename for one in _state.loops.values())}):
         what.append(Path(file).read_text())
     return f"loops-{hashlib.sha256(repr(what).encode()).hexdigest()[:24]}.o"
 

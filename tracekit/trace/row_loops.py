@@ -10,6 +10,8 @@ from tracekit.trace.loops import loop
 
 __all__ = ["changed_bits", "changing_bytes", "edges"]
 
+_BLOCK = 64
+
 
 @loop("uint64", "uint64*", "int64", "int64")
 def changed_bits(words: Any, rows: Any, back: Any) -> Any:
@@ -24,19 +26,26 @@ def changed_bits(words: Any, rows: Any, back: Any) -> Any:
 def edges(words: Any, rows: Any, back: Any, least: Any, places: Any, most: Any) -> Any:
     """Find where rows begin or cease to differ by `least` or more from those `back` rows before.
 
-    Returns how many such places there are, or some number above `most`, for which `places` has room; they are
-    counted from row `back`.
+    `least` is a power of two. Returns how many such places there are, or some number above `most`, for which
+    `places` has room; they are counted from row `back`.
     """
     found = 0
     before = (words[back] ^ words[0]) >= least
-    for row in range(back + 1, rows):
-        over = (words[row] ^ words[row - back]) >= least
-        if over != before:
-            if found == most:
-                return most + 1
-            places[found] = row - back
-            found += 1
-            before = over
+    for start in range(back + 1, rows, _BLOCK):
+        end = min(start + _BLOCK, rows)
+        bits = np.uint64(0)
+        for row in range(start, end):
+            bits |= words[row] ^ words[row - back]
+        if bits < least and not before:
+            continue
+        for row in range(start, end):
+            over = (words[row] ^ words[row - back]) >= least
+            if over != before:
+                if found == most:
+                    return most + 1
+                places[found] = row - back
+                found += 1
+                before = over
     return found
 
 

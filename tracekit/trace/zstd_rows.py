@@ -86,12 +86,12 @@ def compress_rows(values: np.ndarray, most: int = _WORTH_IT) -> bytes | None:
     pieces: list[bytes | memoryview] = [_FRAME.pack(_MAGIC, _ONE_SEGMENT, rows * _ROW)]
     pieces += [_header(_RAW, len(start)), start.data]
     pieces += _block(second.data, 1, *_offset(back * _ROW))
-    common, width = _bytes_of(words, low, high).data, high - low
+    common, width, table = _bytes_of(words, low, high).data, high - low, content.reshape(rows, _ROW)
     for run in _runs(back + 1, rows - 1, high, more):
         if run.upto == high:
             changed = common[run.first * width : run.end * width]
         else:
-            changed = _bytes_of(words[run.first : run.end], low, run.upto).data
+            changed = memoryview(table[run.first : run.end, low : run.upto].tobytes())
         pieces += _block(changed, run.end - run.first, _AS_BEFORE, b"\1")
     # A match reaches into the next row as far as no byte changes; there is none behind the last.
     last = content[(rows - 1) * _ROW + low :]
@@ -239,12 +239,17 @@ def _bytes_of(words: np.ndarray, low: int, upto: int) -> np.ndarray:
 
 def _block(literals: memoryview, rows: int, offset: int, bits: bytes) -> list[bytes | memoryview]:
     """Return a block of that many rows: in each some literals, then a match of what does not change."""
-    size = len(literals)
+    before, behind = _around(len(literals), rows, offset, bits)
+    return [before, literals, behind]
+
+
+@lru_cache(maxsize=1024)
+def _around(size: int, rows: int, offset: int, bits: bytes) -> tuple[bytes, bytes]:
+    """Return what stands before and behind the literals of a block; rare runs are mostly of one size."""
     changed = size // rows
     count = bytes((rows,)) if rows < 128 else bytes((128 + (rows >> 8), rows & 255))
     codes = count + bytes((_STATED_ONCE, changed, offset, _ROW - changed - _LEAST_MATCH)) + bits
-    head = _header(_COMPRESSED, 3 + size + len(codes)) + (size << 4 | _LITERALS).to_bytes(3, "little")
-    return [head, literals, codes]
+    return _header(_COMPRESSED, 3 + size + len(codes)) + (size << 4 | _LITERALS).to_bytes(3, "little"), codes
 
 
 def _offset(size: int) -> tuple[int, bytes]:
