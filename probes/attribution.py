@@ -101,7 +101,7 @@ class Attribution:
         if not len(rows):
             return
         pids = list(self._pids())
-        callers, pidfds = out["rip"][rows], out["extra"][rows]
+        callers, pidfds = out["rip"][rows] & np.uint64(0xFFFFFFFF), out["rip"][rows] >> np.uint64(32)
         # A call has up to 64 rows, and a caller makes many: of equal neighbours only the first is looked at.
         new = np.flatnonzero((callers[1:] != callers[:-1]) | (pidfds[1:] != pidfds[:-1])) + 1
         for caller, pidfd in {(int(callers[at]), int(pidfds[at])) for at in (0, *new.tolist())}:

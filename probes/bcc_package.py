@@ -26,7 +26,7 @@ __all__ = ["KERNEL_TREE", "bcc_folder", "compile_program", "load_bcc", "release_
 _FOLDERS: Final = ("/usr/lib/python3/dist-packages/bcc", "/usr/lib/python3.*/site-packages/bcc")
 _INSTALL: Final = "sudo apt-get install python3-bpfcc"
 
-_COMPILER: Final = re.compile(r"^(\w+)-(\w+) r-xp .*/lib(?:LLVM|clang|bcc)[^/]*$", re.MULTILINE)
+_COMPILER: Final = re.compile(r"^(\w+)-(\w+) r-xp .*/lib(?:LLVM|llvmlite|clang|bcc)[^/]*$", re.MULTILINE)
 _MADV_DONTNEED: Final = 4
 
 KERNEL_TREE: Final = Path(__file__).with_name("bpf") / "kernel"
@@ -94,7 +94,7 @@ def compile_program(text: str) -> Any:
 
 
 def release_compiler() -> None:
-    """Give back the memory that compiling took: the code of clang and LLVM, and what the heap has free.
+    """Give back what compiling, or loading compiled loops, took: clang's and LLVM's code, free heap.
 
     It would stay resident for as long as the recording goes on. Code is read again from its file if it should
     run once more.

@@ -15,7 +15,8 @@ class Probe:
     `optional` names tracepoints (category:event) that not every kernel has and the probe can do without;
     the file guards them with HAVE_. `constants` names what the file needs to know of this kernel
     (constants.py) and is refused without. `inside` names tracepoints whose programs, of whichever probe, run
-    whole and at least once between the two time stamps of each latency that this probe measures.
+    whole and at least once between the two time stamps of each latency that this probe measures. `instead_of`
+    names a tracepoint that tells the same and more: the probe is for kernels that lack it.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Probe:
     optional: tuple[str, ...] = ()
     constants: tuple[str, ...] = ()
     inside: tuple[str, ...] = ()
+    instead_of: str = ""
     faults: bool = False  # has on_NAME_minor and on_NAME_major, for the kernel's page-fault counts
 
 
@@ -59,7 +61,7 @@ HOST_PROBES: Final[tuple[Probe, ...]] = (
         ("swap_in", "swap_out"),
         constants=("ITEM_PSWPIN", "ITEM_PSWPOUT", "ITEM_THP_FAULT_ALLOC", "MMU_ADDRESS_IS_GPA"),
     ),
-    Probe("written_out", ("swap_out",)),
+    Probe("written_out", ("swap_out",), instead_of="memcg:count_memcg_events"),
 )
 
 GUEST_PROBES: Final[tuple[Probe, ...]] = (
@@ -78,17 +80,13 @@ GUEST_PROBES: Final[tuple[Probe, ...]] = (
 _SEEN_OTHERWISE: Final = {"ept": "fault_shadow", "npt": "fault_shadow", "shadow": "fault_tdp"}
 
 
-def host_probes(mmu_mode: str, *, counts_swap: bool) -> tuple[Probe, ...]:
+def host_probes(mmu_mode: str) -> tuple[Probe, ...]:
     """Return the probes of a host whose KVM maps memory that way (ept, npt, shadow, none).
 
-    A guest's faults are seen one way with nested paging and another without. `counts_swap`: the kernel
-    tells what it counts for memory cgroups (`memcg:count_memcg_events`), swap-outs among it; where it does
-    not, they are what reclaim writes, and the probe `memcg` is there to be refused by name.
+    A guest's faults are seen one way with nested paging and another without.
 
-    >>> [one.name for one in host_probes("npt", counts_swap=False)][-2:]
-    ['memcg', 'written_out']
+    >>> "fault_shadow" in [one.name for one in host_probes("npt")]
+    False
     """
     left_out = {_SEEN_OTHERWISE[mmu_mode]} if mmu_mode in _SEEN_OTHERWISE else {"fault_shadow", "fault_tdp"}
-    if counts_swap:
-        left_out.add("written_out")
     return tuple(probe for probe in HOST_PROBES if probe.name not in left_out)

@@ -7,11 +7,13 @@ What hardware and kernel encode (EPT exit qualifications, NPT and #PF error code
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
+from tracekit.probes.record_loops import transpose
 from tracekit.probes.wire import HEADER_BYTES, NULLABLE, RECORD, VALID
 from tracekit.trace.batch import events_batch
 from tracekit.trace.schema import (
@@ -24,16 +26,13 @@ from tracekit.trace.schema import (
     KIND_CODE,
     PAGE_BYTES,
 )
+from tracekit.trace.zstd_rows import is_constant
 
 __all__ = ["access_and_flags", "columns", "to_batch"]
 
-assert RECORD.fields is not None
-# Where each field of a record lies, but for the ring's header.
-_FIELDS: Final[dict[str, tuple[np.dtype[Any], int]]] = {
-    name: (RECORD[name], int(RECORD.fields[name][1]))
-    for name in RECORD.names or ()
-    if name not in ("length", "page")
-}
+_WIDE: Final = ("ts_ns", "gfn", "hva", "gva", "latency_ns", "rip", "arg")
+_NARROW: Final = (("tid", "pages"), ("vm", "vcpu", "kind", "level", "flags", "valid"))
+"""The fields of a record behind the ring's header: words of 8 bytes, and words that several share."""
 
 _TRANSPOSED: Final = 2048
 """Records transposed at once: so many stay in the nearest cache while their words are taken in turn."""
@@ -114,51 +113,119 @@ def columns(records: np.ndarray, mmu_mode: str) -> dict[str, np.ndarray]:
     """Turn records (dtype RECORD, n) into contiguous columns of n; `valid` has their validity bits.
 
     Faults get `access` and `flags` from their error code; `gfn` (of a host_fault `hva`) and `pages` become
-    those of the whole page that was mapped, and of a large one `arg` says which gfn (hva) was touched.
+    those of the whole page that was mapped, and of a large one `arg` says which gfn (hva) was touched. Rows
+    come in the order of time.
     """
-    out = _split(records)
-    kind = out["kind"]
-    for code, mode in (
-        (_GUEST_FAULT_KIND, mmu_mode),
-        (_HOST_FAULT_KIND, "host"),
-        (_OWN_FAULT_KIND, "host"),
-    ):
-        rows = _rows(kind == code)
-        if rows is None:
-            continue
-        access, flags = access_and_flags(out["arg"][rows], mode)
-        known = (out["valid"][rows] & VALID["arg"]) != 0
-        if not known.all():
-            access, flags = access * known, flags * known
-        out["access"][rows] = access
-        out["flags"][rows] |= flags
-        out["arg"][rows] = 0
-        out["valid"][rows] &= ~np.uint8(VALID["arg"])
+    if transpose.compiled is not None and len(records):
+        out = _transposed(records, mmu_mode)
+    else:
+        out = _split(records)
+        kind = out["kind"]
+        for code, mode in (
+            (_GUEST_FAULT_KIND, mmu_mode),
+            (_HOST_FAULT_KIND, "host"),
+            (_OWN_FAULT_KIND, "host"),
+        ):
+            rows = _rows(kind == code)
+            if rows is not None:
+                _explain(out, rows, mode)
     _whole_pages(out)
+    _order(out)
     return out
 
 
+def _order(out: dict[str, np.ndarray]) -> None:
+    """Put rows that other CPUs' have overtaken on their way to the ring into the order of time; few move."""
+    ts = out["ts_ns"]
+    if (ts[1:] >= ts[:-1]).all():
+        return
+    # Between two rows nothing moves if all before are no later than all behind.
+    apart = np.maximum.accumulate(ts)[:-1] <= np.minimum.accumulate(ts[::-1])[::-1][1:]
+    moving = np.ones(len(ts), bool)
+    moving[1:-1] = ~(apart[1:] & apart[:-1])
+    moving[0], moving[-1] = not apart[0], not apart[-1]
+    rows = np.flatnonzero(moving)
+    order = rows[np.argsort(ts[rows], kind="stable")]
+    for column in out.values():
+        column[rows] = column[order]
+
+
+def _transposed(records: np.ndarray, mmu_mode: str) -> dict[str, np.ndarray]:
+    """Do what `columns` does for small pages, in one go."""
+    rows = len(records)
+    assert transpose.compiled is not None
+    assert records.dtype == RECORD
+    assert records.flags.c_contiguous
+    wide, narrow32 = np.empty((len(_WIDE), rows), np.uint64), np.empty((3, rows), np.uint32)
+    narrow16, narrow8 = np.empty((2, rows), np.uint16), np.empty((4, rows), np.uint8)
+    same = np.empty(RECORD.itemsize // 8, np.uint64)
+    transpose.compiled(
+        records.view(np.uint64), rows, wide, narrow32, narrow16, narrow8, *_decodings(mmu_mode), same
+    )
+    out = dict(zip(_WIDE, wide, strict=True))
+    out |= zip(("tid", "pages", "flags"), narrow32, strict=True)
+    out["vm"], out["vcpu"] = narrow16[0], narrow16[1].view(np.int16)
+    out |= zip(("kind", "level", "valid", "access"), narrow8, strict=True)
+    return out
+
+
+@cache
+def _decodings(mmu_mode: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return what the loop needs to know of error codes: those of guest faults are 1, of a host's own 2."""
+    by_kind, numbers = np.zeros(256, np.uint8), np.zeros(16, np.uint64)
+    access_of, flags_of = np.zeros(3 * 512, np.uint8), np.zeros(3 * 512, np.uint32)
+    by_kind[_GUEST_FAULT_KIND] = 1
+    by_kind[[_HOST_FAULT_KIND, _OWN_FAULT_KIND]] = 2
+    for how, mode in ((1, mmu_mode), (2, "host")):
+        access, flags = _TABLES.get(mode, _OWN)
+        numbers[how], numbers[8 + how] = len(access) - 1, FLAG_GUEST_WALK if mode == "npt" else 0
+        access_of[512 * how : 512 * how + len(access)] = access
+        flags_of[512 * how : 512 * how + len(flags)] = flags
+    return by_kind, numbers, access_of, flags_of
+
+
+def _explain(out: dict[str, np.ndarray], rows: slice | np.ndarray, mode: str) -> None:
+    """Give rows of faults their `access` and `flags`; their `arg`, the error code, has had its use then."""
+    error, valid = out["arg"][rows], out["valid"][rows]
+    if is_constant(error) and is_constant(valid):
+        error, valid = error[:1], valid[:1]  # mostly, neighbours are faults of one sort
+    access, flags = access_and_flags(error, mode)
+    known = (valid & VALID["arg"]) != 0
+    if not known.all():
+        access, flags = access * known, flags * known
+    out["access"][rows] = access
+    out["flags"][rows] |= flags
+    out["arg"][rows] = 0
+    out["valid"][rows] &= ~np.uint8(VALID["arg"])
+
+
 def _split(records: np.ndarray) -> dict[str, np.ndarray]:
-    """Copy records to one contiguous column a field.
+    """Copy records to one contiguous column a field; there are `access` and wider `flags` too.
 
     All words of 8 bytes are transposed at once, and smaller fields taken out of theirs: copying field by
-    field would read all records again for each.
+    field would read all records again for each. Where a word stays the same, so do its fields.
     """
-    stride = RECORD.itemsize // 8
-    rows = records.view(np.uint64).reshape(len(records), stride)[:, HEADER_BYTES // 8 :]
-    words = np.empty((rows.shape[1], len(records)), np.uint64)
-    for start in range(0, len(records), _TRANSPOSED):
+    count = len(records)
+    rows = records.view(np.uint64).reshape(count, RECORD.itemsize // 8)[:, HEADER_BYTES // 8 :]
+    words = np.empty((rows.shape[1], count), np.uint64)
+    for start in range(0, count, _TRANSPOSED):
         words[:, start : start + _TRANSPOSED] = rows[start : start + _TRANSPOSED].T
-    out = {}
-    for name, (kind, offset) in _FIELDS.items():
-        per_word = 8 // kind.itemsize
-        word = words[(offset - HEADER_BYTES) // 8].view(kind)
-        out[name] = np.ascontiguousarray(word[offset % 8 // kind.itemsize :: per_word])
+    out = dict(zip(_WIDE, words, strict=False))
+    for names, word in zip(_NARROW, words[len(_WIDE) :], strict=True):
+        same = is_constant(word)
+        at = 0
+        for name in names:
+            kind = RECORD[name]
+            field = word.view(kind)[at // kind.itemsize :: 8 // kind.itemsize]
+            out[name] = np.full(count, field[0], kind) if same else np.ascontiguousarray(field)
+            at += kind.itemsize
+    out["flags"] = out["flags"].astype(np.uint32)
+    out["access"] = np.zeros(count, np.uint8)
     return out
 
 
 def to_batch(out: dict[str, np.ndarray]) -> pa.RecordBatch:
-    """Make rows of the event table from `columns`; `extra` has been used up by then and is left out."""
+    """Make rows of the event table from `columns`."""
     valid: dict[str, np.ndarray] = {}
     given: dict[str, Any] = {
         name: out[name] for name in ("ts_ns", "kind", "vm", "tid", "pages", "access", "flags")

@@ -152,11 +152,10 @@ def _kvm() -> Iterator[Check]:
 def _tracepoints() -> Iterator[Check]:
     mode, module = host.mmu_mode()
     known = kernel_constants(mode, module)
-    try:
-        counts_swap = tracefs.tracepoint("memcg", "count_memcg_events") is not None
-    except TracekitError:
-        counts_swap = True  # nothing can be seen: the line of each probe says why
-    for probe in (*host_probes(mode, counts_swap=counts_swap), *GUEST_PROBES):
+    probes = host_probes(mode)
+    with contextlib.suppress(TracekitError):  # nothing can be seen: the line of each probe says why
+        probes = source.needed(probes, tracefs.tracepoint)
+    for probe in (*probes, *GUEST_PROBES):
         if probe.kinds:
             yield _probe(probe, known)
 

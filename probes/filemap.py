@@ -61,7 +61,7 @@ def parse_maps(text: str) -> list[Mapping]:
 def fill_hvas(out: dict[str, np.ndarray], pids: Sequence[int]) -> np.ndarray:
     """Give `fallocate` rows the address where their range is mapped, where it is; `pids` is by VM.
 
-    On the wire `hva` holds the offset in the file and `extra` the descriptor. Returns which of all rows
+    On the wire `hva` holds the offset in the file and `rip` the descriptor. Returns which of all rows
     (bool[n]) are of hugetlb memory, which only a file's own rows can say.
     """
     hugetlb = np.zeros(len(out["kind"]), bool)
@@ -70,7 +70,8 @@ def fill_hvas(out: dict[str, np.ndarray], pids: Sequence[int]) -> np.ndarray:
         return hugetlb
     offset = out["hva"][rows]
     out["hva"][rows] = 0
-    vm, fd = out["vm"][rows], out["extra"][rows]
+    vm, fd = out["vm"][rows], out["rip"][rows]
+    out["rip"][rows] = 0
     for one_vm, one_fd in {(int(v), int(f)) for v, f in zip(vm, fd, strict=True)}:
         mine = (vm == one_vm) & (fd == one_fd)
         if one_vm >= len(pids):

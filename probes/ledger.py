@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from tracekit.probes.losses import Loss
 
-__all__ = ["LossLedger"]
+__all__ = ["LossLedger", "bounded"]
 
 
 @dataclass
@@ -15,6 +15,16 @@ class _Sum:
     cpus: set[int] = field(default_factory=set)
     t0_ns: int = 2**64
     t1_ns: int = 0
+    at_most: int | None = None
+
+
+def bounded(reason: str, at_most: int | None) -> str:
+    """Return a reason with what is known of a number that is not.
+
+    >>> bounded("nested BPF programs", 1394)
+    'nested BPF programs (at most 1,394)'
+    """
+    return reason if at_most is None else f"{reason} (at most {at_most:,})"
 
 
 class LossLedger:
@@ -38,12 +48,14 @@ class LossLedger:
     @property
     def by_reason(self) -> dict[str, int | None]:
         """How many were lost for each reason."""
-        return {reason: one.lost for reason, one in self._sums.items()}
+        return {bounded(reason, one.at_most): one.lost for reason, one in self._sums.items()}
 
     def add(self, loss: Loss) -> None:
         """Enter one loss."""
         one = self._sums.setdefault(loss.reason, _Sum())
         one.lost = None if one.lost is None or loss.lost is None else one.lost + loss.lost
+        if loss.at_most is not None:
+            one.at_most = (one.at_most or 0) + loss.at_most
         if loss.cpu is not None:
             one.cpus.add(loss.cpu)
         one.t0_ns, one.t1_ns = min(one.t0_ns, loss.t0_ns), max(one.t1_ns, loss.t1_ns)
@@ -55,5 +67,5 @@ class LossLedger:
             number = "an unknown number" if one.lost is None else f"{one.lost:,}"
             cpus = f"CPU {', '.join(map(str, sorted(one.cpus)))}, " if one.cpus else ""
             first, last = ((t - start_ns) / 1e9 for t in (one.t0_ns, one.t1_ns))
-            lines.append(f"{number}: {reason}, {cpus}{first:.3f} s to {last:.3f} s")
+            lines.append(f"{number}: {bounded(reason, one.at_most)}, {cpus}{first:.3f} s to {last:.3f} s")
         return lines

@@ -83,7 +83,7 @@ class LoadedProbes:
         bcc = load_bcc()
         loaded = cls()
         chosen = []
-        for probe in probes:
+        for probe in source.needed(probes, tracefs.tracepoint):
             if missing := source.missing_tracepoints(probe, tracefs.tracepoint):
                 loaded._refuse(probe.name, f"this kernel has no tracepoint {', '.join(missing)}", required)
             elif unknown := [name for name in probe.constants if name not in defines]:

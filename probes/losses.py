@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from tracekit.probes.wire import LOST
 
@@ -13,16 +13,21 @@ __all__ = ["Loss", "LossReader"]
 
 @dataclass(frozen=True)
 class Loss:
-    """`lost` events of one CPU for one reason between two times (ns, inclusive); None = an unknown number."""
+    """`lost` events of one CPU for one reason between two times (ns, inclusive); None = an unknown number.
+
+    Of an unknown number it may be known how many they were at most.
+    """
 
     cpu: int | None
     t0_ns: int
     t1_ns: int
     lost: int | None
     reason: str
+    at_most: int | None = None
 
 
-_UNKNOWN_NUMBER = {"untraced_process", "untraced_thread"}  # one refusal is many events never seen
+_UNKNOWN_NUMBER: Final = {"untraced_process", "untraced_thread"}  # one refusal is many events never seen
+_AT_MOST: Final = {"swap_out_unplaced"}  # pages of which it can't be told whether they were a guest's
 
 
 class LossReader:
@@ -49,8 +54,9 @@ class LossReader:
                 # The program notes the first loss of an epoch; one that straddles the reading belongs
                 # to the epoch before, and then the last reading is the earliest it can have been.
                 first = loss.first_ts if loss.epoch == self._number else self._read_ns
-                lost = None if name in _UNKNOWN_NUMBER else new
-                found.append(Loss(cpu, min(first, loss.last_ts), loss.last_ts, lost, name))
+                lost = None if name in _UNKNOWN_NUMBER | _AT_MOST else new
+                at_most = new if name in _AT_MOST else None
+                found.append(Loss(cpu, min(first, loss.last_ts), loss.last_ts, lost, name, at_most))
         self._read_ns = time.monotonic_ns()
         self._number += 1
         self._epoch[0] = self._epoch.Leaf(self._number)

@@ -20,7 +20,7 @@ __all__ = ["Memslot", "MemslotTable"]
 _MEMSLOT_KIND: Final = KIND_CODE["memslot"]
 _KEEP_NS: Final = 2_000_000_000
 _FOREVER: Final = 2**64 - 1
-_LAST_SLOT: Final = 2**32 - 1
+_SLOT: Final = 2**32 - 1  # the low half of a memslot record's `arg`
 
 
 @dataclass(frozen=True)
@@ -90,20 +90,21 @@ class MemslotTable:
         for row in rows.tolist():
             gpa, size, hva = (int(out[name][row]) for name in ("gfn", "rip", "hva"))
             # The VMM can change what it passed after the kernel has read it and before we do.
-            if not is_memory(gpa * PAGE_BYTES, size, hva) or out["arg"][row] > _LAST_SLOT:
+            if not is_memory(gpa * PAGE_BYTES, size, hva):
                 continue
             self.add(
                 Memslot(
                     vm=int(out["vm"][row]),
-                    slot=int(out["arg"][row]),
+                    slot=int(out["arg"][row]) & _SLOT,
                     gpa=int(out["gfn"][row]) * PAGE_BYTES,
                     size_bytes=int(out["rip"][row]),
                     hva=int(out["hva"][row]),
-                    flags=int(out["extra"][row]),
+                    flags=int(out["arg"][row]) >> 32,
                     from_ns=int(out["ts_ns"][row]),
                     known_by="ioctl",
                 )
             )
+        out["arg"][rows] &= np.uint64(_SLOT)
         out["pages"][rows] = out["rip"][rows] // PAGE_BYTES
         out["rip"][rows] = 0
 

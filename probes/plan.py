@@ -19,7 +19,7 @@ class RecordPlan:
 
     A command, or processes that already run (`pids`), or with `guest` the machine this is, from inside.
     `seconds` None = until the command or the processes end, or a signal. `ring_bytes` is a power of two: at
-    88 bytes a record it is how far the recorder may fall behind before events are lost. `max_bytes` ends
+    80 bytes a record it is how far the recorder may fall behind before events are lost. `max_bytes` ends
     the recording at that size; `rotate_seconds` begins a new trace that often and keeps the last
     `rotate_keep` (0 = all); `keep_last_seconds` keeps events in memory and writes the last ones at the end
     and on SIGUSR1. `user` and `group` own the trace and run the command. `monitor` is a QEMU monitor

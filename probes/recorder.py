@@ -14,7 +14,7 @@ from tracekit.probes.attribution import Attribution
 from tracekit.probes.catalogue import Probe
 from tracekit.probes.cost import CostMeter, StatsSwitch
 from tracekit.probes.filemap import fill_hvas
-from tracekit.probes.ledger import LossLedger
+from tracekit.probes.ledger import LossLedger, bounded
 from tracekit.probes.loader import LoadedProbes
 from tracekit.probes.losses import Loss
 from tracekit.probes.marks import MarkPipe
@@ -27,6 +27,7 @@ from tracekit.probes.vmm import classify
 from tracekit.probes.vms import Vms
 from tracekit.probes.wire import RECORD
 from tracekit.probes.writers import FlightWriter, Writer
+from tracekit.trace.loops import prepare
 from tracekit.trace.sampling import Sampler
 from tracekit.trace.schema import KINDS
 
@@ -35,6 +36,7 @@ __all__ = ["Recorder"]
 _FLUSH_NS: Final = 250_000_000
 _SAMPLE_NS: Final = 1_000_000_000
 _NEWEST: Final = 16
+_MUCH: Final = 1 << 20  # rows after which machine code for the next recording is worth compiling
 _LOOKED_AT: Final = 4096  # rows at the end of a batch that are searched for those with a latency
 
 
@@ -111,6 +113,8 @@ class Recorder:
         """Do what is due: flush four times a second, sample once a second."""
         now = time.monotonic_ns()
         self._cost.step(now, self.kinds)
+        if self._kinds.sum() > _MUCH:
+            prepare()
         if now - self._flushed_ns >= _FLUSH_NS:
             self._flushed_ns = now
             self._vms.refresh()
@@ -211,12 +215,13 @@ class Recorder:
         """
         missed = sum(stats.missed for stats in self._probes.program_stats())
         if missed:
-            reason = f"nested BPF programs (at most {missed:,})"
-            self._enter(Loss(None, self._start_ns, time.monotonic_ns(), None, reason))
+            ends = self._start_ns, time.monotonic_ns()
+            self._enter(Loss(None, *ends, None, "nested BPF programs", at_most=missed))
 
     def _enter(self, loss: Loss) -> None:
         self._ledger.add(loss)
-        self._writer.add_loss(loss.cpu, loss.t0_ns, loss.t1_ns, loss.lost, loss.reason)
+        reason = bounded(loss.reason, loss.at_most)
+        self._writer.add_loss(loss.cpu, loss.t0_ns, loss.t1_ns, loss.lost, reason)
 
 
 def _newest(batch: pa.RecordBatch | None) -> Sequence[Mapping[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Final
 from tracekit.errors import CapabilityError, FailedError, UsageError
 from tracekit.probes import constants, host, target, tracefs
 from tracekit.probes.attach import attach
+from tracekit.probes.bcc_package import release_compiler
 from tracekit.probes.catalogue import GUEST_PROBES, Probe, host_probes
 from tracekit.probes.cost import StatsSwitch
 from tracekit.probes.loader import LoadedProbes, require_permission
@@ -25,6 +26,7 @@ from tracekit.probes.signals import on_trigger, stop_signals, until_end
 from tracekit.probes.vms import ThisGuest, VmList
 from tracekit.probes.writers import FlightWriter, RotatingWriter, Writer, numbered
 from tracekit.trace import Meta, TraceWriter
+from tracekit.trace.loops import quicken
 from tracekit.trace.meta import Host, Probes
 from tracekit.trace.sampling import Sampler
 
@@ -66,7 +68,7 @@ def record(plan: RecordPlan, watch: Callable[[Status], None] | None = None) -> R
         described = host.describe()
         if plan.guest:
             described["mmu_mode"] = "none"
-        catalogue = GUEST_PROBES if plan.guest else _host_probes(described["mmu_mode"])
+        catalogue = GUEST_PROBES if plan.guest else host_probes(described["mmu_mode"])
         probes = stack.enter_context(_load(plan, described, catalogue))
         meta = _meta(plan, described, probes)
         vms = ThisGuest(meta.vms) if plan.guest else VmList(probes.bpf, meta.vms, plan.command)
@@ -136,12 +138,9 @@ def _told_ranges(plan: RecordPlan) -> list[tuple[int, int, int]]:
     return memory_ranges(ask_monitor(plan.monitor))
 
 
-def _host_probes(mode: str) -> tuple[Probe, ...]:
-    counts_swap = tracefs.tracepoint("memcg", "count_memcg_events") is not None
-    return host_probes(mode, counts_swap=counts_swap)
-
-
 def _load(plan: RecordPlan, described: Host, catalogue: Sequence[Probe]) -> LoadedProbes:
+    if quicken():  # before anything is traced: events do not wait while it links
+        release_compiler()
     if plan.guest:
         return LoadedProbes.load(catalogue, ring_bytes=plan.ring_bytes, defines=constants.guest_constants())
     known = constants.kernel_constants(described["mmu_mode"], described["kvm_module"])

@@ -13,7 +13,7 @@ from tracekit.probes.tracefs import Field, Tracepoint
 from tracekit.probes.wire import LOST, VALID, VM_UNKNOWN
 from tracekit.trace import schema
 
-__all__ = ["BPF_FOLDER", "Program", "Source", "build", "missing_tracepoints", "tracepoints_of"]
+__all__ = ["BPF_FOLDER", "Program", "Source", "build", "missing_tracepoints", "needed", "tracepoints_of"]
 
 BPF_FOLDER: Final = Path(__file__).with_name("bpf")
 
@@ -57,6 +57,13 @@ def missing_tracepoints(probe: Probe, lookup: Lookup) -> tuple[str, ...]:
     return tuple(point for point in absent if point not in probe.optional)
 
 
+def needed(probes: Iterable[Probe], lookup: Lookup) -> tuple[Probe, ...]:
+    """Return the probes without those that stand in for a tracepoint which this kernel has."""
+    return tuple(
+        probe for probe in probes if not probe.instead_of or lookup(*_parts(probe.instead_of)) is None
+    )
+
+
 def build(probes: Iterable[Probe], lookup: Lookup, *, ring_pages: int, defines: dict[str, int]) -> Source:
     """Write the C text for these probes on a kernel whose tracepoints `lookup` knows.
 
@@ -90,6 +97,11 @@ def build(probes: Iterable[Probe], lookup: Lookup, *, ring_pages: int, defines: 
     parts.append(_located("common.h"))
     parts += [f"#define PROBE {probe.name}\n{_located(f'{probe.name}.c')}\n#undef PROBE" for probe in probes]
     return Source("\n".join(parts) + "\n", tuple(programs))
+
+
+def _parts(tracepoint: str) -> tuple[str, str]:
+    category, _, event = tracepoint.partition(":")
+    return category, event
 
 
 def _text(name: str) -> str:

@@ -29,14 +29,18 @@ RECORD: Final = np.dtype(
         ("length", "<u4"),
         ("page", "<u4"),
         *((name, "<u8") for name in ("ts_ns", "gfn", "hva", "gva", "latency_ns", "rip", "arg")),
-        *((name, "<u4") for name in ("tid", "pages", "flags")),
+        *((name, "<u4") for name in ("tid", "pages")),
         ("vm", "<u2"),
         ("vcpu", "<i2"),
-        *((name, "u1") for name in ("kind", "level", "access", "valid")),
-        ("extra", "<u4"),
+        *((name, "u1") for name in ("kind", "level", "flags", "valid")),
     ]
 )
-"""One record with its ring header (struct record of bpf/common.h): 88 bytes."""
+"""One record with its ring header (struct record of bpf/common.h): 80 bytes.
+
+Few kinds have something to say beyond the columns, and no address of an instruction: it stands in `rip`, not
+valid as such (the size of a `memslot`, whose flags are the high half of `arg`; the descriptor of a
+`fallocate`; the caller's process, and the pidfd above it, of a `process_madvise`).
+"""
 
 RECORD_BYTES: Final = RECORD.itemsize - HEADER_BYTES
 
@@ -54,6 +58,7 @@ LOST: Final[tuple[str, ...]] = (
     "untraced_thread",  # more threads than MAX_THREADS: the events of the next ones are lost
     "unreadable_argument",  # a system call's argument was not in memory when the program read it
     "ranges_cut",  # a process_madvise call named more ranges than a program can walk
+    "swap_out_unplaced",  # at most: a page went out, and no unmapping tells where, or whether, a guest had it
     *(f"ring_full: {kind}" for kind in KINDS),  # no room for a record of that kind: the reader was too slow
 )
 """Why the BPF programs lose records: the position is the index of their counter."""

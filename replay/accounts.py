@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.replay.events import CLASSES
-from tracekit.replay.jit import hot
-from tracekit.replay.pages import CLOCK_CLOSED, World
+from tracekit.replay.jit import hot, rare
+from tracekit.replay.pages import CLOCK_ADDED, CLOCK_CLOSED, World
 
 __all__ = [
     "add_fault",
@@ -77,7 +77,11 @@ LANE_CELLS: Final = 2
 HISTOGRAM_CELLS: Final = 64 * 128 + 64
 _ONE: Final = 1023 << 7
 
-SPAN_DEPTH: Final = 64
+OPEN_SPANS: Final = 64
+"""Stretches of removed stall that a later one may still be joined with."""
+SPAN_DEPTH: Final = 4 * OPEN_SPANS
+"""Stretches that are kept: those that are closed are added up when there is no room for more."""
+_FIRST_OPEN: Final = 2 * (SPAN_DEPTH + 1)  # cell of World.spans
 
 
 @hot
@@ -114,6 +118,7 @@ def add_fault(s: World, lane: int, who: int, reason: int, cls: int, ns: int) -> 
     at = ((who * REASONS + reason) * CLASSES + cls) * 2
     s.added[at] += 1
     s.added[at + 1] += ns
+    s.clock[CLOCK_ADDED] += 1
     if reason != INSTEAD:
         s.histogram[histogram_cell(ns)] += 1
         s.by_lane[lane * LANE_CELLS + LANE_FAULTS_SAVED] -= 1
@@ -124,6 +129,7 @@ def add_fault(s: World, lane: int, who: int, reason: int, cls: int, ns: int) -> 
 def wait(s: World, lane: int, who: int, cls: int, ns: int) -> None:
     """Let a lane work `ns` inside a fault that is booked without it: no fault of its own, in no quantile."""
     s.added[((who * REASONS + REFAULT) * CLASSES + cls) * 2 + 1] += ns
+    s.clock[CLOCK_ADDED] += 1
     s.by_lane[lane * LANE_CELLS + LANE_STALL_SAVED] -= ns
     advance(s, lane, -ns)
 
@@ -160,23 +166,36 @@ def book_fault(
             s.by_lane[lane * LANE_CELLS + LANE_FAULTS_SAVED] += 1
 
 
+@rare
+def _add_closed(spans: NDArray[np.int64]) -> None:
+    closed, depth = spans[_FIRST_OPEN], spans[1]
+    for k in range(1, closed + 1):
+        spans[0] += spans[2 * k + 1] - spans[2 * k]
+    for k in range(2 * (closed + 1), 2 * (depth + 1)):
+        spans[k - 2 * closed] = spans[k]
+    spans[1] = depth - closed
+    spans[_FIRST_OPEN] = 0
+
+
 @hot
 def saved_span(s: World, start: int, end: int) -> None:
     """Add a removed stretch of stall to the union over all lanes (recorded time, ends never decrease).
 
-    spans[0] = length of the union without what is still on the stack, spans[1] = depth, then pairs. The
-    oldest pair is closed when the stack is full; a later stretch that reaches below it counts its overlap
-    twice, so the union is an upper bound, exact unless a stall is longer than 64 younger ones apart.
+    spans[0] = length of the union without the stretches that are kept, spans[1] = how many are, then the
+    pairs of their ends. The oldest open one is closed when there are many; a later stretch that reaches below
+    it counts its overlap twice, so the union is an upper bound, exact unless a stall is longer than 64
+    younger ones apart.
     """
-    depth = s.spans[1]
-    while depth > 0 and s.spans[2 * depth + 1] >= start:
+    depth, closed = s.spans[1], s.spans[_FIRST_OPEN]
+    while depth > closed and s.spans[2 * depth + 1] >= start:
         start = min(start, s.spans[2 * depth])
         depth -= 1
-    if depth == SPAN_DEPTH:
-        s.spans[0] += s.spans[3] - s.spans[2]
-        for k in range(2, 2 * depth):
-            s.spans[k] = s.spans[k + 2]
-        depth -= 1
+    if depth == closed + OPEN_SPANS:
+        s.spans[_FIRST_OPEN] = closed + 1
+        if depth == SPAN_DEPTH:
+            s.spans[1] = depth
+            _add_closed(s.spans)
+            depth = s.spans[1]
     depth += 1
     s.spans[2 * depth] = start
     s.spans[2 * depth + 1] = end

@@ -221,6 +221,8 @@ def one_of(s: World, m: Own, me: int, setting: int) -> World:
     histogram[ac.histogram_cell(ns)] += refaults.sum()
     by_lane[ac.LANE_FAULTS_SAVED :: ac.LANE_CELLS] -= refaults
     by_lane[ac.LANE_STALL_SAVED :: ac.LANE_CELLS] -= refaults * ns
+    clock = s.clock.copy()
+    clock[pg.CLOCK_ADDED] += refaults.sum()
     change = back - taken
     return s._replace(
         shift=s.shift.copy(),
@@ -233,5 +235,5 @@ def one_of(s: World, m: Own, me: int, setting: int) -> World:
         histogram=histogram,
         by_lane=by_lane,
         spans=s.spans.copy(),
-        clock=s.clock.copy(),
+        clock=clock,
     )

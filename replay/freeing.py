@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tracekit.replay import events as ev
 from tracekit.replay.accounts import HYPERCALLS, RANGES, TALLIES, UNMAPS, count
 from tracekit.replay.events import BLOCK_PAGES
-from tracekit.replay.jit import hot, int64, prefetch
+from tracekit.replay.jit import hot, int64, prefetch, rare
 from tracekit.replay.mechanisms import Own
 from tracekit.replay.pages import (
     C_BACKED,
@@ -31,6 +31,7 @@ from tracekit.replay.pages import (
     OWNER_SHIFT,
     World,
     drop,
+    drop_pages,
 )
 
 __all__ = [
@@ -98,21 +99,17 @@ def take_due(s: World, page: int, w: int, now: int, m: Own, me: int, order: int)
     due = (m.page[page >> order] >> COUNT_BITS) - 1
     if due < 0 or due > now:
         return w
-    m.page[page >> order] &= COUNT
-    head = page >> order << order
-    taken = 0
-    for p in range(head, head + (1 << order)):
-        word = w if p == page else s.words[p]
-        if word & C_BACKED:
-            word = drop(s, word, due, me)
-            taken += 1
-        if p == page:
-            w = word
-        else:
-            s.words[p] = word
+    s.words[page] = w
+    _take_group(s, page >> order, due, m, me, order)
+    return int64(s.words[page])  # type: ignore[no-any-return]
+
+
+@rare
+def _take_group(s: World, group: int, due: int, m: Own, me: int, order: int) -> None:
+    m.page[group] &= COUNT
+    taken = drop_pages(s, group << order, (group + 1) << order, due, me)
     count(s, me, RANGES, 1)
     count(s, me, UNMAPS, taken)
-    return w
 
 
 def take_all_due(s: World, m: Own, me: int, order: int) -> None:

@@ -13,12 +13,13 @@ from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 
-__all__ = ["compiled", "compiled_for", "hot", "int64", "prefetch"]
+__all__ = ["compiled", "compiled_for", "hot", "int64", "prefetch", "rare"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
-_marked: list[Callable[..., object]] = []
-"""Functions marked by `hot` that numba does not know yet: importing numba takes a quarter of a second."""
+_marked: list[tuple[Callable[..., object], bool]] = []
+"""Functions marked by `hot` (True) or `rare` (False) that numba does not know yet: importing it takes a
+quarter of a second."""
 
 _OPTIONS: Any = {"_nrt": False}
 """The kernels never allocate, so reference counting is off: with it, each call in a loop counts all arrays of
@@ -34,7 +35,13 @@ def hot(function: F) -> F:
     >>> double(21)
     42
     """
-    _marked.append(function)
+    _marked.append((function, True))
+    return function
+
+
+def rare(function: F) -> F:
+    """Mark a function that kernels call now and then: like `hot`, but out of the way of what runs always."""
+    _marked.append((function, False))
     return function
 
 
@@ -49,7 +56,8 @@ def compiled(function: F) -> F:
 
     _teach_prefetch()
     while _marked:
-        register_jitable(forceinline=True, **_OPTIONS)(_marked.pop())
+        one, inline = _marked.pop()
+        register_jitable(forceinline=inline, **_OPTIONS)(one)
     # Under any other name (doctests see this package as `replay`) numba would leave kernels in the cache
     # whose argument types nobody else can load.
     own = function.__module__.startswith("tracekit.")

@@ -20,7 +20,18 @@ from tracekit.replay.events import BLOCK_PAGES
 from tracekit.replay.index import VM_SHIFT, Directory, block_of, in_slots
 from tracekit.replay.jit import hot, int64
 
-__all__ = ["World", "back", "calm_table", "drop", "gfn_of", "map_around", "neighbour", "owner_of"]
+__all__ = [
+    "World",
+    "back",
+    "back_pages",
+    "calm_table",
+    "drop",
+    "drop_pages",
+    "gfn_of",
+    "map_around",
+    "neighbour",
+    "owner_of",
+]
 
 # Baseline half.
 B_BACKED: Final = 1 << 0
@@ -46,6 +57,11 @@ C_UNMAPPED: Final = (
 OWNER_SHIFT: Final = 16
 OWNER_MASK: Final = 0xFF << OWNER_SHIFT
 # Bits 24 to 30 are free for mechanisms.
+NEW: Final = C_SWAPPED | C_READ_AT_ONCE | C_DEFERRED | C_TAKEN | C_UNUSED | C_UNMAPPED | OWNER_MASK
+"""What a page that is backed anew has no more."""
+
+_SHIFT: Final = BLOCK_PAGES.bit_length() - 1
+_IN_BLOCK: Final = BLOCK_PAGES - 1
 
 CURVE_BINS: Final = 4096
 """The resident curve is kept as changes in this many equal spans of time."""
@@ -88,7 +104,8 @@ CLOCK_END: Final = 2  # end of the trace, ns
 CLOCK_SPARED: Final = 3  # 1 = the last fault was SKIPPED (for its further blocks)
 CLOCK_LEVELS: Final = 4  # 1 = the trace names levels: a guest's fault without one mapped nothing
 CLOCK_AROUND: Final = 5  # pages of the aligned group that one fault of the guest maps where the host has them
-CLOCK_CELLS: Final = 6
+CLOCK_ADDED: Final = 6  # faults and waits that the recording does not have, so far
+CLOCK_CELLS: Final = 7
 
 
 _STAYS_BACKED: Final = (
@@ -147,8 +164,7 @@ def back(s: World, word: int, t: int, who: int) -> int:
     if word & C_BACKED:
         return word
     resident_change(s, t, 1)
-    word &= ~(C_SWAPPED | C_READ_AT_ONCE | C_DEFERRED | C_TAKEN | C_UNUSED | C_UNMAPPED | OWNER_MASK)
-    return word | C_BACKED | (who << OWNER_SHIFT)
+    return (word & ~NEW) | C_BACKED | (who << OWNER_SHIFT)
 
 
 @hot
@@ -164,6 +180,34 @@ def drop(s: World, word: int, t: int, who: int) -> int:
     if who > 0:
         word |= C_TAKEN
     return word | (who << OWNER_SHIFT)
+
+
+@hot
+def back_pages(s: World, first: int, end: int, t: int, who: int) -> None:
+    """Back the pages from `first` to before `end`, all at time `t`; no effect on those that are backed."""
+    more = 0
+    for p in range(first, end):
+        word = s.words[p]
+        there = word & C_BACKED != 0
+        more += not there
+        s.words[p] = word if there else (word & ~NEW) | C_BACKED | (who << OWNER_SHIFT)
+    if more > 0:
+        resident_change(s, t, more)
+
+
+@hot
+def drop_pages(s: World, first: int, end: int, t: int, who: int) -> int:
+    """Take away the pages from `first` to before `end`, all at time `t`; return how many were backed."""
+    gone = 0
+    mark = (C_TAKEN if who > 0 else 0) | (who << OWNER_SHIFT)
+    for p in range(first, end):
+        word = s.words[p]
+        there = word & C_BACKED != 0
+        gone += there
+        s.words[p] = (word & ~(C_BACKED | C_UNMAPPED | OWNER_MASK)) | mark if there else word
+    if gone > 0:
+        resident_change(s, t, -gone)
+    return gone
 
 
 @hot
@@ -184,21 +228,21 @@ NOT_THERE: Final = -2
 @hot
 def gfn_of(s: World, page: int) -> int:
     """Return the gfn of a dense page (the VM's number stands above bit VM_SHIFT)."""
-    return int(s.directory.block_gfn[page // BLOCK_PAGES]) + page % BLOCK_PAGES
+    return int64(s.directory.block_gfn[page >> _SHIFT]) + (page & _IN_BLOCK)  # type: ignore[no-any-return]
 
 
 @hot
 def neighbour(s: World, page: int, distance: int) -> int:
     """Return the dense page `distance` gfns away; UNSEEN if no event names its block, NOT_THERE if none."""
-    at = page % BLOCK_PAGES + distance
+    at = (page & _IN_BLOCK) + distance
     if 0 <= at < BLOCK_PAGES:
         return page + distance
-    block = s.directory.block_gfn[page // BLOCK_PAGES]
+    block = s.directory.block_gfn[page >> _SHIFT]
     vm = block >> VM_SHIFT
     gfn = (block & ((1 << VM_SHIFT) - 1)) + at
     number = block_of(s.directory, vm, gfn, False)
     if number >= 0:
-        found: int = int64(number * BLOCK_PAGES + gfn % BLOCK_PAGES)
+        found: int = int64(number * BLOCK_PAGES + (gfn & _IN_BLOCK))
         return found
     if gfn >= 0 and in_slots(s.directory, vm, gfn, gfn + 1) > 0:
         return UNSEEN

@@ -19,16 +19,15 @@
     }                                                                                                    \
     static __always_inline void do_##probe##_##category##__##event(struct category##__##event *args)
 
-// One record for all kinds: 80 bytes, with the ring's own header 88. wire.py reads exactly this.
+// One record for all kinds: 72 bytes, with the ring's own header 80. wire.py reads exactly this.
 struct record {
     u64 ts, gfn, hva, gva, latency, rip, arg;
-    u32 tid, pages, flags;
+    u32 tid, pages;
     u16 vm;
     s16 vcpu;
-    u8 kind, level, access, valid;
-    u32 extra;
+    u8 kind, level, flags, valid;
 };
-_Static_assert(sizeof(struct record) == 80, "wire.py and the ring reader count on 80 bytes");
+_Static_assert(sizeof(struct record) == 72, "wire.py and the ring reader count on 72 bytes");
 
 BPF_RINGBUF_OUTPUT(ring, RING_PAGES);
 
@@ -36,7 +35,7 @@ BPF_RINGBUF_OUTPUT(ring, RING_PAGES);
 // gives the VM, the vCPU and every start time. Only the thread itself writes to its entry.
 struct thread {
     u64 mmu_start, mmu_requested, mmu_gfn, mmu_gva, mmu_rip, mmu_error;
-    u64 fault_start, fault_address, fault_ip, fault_error;
+    u64 fault_start, fault_address, fault_error;
     u64 async_gfn;
     u64 call_start, call_a, call_b, call_c, call_d;
     u32 call;
@@ -69,19 +68,14 @@ BPF_TABLE("lru_hash", u32, struct unmapping, unmappings, 1024);
 
 #define JUST_NOW 1000000  // ns; some microseconds where nothing comes between
 
-static __always_inline struct unmapping *unmapped_just_now(u64 now)
-{
-    u32 tid = bpf_get_current_pid_tgid();
-    struct unmapping *last = unmappings.lookup(&tid);
-    return last && now - last->ts < JUST_NOW ? last : 0;
-}
-
 // What a program on a software event gets (struct bpf_perf_event_data, x86-64).
 struct fault_context {
     u64 registers[21];
     u64 sample_period;
     u64 address;
 };
+
+#define FAULT_IP(ctx) (ctx)->registers[16]  // where it happened: struct pt_regs, x86-64
 
 // Losses by CPU and reason. The reader raises `epoch` at each reading, so first_ts is that of the losses
 // since about then.
@@ -109,19 +103,29 @@ static __always_inline void lose_many(u32 reason, u64 count)
 
 static __always_inline void lose(u32 reason) { lose_many(reason, 1); }
 
+// The unmapping of a page that this thread has now written out; `pages` = how many it was (0 = any number). Where there
+// is none, it was not a guest's: KVM would have been told. Where there is one that does not fit (too long ago, of another
+// size), or KVM tells nothing, it may have been, and that is counted.
+static __always_inline struct unmapping *unmapping_of(u64 now, u32 pages)
+{
+    u32 tid = bpf_get_current_pid_tgid();
+    struct unmapping *last = unmappings.lookup(&tid);
+    int left = last && last->pages;
+    if (left && now - last->ts < JUST_NOW && (!pages || last->pages == pages))
+        return last;
+#ifdef HAVE_kvm__kvm_unmap_hva_range
+    if (left)
+#endif
+        lose(LOST_SWAP_OUT_UNPLACED);
+    return 0;
+}
+
 static __always_inline u64 kernel_u64(u64 address)
 {
     u64 value = 0;
     bpf_probe_read_kernel(&value, sizeof(value), (void *)address);
     return value;
 }
-
-// Where a page fault happened: the argument, or in the registers that the raw tracepoint names (x86-64).
-#ifdef RAW_exceptions__page_fault_user
-#define FAULT_IP(args) kernel_u64((args)->regs + 16 * 8)
-#else
-#define FAULT_IP(args) (args)->ip
-#endif
 
 // What entry a fault of a guest asks for: the arguments, or in the structure (struct kvm_page_fault) that the raw tracepoint names.
 #ifdef RAW_kvmmmu__kvm_mmu_spte_requested

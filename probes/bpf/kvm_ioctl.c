@@ -87,8 +87,7 @@ ON(syscalls, sys_exit_ioctl)
         memslots.update(&key, &region);
     else
         memslots.delete(&key);
-    // The size goes in bytes in `arg` and the slot's flags in `extra`: wire.py makes rows of them.
+    // The size goes in bytes in `rip` and the slot's flags above its number in `arg`: memslots.py makes rows of them.
     EMIT(t, KIND_MEMSLOT, now, VALID_GFN | VALID_HVA | VALID_LATENCY | VALID_ARG, .gfn = t->call_b >> 12,
-         .hva = t->call_d, .latency = now - t->call_start, .arg = (u32)t->call_a, .rip = t->call_c,
-         .extra = t->call_a >> 32);
+         .hva = t->call_d, .latency = now - t->call_start, .arg = t->call_a, .rip = t->call_c);
 }

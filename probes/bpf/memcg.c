@@ -15,10 +15,10 @@
 
 static __always_inline void swapped_out(u64 now, u64 cgroup, u32 pages)
 {
-    struct unmapping *last = unmapped_just_now(now);
+    struct unmapping *last = unmapping_of(now, pages);
     u8 set = VALID_ARG;
     u64 hva = 0;
-    if (last && last->pages == pages) {
+    if (last) {
         set |= VALID_HVA;
         hva = last->hva;
         last->pages = 0;

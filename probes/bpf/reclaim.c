@@ -52,10 +52,10 @@ ON(syscalls, sys_exit_fallocate)
     if (args->ret)
         return;
     u64 now = bpf_ktime_get_ns();
-    // hva holds the offset in the file that `extra` is the descriptor of: wire.py looks the mapping up.
+    // hva holds the offset in the file that `rip` is the descriptor of: filemap.py looks the mapping up.
     EMIT(t, KIND_FALLOCATE, now, VALID_LATENCY | VALID_ARG, .hva = t->call_a,
          .pages = (t->call_b + 4095) >> 12, .latency = now - t->call_start, .arg = t->call_c,
-         .extra = t->call_d);
+         .rip = t->call_d);
 }
 
 // process_madvise names ranges of another process, by a pidfd that only the caller's /proc entry resolves:
@@ -105,11 +105,11 @@ ON(syscalls, sys_exit_process_madvise)
             reason = LOST_RING_FULL + KIND_PROCESS_MADVISE;
             break;
         }
-        // extra is the pidfd, rip the caller's process: decode.py resolves the two to the VM.
+        // rip is the caller's process with the pidfd above it: attribution.py resolves the two to the VM.
         *r = (struct record){.ts = now, .kind = KIND_PROCESS_MADVISE, .tid = tid, .vm = VM_UNKNOWN,
                              .valid = VALID_HVA | VALID_LATENCY | VALID_ARG, .hva = range.start,
                              .pages = (bytes + 4095) >> 12, .latency = now - done.start, .arg = done.advice,
-                             .extra = done.pidfd, .rip = bpf_get_current_pid_tgid() >> 32};
+                             .rip = (u64)done.pidfd << 32 | bpf_get_current_pid_tgid() >> 32};
         submit(r);
         left -= bytes;
     }

@@ -38,7 +38,7 @@ from tracekit.replay.freeing import (
     take_due,
     take_unused,
 )
-from tracekit.replay.jit import compiled_for, hot
+from tracekit.replay.jit import compiled_for, hot, int64, prefetch
 from tracekit.replay.mechanisms import Abreast, Context, Mechanism, Own, Param, Setup, Stage
 from tracekit.replay.pages import C_BACKED, CLOCK_END, World, drop
 from tracekit.replay.swapping import DEVICES, mark_of, page_out_cost, swap_in_cost
@@ -47,33 +47,37 @@ __all__ = ["MECHANISM"]
 
 POLICIES = ("on_free", "idle", "recorded", "oracle")
 ON_FREE, IDLE, RECORDED, ORACLE = range(4)
-# m.par
+# m.ints
 POLICY, ORDER, DELAY, TAKES, MARK = range(5)
+USES = 1 << ev.FAULT | 1 << ev.ACCESSED | 1 << ev.ALLOC | 1 << ev.POPULATE | 1 << ev.SWAP_IN
 # The word of a page, for idle and oracle: 1 + time of its last use.
 
 
 @hot
 def fetch(page: int, m: Own) -> None:
     """Call what is known of the page into the cache."""
-    fetch_group(m, page, int(m.par[ORDER]) if m.par[POLICY] == ON_FREE else 0)
+    if m.ints[POLICY] == ON_FREE:
+        fetch_group(m, page, m.ints[ORDER])
+    else:
+        prefetch(m.page, page)
 
 
 @hot
 def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
     """Take what was due in the past, and note this use."""
-    policy = int(m.par[POLICY])
+    policy = m.ints[POLICY]
     if policy == ON_FREE:
-        return take_due(s, e.page, w, e.start, m, me, int(m.par[ORDER]))
+        return take_due(s, e.page, w, e.start, m, me, m.ints[ORDER])
     if policy == RECORDED:
         return w
     last = m.page[e.page]
     if policy == IDLE:
-        due = last - 1 + int(m.par[DELAY])
+        due = last - 1 + m.ints[DELAY]
         if last > 0 and due <= e.start and w & C_BACKED:
-            w = drop(s, w, due, me) | int(m.par[MARK])
+            w = drop(s, w, due, me) | int64(m.ints[MARK])
             count(s, me, RANGES, 1)
             count(s, me, UNMAPS, 1)
-    if e.op in (ev.FAULT, ev.ACCESSED, ev.ALLOC, ev.POPULATE, ev.SWAP_IN):
+    if USES >> e.op & 1:
         m.page[e.page] = max(e.end, 0) + 1  # a fault may have begun before the recording
     return w
 
@@ -81,20 +85,20 @@ def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
 @hot
 def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
     """A page that faults is in use, whether or not its allocation was seen."""
-    if m.par[POLICY] == ON_FREE:
-        note_used(m, e.page, int(m.par[ORDER]))
+    if m.ints[POLICY] == ON_FREE:
+        note_used(m, e.page, m.ints[ORDER])
     return w, verdict, service
 
 
 @hot
 def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
     """Follow what is free, or the hints that were given."""
-    policy = int(m.par[POLICY])
+    policy = m.ints[POLICY]
     if policy == ON_FREE:
         if e.op == ev.FREE:
-            note_free(m, e.page, int(m.par[ORDER]), e.end + int(m.par[DELAY]))
+            note_free(m, e.page, m.ints[ORDER], e.end + m.ints[DELAY])
         elif e.op == ev.ALLOC:
-            note_used(m, e.page, int(m.par[ORDER]))
+            note_used(m, e.page, m.ints[ORDER])
     elif policy == RECORDED and e.op == ev.HINT and not e.bits & ev.HINT_HOT:
         if not e.bits & ev.CONTINUED:
             count(s, me, RANGES, 1)
@@ -102,7 +106,7 @@ def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
             count(s, me, UNMAPS, 1)
             w = drop(s, w, e.end, me)
             if not e.bits & ev.HINT_DISCARD:
-                w |= int(m.par[MARK])
+                w |= int64(m.ints[MARK])
                 count(s, me, PAGED_OUT, 1)
     return w
 
@@ -121,24 +125,35 @@ def setup(context: Context) -> Setup:
         op, what, hint = NEEDS[policy]
         if not context.survey.counts[op]:
             raise UsageError(f"cold_hint policy {policy} needs {what}, and this trace has none", hint=hint)
+    takes = policy != "oracle" or context.hypothesis != "low"
+    ints = [
+        POLICIES.index(policy),
+        int(context.number("order")),
+        delays.whole(delay_of(context)),
+        takes,
+        mark_of(context.text("device")),
+    ]
+    return Setup(ints=np.array(ints, np.int64))
+
+
+def delay_of(context: Context) -> float:
+    """Return the delay of a setting, ns."""
     delay = context.number("delay_ms") * 1e6
-    if policy == "idle":
+    if context.text("policy") == "idle":
         scan = context.number("scan_ms") * 1e6
         delay = context.number("idle_s") * 1e9
         delay += {"low": scan, "high": -scan}.get(context.hypothesis, 0.0)
-    takes = policy != "oracle" or context.hypothesis != "low"
-    mark = mark_of(context.text("device"))
-    return Setup(par=[POLICIES.index(policy), context.number("order"), max(delay, 0.0), float(takes), mark])
+    return max(delay, 0.0)
 
 
 def finish(context: Context, world: World, own: Own, me: int) -> None:
     """Take what nothing came back to."""
-    policy = int(own.par[POLICY])
+    policy = int(own.ints[POLICY])
     if policy == ON_FREE:
-        take_all_due(world, own, me, int(own.par[ORDER]))
-    elif policy != RECORDED and own.par[TAKES]:
+        take_all_due(world, own, me, int(own.ints[ORDER]))
+    elif policy != RECORDED and own.ints[TAKES]:
         end = int(world.clock[CLOCK_END]) - int(world.shift.max(initial=0))
-        delay = int(own.par[DELAY]) if policy == IDLE else 0
+        delay = int(own.ints[DELAY]) if policy == IDLE else 0
         compiled_for(len(world.words), take_unused)(world, own, me, delay, end)
     if policy != RECORDED:  # recorded hints were hypercalls already
         into_hypercalls(context, world, me)
@@ -148,11 +163,6 @@ def into_hypercalls(context: Context, world: World, me: int) -> None:
     """Put the ranges into hypercalls."""
     tally = world.tally.reshape(-1, TALLIES)[me]
     tally[HYPERCALLS] += -(-int(tally[RANGES]) // int(context.number("batch")))
-
-
-def delay_of(context: Context) -> float:
-    """Return the delay of a setting, ns."""
-    return setup(context).par[DELAY]
 
 
 def idle_abreast(contexts: Sequence[Context]) -> Setup:

@@ -25,18 +25,25 @@ import numpy as np
 from tracekit.replay import events as ev
 from tracekit.replay.accounts import KEPT, OVERLAPPED, REASONS, REFAULT, advance, shorten_added
 from tracekit.replay.events import Event
-from tracekit.replay.jit import hot, prefetch
+from tracekit.replay.jit import hot, rare
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
-from tracekit.replay.pages import B_BACKED, C_READ_AT_ONCE, C_SWAPPED, CLOCK_CLOSED, CLOCK_END, World
+from tracekit.replay.pages import (
+    B_BACKED,
+    C_READ_AT_ONCE,
+    C_SWAPPED,
+    CLOCK_ADDED,
+    CLOCK_CLOSED,
+    CLOCK_END,
+    World,
+)
 
 __all__ = ["MECHANISM"]
 
 OUTSTANDING_PER_VCPU: Final = 64  # ASYNC_PF_PER_VCPU of KVM
-# m.par
+# m.ints: what is in force; the use of a backed page that may turn out to wait for a device; CLOCK_ADDED
+# before it; then, by mechanism, the time of such waits that was known then; then the lanes.
 RUNNABLE, OVERHEAD, READY_NS, HALTS = range(4)  # HALTS: the bits of an event for which the vCPU halts
-# m.ints: the use of a backed page that may turn out to wait for a device; then, by mechanism, the time of
-# such waits that is known already; then the lanes.
-PENDING, PENDING_PAGE, PENDING_LANE, PENDING_START, KNOWN = range(5)
+PENDING, PENDING_PAGE, PENDING_LANE, PENDING_START, ADDED, KNOWN = range(4, 10)
 MECHANISMS: Final = 256  # at most: the owner of a page is 8 bits
 LANES: Final = KNOWN + MECHANISMS
 # Words of a lane: faults on their way, when the last page-ready event came, then when each page is there.
@@ -61,7 +68,7 @@ def first_ready(m: Own, at: int) -> int:
 def take_ready(m: Own, at: int) -> int:
     """Deliver the next page-ready event of a lane; return when: not before the one before it was handled."""
     first = first_ready(m, at)
-    when = max(m.ints[at + QUEUE + first], m.ints[at + LAST_READY] + int(m.par[READY_NS]))
+    when = max(m.ints[at + QUEUE + first], m.ints[at + LAST_READY] + m.ints[READY_NS])
     m.ints[at + COUNT] -= 1
     m.ints[at + QUEUE + first] = m.ints[at + QUEUE + m.ints[at + COUNT]]
     m.ints[at + LAST_READY] = when
@@ -74,20 +81,20 @@ def service_of(m: Own, page: int, lane: int, start: int, latency: int) -> int:
     at = LANES + lane * LANE_WORDS
     while m.ints[at + COUNT] > 0:
         ready = m.ints[at + QUEUE + first_ready(m, at)]
-        if max(ready, m.ints[at + LAST_READY] + int(m.par[READY_NS])) > start:
+        if max(ready, m.ints[at + LAST_READY] + m.ints[READY_NS]) > start:
             break
         take_ready(m, at)
     on_its_way = m.page[page * WORDS + THERE] > start and m.page[page * WORDS + WAITER] == lane + 1
     if m.ints[at + COUNT] >= OUTSTANDING_PER_VCPU or on_its_way:
         return -1
-    others_can_run = m.ints[at + COUNT] < m.par[RUNNABLE]
+    others_can_run = m.ints[at + COUNT] < m.ints[RUNNABLE]
     m.ints[at + QUEUE + m.ints[at + COUNT]] = start + latency
     m.ints[at + COUNT] += 1
     m.page[page * WORDS + THERE] = start + latency
     m.page[page * WORDS + WAITER] = lane + 1
     if others_can_run:
-        return int(m.par[OVERHEAD])
-    return int(m.par[OVERHEAD]) + max(take_ready(m, at) - start, 0)
+        return int(m.ints[OVERHEAD])
+    return int(m.ints[OVERHEAD]) + max(take_ready(m, at) - start, 0)
 
 
 @hot
@@ -99,9 +106,15 @@ def waits_of(s: World, who: int) -> int:
 @hot
 def close(s: World, m: Own) -> None:
     """See whether the use that is pending was made to wait, and overlap the wait."""
-    if m.ints[PENDING] == 0:
-        return
-    m.ints[PENDING] = 0
+    if m.ints[PENDING] != 0:
+        m.ints[PENDING] = 0
+        if s.clock[CLOCK_ADDED] != m.ints[ADDED]:
+            overlap(s, m)
+
+
+@rare
+def overlap(s: World, m: Own) -> None:
+    """Overlap the waits that were added since the use that was pending."""
     lane, start = m.ints[PENDING_LANE], m.ints[PENDING_START]
     for who in range(len(s.added) // (REASONS * ev.CLASSES * 2)):
         ns = s.added[waits_of(s, who)] - m.ints[KNOWN + who]
@@ -110,6 +123,15 @@ def close(s: World, m: Own) -> None:
             if service >= 0:
                 shorten_added(s, lane, who, REFAULT, MAJOR, ns, service)
                 advance(s, lane, ns - service)
+    learn(s, m)
+
+
+@rare
+def learn(s: World, m: Own) -> None:
+    """Note the time of all waits so far."""
+    m.ints[ADDED] = s.clock[CLOCK_ADDED]
+    for who in range(len(s.added) // (REASONS * ev.CLASSES * 2)):
+        m.ints[KNOWN + who] = s.added[waits_of(s, who)]
 
 
 @hot
@@ -117,13 +139,13 @@ def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
     """Note a use that may be made to wait: what was taken away comes back after this hook."""
     close(s, m)
     at_once = w & C_SWAPPED != 0 and w & C_READ_AT_ONCE != 0
-    if w & B_BACKED and e.op in (ev.FAULT, ev.ACCESSED) and not e.bits & int(m.par[HALTS]) and not at_once:
+    if w & B_BACKED and e.op in (ev.FAULT, ev.ACCESSED) and not e.bits & m.ints[HALTS] and not at_once:
         m.ints[PENDING] = 1
         m.ints[PENDING_PAGE] = e.page
         m.ints[PENDING_LANE] = e.lane
         m.ints[PENDING_START] = e.start
-        for who in range(len(s.added) // (REASONS * ev.CLASSES * 2)):
-            m.ints[KNOWN + who] = s.added[waits_of(s, who)]
+        if s.clock[CLOCK_ADDED] != m.ints[ADDED]:
+            learn(s, m)
     return w
 
 
@@ -134,15 +156,9 @@ def tick(s: World, now: int, m: Own, me: int) -> None:
 
 
 @hot
-def fetch(page: int, m: Own) -> None:
-    """Call what is known of the page into the cache."""
-    prefetch(m.page, page * WORDS)
-
-
-@hot
 def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
     """Overlap a recorded wait of the guest in a mode in which it takes part."""
-    waits = e.bits & (ev.MAJOR | ev.ON_HOST | int(m.par[HALTS])) == ev.MAJOR
+    waits = e.bits & (ev.MAJOR | ev.ON_HOST | m.ints[HALTS]) == ev.MAJOR
     if verdict != KEPT or not waits:
         return w, verdict, service
     ns = service_of(m, e.page, e.lane, e.start, service)
@@ -164,15 +180,12 @@ def setup(context: Context) -> Setup:
         for cost in (context.profile.costs[f"epf_{name}"] for name in ("inject", "switch", "ready"))
     )
     lanes = len(context.timeline.lanes.vm)
-    return Setup(
-        par=[
-            runnable,
-            round(inject + 2 * switch + ready),
-            ready,
-            ev.IN_KERNEL if context.text("mode") == "user" else 0,
-        ],
-        ints=np.zeros(LANES + lanes * LANE_WORDS, np.int64),
-    )
+    ints = np.zeros(LANES + lanes * LANE_WORDS, np.int64)
+    ints[RUNNABLE] = min(runnable, OUTSTANDING_PER_VCPU)
+    ints[OVERHEAD] = round(inject + 2 * switch + ready)
+    ints[READY_NS] = ready
+    ints[HALTS] = ev.IN_KERNEL if context.text("mode") == "user" else 0
+    return Setup(ints=ints)
 
 
 def finish(context: Context, world: World, own: Own, me: int) -> None:
@@ -216,7 +229,6 @@ MECHANISM = Mechanism(
         Param("mode", "user", "where the guest takes part: user mode only, or any", choices=("user", "any")),
     ),
     page_words=WORDS,
-    fetch=fetch,
     look=look,
     fault=fault,
     tick=tick,

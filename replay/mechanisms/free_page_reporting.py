@@ -13,6 +13,7 @@ seen: memory free all along stays as it was.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Final
 
@@ -43,10 +44,8 @@ from tracekit.trace.schema import PAGE_BYTES
 
 __all__ = ["MECHANISM"]
 
-# m.par
-ORDER, DELAY, TAKES, FIRST_GFN, PCP = range(5)
-# m.ints: pages freed so far; then those freed last, + 1, in turn.
-FREED, LISTS = range(2)
+# m.ints: what is in force, pages freed so far; then those freed last, + 1, in turn.
+ORDER, DELAY, TAKES, FIRST_GFN, PCP, FREED, LISTS = range(7)
 
 GFN_OF_VM: Final = (1 << VM_SHIFT) - 1
 
@@ -54,19 +53,19 @@ GFN_OF_VM: Final = (1 << VM_SHIFT) - 1
 @hot
 def fetch(page: int, m: Own) -> None:
     """Call the page's group into the cache."""
-    fetch_group(m, page, int(m.par[ORDER]))
+    fetch_group(m, page, m.ints[ORDER])
 
 
 @hot
 def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
     """Take the block if it was due in the past."""
-    return take_due(s, e.page, w, e.start, m, me, int(m.par[ORDER]))
+    return take_due(s, e.page, w, e.start, m, me, m.ints[ORDER])
 
 
 @hot
 def off_the_lists(m: Own, page: int) -> int:
     """Put a freed page on the CPUs' lists; return the one that leaves them for it, or -1."""
-    at = LISTS + m.ints[FREED] % int(m.par[PCP])
+    at = LISTS + m.ints[FREED] % m.ints[PCP]
     oldest = m.ints[at] - 1
     m.ints[at] = page + 1
     m.ints[FREED] += 1
@@ -76,21 +75,21 @@ def off_the_lists(m: Own, page: int) -> int:
 @hot
 def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
     """Follow what is free."""
-    if e.op == ev.FREE and m.par[TAKES] != 0 and gfn_of(s, e.page) & GFN_OF_VM >= m.par[FIRST_GFN]:
+    if e.op == ev.FREE and m.ints[TAKES] != 0 and gfn_of(s, e.page) & GFN_OF_VM >= m.ints[FIRST_GFN]:
         page = e.page
-        if m.par[PCP] > 0:
+        if m.ints[PCP] > 0:
             page = off_the_lists(m, page)
         if page == e.page or (page >= 0 and s.words[page] & GUEST_FREE):
-            note_free(m, page, int(m.par[ORDER]), e.end + int(m.par[DELAY]))
+            note_free(m, page, m.ints[ORDER], e.end + m.ints[DELAY])
     elif e.op == ev.ALLOC:
-        note_used(m, e.page, int(m.par[ORDER]))
+        note_used(m, e.page, m.ints[ORDER])
     return w
 
 
 @hot
 def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
     """A page that faults is in use, whether or not its allocation was seen."""
-    note_used(m, e.page, int(m.par[ORDER]))
+    note_used(m, e.page, m.ints[ORDER])
     return w, verdict, service
 
 
@@ -103,21 +102,18 @@ def setup(context: Context) -> Setup:
         )
     lazily = context.text("discard") == "lazily"
     held = 0 if context.hypothesis == "high" else int(context.number("pcp_pages"))
-    return Setup(
-        par=[
-            context.number("order"),
-            context.number("delay_s") * 1e9,
-            float(not lazily or context.hypothesis != "low"),
-            context.number("from_mib") * (1 << 20) / PAGE_BYTES,
-            held,
-        ],
-        ints=np.zeros(LISTS + held, np.int64),
-    )
+    ints = np.zeros(LISTS + held, np.int64)
+    ints[ORDER] = context.number("order")
+    ints[DELAY] = delays.whole(context.number("delay_s") * 1e9)
+    ints[TAKES] = not lazily or context.hypothesis != "low"
+    ints[FIRST_GFN] = min(math.ceil(context.number("from_mib") * (1 << 20) / PAGE_BYTES), GFN_OF_VM)
+    ints[PCP] = held
+    return Setup(ints=ints)
 
 
 def finish(context: Context, world: World, own: Own, me: int) -> None:
     """Take what stayed free to the end."""
-    take_all_due(world, own, me, int(own.par[ORDER]))
+    take_all_due(world, own, me, int(own.ints[ORDER]))
     into_reports(context, world, me)
 
 
@@ -129,18 +125,18 @@ def into_reports(context: Context, world: World, me: int) -> None:
 
 def setup_abreast(contexts: Sequence[Context]) -> Setup:
     """Lay out delays."""
-    par = setup(contexts[0]).par
-    waits = [setup(one).par[DELAY] for one in contexts]
+    first = setup(contexts[0]).ints
+    waits = [int(setup(one).ints[DELAY]) for one in contexts]
     lanes = len(contexts[0].timeline.lanes.vm)
-    return group_delays.setup(int(par[ORDER]), par[FIRST_GFN], waits, lanes)
+    return group_delays.setup(int(first[ORDER]), int(first[FIRST_GFN]), waits, lanes)
 
 
 def abreast(context: Context) -> tuple[Abreast, Hashable, int] | None:
     """Settings that differ only in their delay go abreast."""
-    par = setup(context).par
-    if not par[TAKES] or par[PCP] or context.timeline.span_ns >= group_delays.LAST:
+    ints = setup(context).ints
+    if not ints[TAKES] or ints[PCP] or context.timeline.span_ns >= group_delays.LAST:
         return None
-    return ABREAST, (par[ORDER], par[FIRST_GFN]), delays.whole(par[DELAY])
+    return ABREAST, (int(ints[ORDER]), int(ints[FIRST_GFN])), int(ints[DELAY])
 
 
 def calm(context: Context) -> Mapping[int, int]:

@@ -42,7 +42,7 @@ from tracekit.replay.accounts import (
 )
 from tracekit.replay.costs import Cost
 from tracekit.replay.events import Event
-from tracekit.replay.jit import hot, prefetch
+from tracekit.replay.jit import hot, int64, prefetch, rare
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
 from tracekit.replay.pages import (
     B_BACKED,
@@ -63,16 +63,22 @@ __all__ = ["MECHANISM"]
 
 POLICIES = ("oracle", "stride", "previous", "on_alloc", "recorded")
 ORACLE, STRIDE, PREVIOUS, ON_ALLOC, RECORDED = range(5)
-# m.par
-POLICY, LEAD, WINDOW, COST_4K, COST_2M, BATCH, HYPERCALL, REACH, UNMAPPED = range(9)
-# m.ints: worker's next free time, hints in the open batch, hints so far, when the worker is up for the batch,
-# then four words per lane, then what waking takes
-FREE_AT, IN_BATCH, GIVEN, UP_AT, STREAMS = 0, 1, 2, 3, 8
+# m.par: what a page of 4K and of 2M takes the worker
+OF_4K, OF_2M = range(2)
+# m.ints: what is in force; worker's next free time, hints in the open hypercall, hints that still join the
+# worker's batch, batches so far, when the worker is up for the batch; then four words per lane, then what
+# waking takes
+POLICY, LEAD, WINDOW, COST_4K, BATCH, HYPERCALL, UNMAPPED = range(7)
+FREE_AT, IN_CALL, TO_JOIN, BATCHES, UP_AT, STREAMS = range(7, 13)
 LAST, STRIDE_OF, RUN, EXPECTED, STREAM_WORDS = 0, 1, 2, 3, 4
 LANE_SLOTS = 4096
+REACH = ev.BLOCK_PAGES  # a stride is no longer than this
+NO_END = 1 << 62
 WAKES = STREAMS + LANE_SLOTS * STREAM_WORDS
 WAKES_KEPT, WAKES_STEP = 64, 39  # so many equally likely values, taken in an order without a trend
-GROUP = 8  # pages that one fault maps under shadow paging; m.block: 1 + when an exit last mapped each group
+GROUP_SHIFT = (
+    3  # one fault maps so many pages under shadow paging; m.block: 1 + when an exit last mapped each
+)
 
 
 @hot
@@ -80,19 +86,22 @@ def cost_of(m: Own, pages: int, bits: int, latency: int) -> int:
     """Return the worker's time for a page or a block, ns; a page on a device takes its recorded time."""
     if bits & ev.MAJOR:
         return latency
-    return int(m.par[COST_2M] if pages == ev.BLOCK_PAGES else m.par[COST_4K] * pages)
+    if pages == 1:
+        return int(m.ints[COST_4K])
+    return int(m.par[OF_2M] if pages == ev.BLOCK_PAGES else m.par[OF_4K] * pages)
 
 
 @hot
 def awake(m: Own, issued: int) -> int:
     """Return when the worker is up for a hint: it sleeps, unless it is busy, when a batch begins."""
-    batch = int(m.par[BATCH])
-    if m.ints[GIVEN] % batch == 0:
+    if m.ints[TO_JOIN] == 0:
         late = 0
         if m.ints[FREE_AT] <= issued:
-            late = m.ints[WAKES + m.ints[GIVEN] // batch * WAKES_STEP % WAKES_KEPT]
+            late = m.ints[WAKES + m.ints[BATCHES] * WAKES_STEP % WAKES_KEPT]
         m.ints[UP_AT] = issued + late
-    m.ints[GIVEN] += 1
+        m.ints[TO_JOIN] = m.ints[BATCH]
+        m.ints[BATCHES] += 1
+    m.ints[TO_JOIN] -= 1
     return max(issued, int(m.ints[UP_AT]))
 
 
@@ -103,28 +112,28 @@ def prefault(s: World, p: int, n: int, issued: int, cost: int, m: Own, me: int) 
     m.ints[FREE_AT] = done
     m.page[p] = done
     count(s, me, PREFAULTS_2M if n == ev.BLOCK_PAGES else PREFAULTS, 1 if n == ev.BLOCK_PAGES else n)
-    s.words[p] = back(s, s.words[p], done, me) | C_UNUSED | int(m.par[UNMAPPED])
+    s.words[p] = back(s, int64(s.words[p]), done, me) | C_UNUSED | m.ints[UNMAPPED]
     for rest in range(p + 1, p + n):
         if not s.words[rest] & C_BACKED:
-            s.words[rest] = back(s, s.words[rest], done, me) | int(m.par[UNMAPPED])
+            s.words[rest] = back(s, int64(s.words[rest]), done, me) | m.ints[UNMAPPED]
 
 
 @hot
 def say_hint(s: World, lane: int, m: Own, me: int) -> None:
     """Give one hint from the guest: every `batch`-th is a hypercall on the lane's path."""
     count(s, me, RANGES, 1)
-    if m.ints[IN_BATCH] == 0:
+    if m.ints[IN_CALL] == 0:
         count(s, me, HYPERCALLS, 1)
-        advance(s, lane, -int(m.par[HYPERCALL]))
-    m.ints[IN_BATCH] += 1
-    if m.ints[IN_BATCH] >= m.par[BATCH]:
-        m.ints[IN_BATCH] = 0
+        advance(s, lane, -int64(m.ints[HYPERCALL]))
+    m.ints[IN_CALL] += 1
+    if m.ints[IN_CALL] >= m.ints[BATCH]:
+        m.ints[IN_CALL] = 0
 
 
 @hot
 def oracle(s: World, e: Event, w: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
     """Hint this first touch `lead` before it happens."""
-    issued = awake(m, max(e.start - int(m.par[LEAD]), 0))
+    issued = awake(m, max(e.start - m.ints[LEAD], 0))
     begun = max(issued, m.ints[FREE_AT])
     if begun >= e.start:
         count(s, me, LATE, 1)
@@ -142,10 +151,10 @@ def served(s: World, e: Event, w: int, service: int, m: Own, me: int) -> tuple[i
     exits = w & C_UNMAPPED != 0 and not e.bits & ev.ON_HOST
     if exits and s.clock[CLOCK_AROUND] > 1:
         # An exit on a neighbour mapped this page too, if the worker had it by then.
-        if m.block[e.page // GROUP] > ready:
+        if m.block[e.page >> GROUP_SHIFT] > ready:
             exits = False
         else:
-            m.block[e.page // GROUP] = e.start + 1
+            m.block[e.page >> GROUP_SHIFT] = e.start + 1
     if ready <= e.start and not exits:
         return w, HIT, 0
     if ready > e.start:
@@ -161,7 +170,7 @@ def served(s: World, e: Event, w: int, service: int, m: Own, me: int) -> tuple[i
 @hot
 def follow_stride(s: World, e: Event, m: Own, me: int) -> None:
     """Look for a stride in this lane's faults; run ahead of it by the window."""
-    at = STREAMS + (e.lane % LANE_SLOTS) * STREAM_WORDS
+    at = STREAMS + (e.lane & LANE_SLOTS - 1) * STREAM_WORDS
     last, stride = m.ints[at + LAST] - 1, m.ints[at + STRIDE_OF]
     gfn = gfn_of(s, e.page)
     distance = gfn - last
@@ -170,30 +179,44 @@ def follow_stride(s: World, e: Event, m: Own, me: int) -> None:
     if not going_on:
         m.ints[at + RUN] = 0
         m.ints[at + STRIDE_OF] = distance if last >= 0 else 0
-        if last < 0 or distance == 0 or distance != stride or abs(distance) > int(m.par[REACH]):
+        if last < 0 or distance == 0 or distance != stride or abs(distance) > REACH:
             return
     stride = m.ints[at + STRIDE_OF]
     m.ints[at + RUN] = 1
-    window = int(m.par[WINDOW])
-    for k in range(1, window + 1):
-        p = neighbour(s, e.page, stride * k)
+    window = m.ints[WINDOW]
+    m.ints[at + EXPECTED] = gfn + stride * (window + 1)
+    last_of_them = (e.page & ev.BLOCK_PAGES - 1) + stride * window
+    if not 0 <= last_of_them < ev.BLOCK_PAGES:
+        guess_beyond(s, e.page, stride, e.end, m, me)
+        return
+    p = e.page
+    for _ in range(window):
+        p += stride
+        if s.words[p] & (C_BACKED | B_BACKED) == 0:
+            prefault(s, p, 1, e.end, m.ints[COST_4K], m, me)
+
+
+@rare
+def guess_beyond(s: World, page: int, stride: int, at: int, m: Own, me: int) -> None:
+    """Run ahead of a stride by the window where that leaves the page's block."""
+    for k in range(1, m.ints[WINDOW] + 1):
+        p = neighbour(s, page, stride * k)
         if p == UNSEEN:  # nothing in the trace ever names its block: a wrong guess for ever
-            m.ints[FREE_AT] = max(e.end, m.ints[FREE_AT]) + int(m.par[COST_4K])
+            m.ints[FREE_AT] = max(at, m.ints[FREE_AT]) + m.ints[COST_4K]
             count(s, me, PREFAULTS, 1)
             count(s, me, PREFAULTS_UNUSED, 1)
             resident_change(s, m.ints[FREE_AT], 1)
         elif p >= 0 and s.words[p] & (C_BACKED | B_BACKED) == 0:
-            prefault(s, p, 1, e.end, int(m.par[COST_4K]), m, me)
-    m.ints[at + EXPECTED] = gfn + stride * (window + 1)
+            prefault(s, p, 1, at, m.ints[COST_4K], m, me)
 
 
 @hot
 def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
     """A page of the previous run was begun at its time, whether or not anything happened to it here."""
-    if m.par[POLICY] != PREVIOUS or m.page[e.page] <= 0 or w & (C_BACKED | B_BACKED | C_UNUSED):
+    if m.ints[POLICY] != PREVIOUS or m.page[e.page] <= 0 or w & (C_BACKED | B_BACKED | C_UNUSED):
         return w
-    if m.page[e.page] - int(m.par[COST_4K]) < e.start:
-        w = back(s, w, m.page[e.page], me) | C_UNUSED | int(m.par[UNMAPPED])
+    if m.page[e.page] - m.ints[COST_4K] < e.start:
+        w = back(s, w, m.page[e.page], me) | C_UNUSED | int64(m.ints[UNMAPPED])
         m.page[e.page] = -m.page[e.page]
     return w
 
@@ -209,7 +232,7 @@ def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: in
     """Serve a fault on a hinted page, or hint by the oracle, or learn the stride."""
     if w & B_BACKED:
         return w, verdict, service
-    policy = int(m.par[POLICY])
+    policy = m.ints[POLICY]
     if verdict != SKIPPED and w & C_BACKED and owner_of(w) == me:
         return served(s, e, w, e.latency, m, me)
     if policy == PREVIOUS and m.page[e.page] > 0:
@@ -227,7 +250,7 @@ def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: in
 @hot
 def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
     """Hint what the guest allocates, or take the hints it really gave."""
-    policy = int(m.par[POLICY])
+    policy = m.ints[POLICY]
     wanted = (policy == ON_ALLOC and e.op == ev.ALLOC) or (
         policy == RECORDED and e.op == ev.HINT and e.bits & ev.HINT_HOT != 0
     )
@@ -235,7 +258,7 @@ def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
         if policy == ON_ALLOC:
             say_hint(s, e.lane, m, me)
         s.words[e.page] = w
-        prefault(s, e.page, 1, awake(m, e.end), int(m.par[COST_4K]), m, me)
+        prefault(s, e.page, 1, awake(m, e.end), m.ints[COST_4K], m, me)
         w = s.words[e.page]
     return w
 
@@ -276,22 +299,19 @@ def setup(context: Context) -> Setup:
     worst = {"low": "high", "high": "low"}.get(context.hypothesis, "ns")
     cost = {name: float(getattr(one, worst)) for name, one in context.profile.costs.items()}
     mapping = cost["map_ahead"] if context.text("via") == "pre_fault" else 0.0
-    return Setup(
-        par=[
-            policy,
-            context.number("lead_ms") * 1e6,
-            context.number("n"),
-            (cost["prefault_4k"] + mapping) / context.number("workers"),
-            (cost["prefault_2m"] + mapping) / context.number("workers"),
-            context.number("batch"),
-            cost["hypercall"],
-            ev.BLOCK_PAGES,
-            0 if context.text("via") == "pre_fault" else C_UNMAPPED,
-        ],
-        ints=np.append(
-            np.zeros(WAKES, np.int64), wakes(context.profile.costs["worker_wake"], context.hypothesis)
-        ),
+    of_4k, of_2m = (
+        (cost[name] + mapping) / context.number("workers") for name in ("prefault_4k", "prefault_2m")
     )
+    wake = wakes(context.profile.costs["worker_wake"], context.hypothesis)
+    ints = np.append(np.zeros(WAKES, np.int64), wake)
+    ints[POLICY] = policy
+    ints[LEAD] = min(context.number("lead_ms") * 1e6, NO_END)
+    ints[WINDOW] = context.number("n")
+    ints[COST_4K] = of_4k
+    ints[BATCH] = context.number("batch")
+    ints[HYPERCALL] = cost["hypercall"]
+    ints[UNMAPPED] = 0 if context.text("via") == "pre_fault" else C_UNMAPPED
+    return Setup(par=[of_4k, of_2m], ints=ints)
 
 
 def begin(context: Context, world: World, own: Own, me: int) -> None:
@@ -301,8 +321,8 @@ def begin(context: Context, world: World, own: Own, me: int) -> None:
     from tracekit.replay.training import first_touches
 
     gfns, starts = first_touches(context.text("train"))
-    issued = np.maximum(starts - int(own.par[LEAD]), 0)
-    cost = int(own.par[COST_4K])
+    issued = np.maximum(starts - int(own.ints[LEAD]), 0)
+    cost = int(own.ints[COST_4K])
     # One worker in order: done[k] = max over j <= k of issued[j] + (k - j + 1) * cost.
     k = np.arange(len(issued), dtype=np.int64)
     done = np.maximum.accumulate(issued - k * cost) + (k + 1) * cost
@@ -380,7 +400,7 @@ MECHANISM = Mechanism(
         Param("train", "", "previous: the trace of the earlier run"),
     ),
     page_words=1,
-    block_words=ev.BLOCK_PAGES // GROUP,
+    block_words=ev.BLOCK_PAGES >> GROUP_SHIFT,
     fetch=fetch,
     look=look,
     fault=fault,

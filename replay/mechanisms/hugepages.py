@@ -24,7 +24,15 @@ from tracekit.replay.events import BLOCK_PAGES, Event
 from tracekit.replay.index import MAX_GFN, VM_SHIFT, block_of, in_slots
 from tracekit.replay.jit import hot
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
-from tracekit.replay.pages import B_BACKED, C_BACKED, C_SWAPPED, World, back, owner_of, resident_change
+from tracekit.replay.pages import (
+    B_BACKED,
+    C_BACKED,
+    C_SWAPPED,
+    World,
+    back_pages,
+    owner_of,
+    resident_change,
+)
 from tracekit.trace.schema import PAGE_BYTES
 
 __all__ = ["MECHANISM", "fits", "regions"]
@@ -33,6 +41,7 @@ REGIONS = 1 << 17  # slots of the table of 1 GiB regions: 64 TiB half full
 HUGE, SMALL, HUGE_ON_HOST = 1, 2, 3  # m.block: mapped huge; has 4K pages of its own; not yet in the guest
 HOST_FIRST = 1 << 24  # of a page: a VMM thread touched it first, and the guest has not since
 SLOT_WORDS = 3
+BLOCK_SHIFT = BLOCK_PAGES.bit_length() - 1
 
 
 @hot
@@ -48,7 +57,7 @@ def region_slot(m: Own, key: int) -> int:
 @hot
 def state_of(s: World, m: Own, page: int) -> int:
     """Return the state of the page's region: 0 = nothing mapped yet, HUGE or SMALL."""
-    block = page // BLOCK_PAGES
+    block = page >> BLOCK_SHIFT
     if m.par[0] == 2:
         return int(m.block[block])
     return int(m.ints[2 * region_slot(m, s.directory.block_gfn[block] >> 18) + 1])
@@ -57,7 +66,7 @@ def state_of(s: World, m: Own, page: int) -> int:
 @hot
 def set_state(s: World, m: Own, page: int, state: int) -> None:
     """Set the state of the page's region."""
-    block = page // BLOCK_PAGES
+    block = page >> BLOCK_SHIFT
     if m.par[0] == 2:
         m.block[block] = state
     else:
@@ -67,7 +76,7 @@ def set_state(s: World, m: Own, page: int, state: int) -> None:
 @hot
 def fits(s: World, m: Own, page: int) -> bool:
     """Say whether KVM can map the page's region by one entry: a memslot of `regions` holds it."""
-    first = s.directory.block_gfn[page // BLOCK_PAGES]
+    first = s.directory.block_gfn[page >> BLOCK_SHIFT]
     pages = BLOCK_PAGES if m.par[0] == 2 else BLOCK_PAGES * BLOCK_PAGES
     vm, gfn = first >> VM_SHIFT, first & ((1 << VM_SHIFT) - 1)
     gfn -= gfn % pages
@@ -85,9 +94,11 @@ def clear(s: World, vm: int, gfn: int, pages: int) -> bool:
     for first in range(gfn, gfn + pages, BLOCK_PAGES):
         block = block_of(s.directory, vm, first, False)
         if block >= 0:
+            there = 0
             for p in range(block * BLOCK_PAGES, (block + 1) * BLOCK_PAGES):
-                if s.words[p] & (C_BACKED | C_SWAPPED):
-                    return False
+                there |= s.words[p]
+            if there & (C_BACKED | C_SWAPPED):
+                return False
     return True
 
 
@@ -101,10 +112,13 @@ def back_all(s: World, vm: int, gfn: int, pages: int, at: int, me: int) -> None:
             continue
         inside = in_slots(s.directory, vm, first, first + BLOCK_PAGES)
         unnamed -= inside
+        page = block * BLOCK_PAGES
+        if inside == BLOCK_PAGES:
+            back_pages(s, page, page + BLOCK_PAGES, at, me)
+            continue
         for k in range(BLOCK_PAGES):
-            if inside == BLOCK_PAGES or in_slots(s.directory, vm, first + k, first + k + 1) > 0:
-                p = block * BLOCK_PAGES + k
-                s.words[p] = back(s, s.words[p], at, me)
+            if in_slots(s.directory, vm, first + k, first + k + 1) > 0:
+                back_pages(s, page + k, page + k + 1, at, me)
     if unnamed > 0:
         resident_change(s, at, unnamed)
 

@@ -24,7 +24,6 @@ from tracekit.replay import events as ev
 from tracekit.replay.accounts import (
     REFAULT,
     SKIPPED,
-    TALLIES,
     UNMAPS,
     UNMAPS_ON_PATH,
     add_fault,
@@ -33,7 +32,7 @@ from tracekit.replay.accounts import (
     wait,
 )
 from tracekit.replay.events import Event
-from tracekit.replay.jit import hot, prefetch
+from tracekit.replay.jit import hot, int64, prefetch, rare
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
 from tracekit.replay.pages import (
     B_BACKED,
@@ -52,193 +51,200 @@ from tracekit.trace.schema import PAGE_BYTES
 __all__ = ["MECHANISM"]
 
 LRU, FIFO, MIN = range(3)
-# m.par
-ORDER, LIMIT, SWAP_IN, SWAP_OUT, MARKS = range(5)
-# m.ints: ends of the list (+ 1), uses so far, whether the last fault was spared, pages in the heap; then
-# (MIN only) for each use the number of the page's next one.
-HEAD, TAIL, USES, SPARED, HEAP_SIZE, NEXT_USE = range(6)
-# Words of a page. LRU, FIFO: its neighbours in the list, + 1, and whether it is in it. MIN: its next use, its
-# place in the heap + 1, and, as cell k of a heap as long as there are pages, the page in place k.
-BEFORE, AFTER, LISTED, WORDS = range(4)
-KEY, PLACE, HEAP = range(3)
+# m.ints: what is in force; whether the last fault was spared, uses so far, and how many pages have a place.
+ORDER, LIMIT, SWAP_IN, SWAP_OUT, MARKS, SPARED, USES, HELD = range(8)
+# LRU and FIFO, the queue: where it begins in m.page, how long it may be, the slot looked at first, the next
+# free one, and slots between the two. MIN: for each use the number of the page's next one.
+QUEUE, WINDOW, HEAD, TAIL, FILLED, INTS = range(8, 14)
+NEXT_USE: Final = INTS
 NO_MORE: Final = np.iinfo(np.int64).max
+# Words of a page: 1 + its place (0 = it has none). After those of all pages there is twice as much room for
+# the order itself: slots of the queue (who took it) or places of a heap (a page's next use, and the page).
+WORDS: Final = 3
+USE: Final = 1 << ev.FAULT | 1 << ev.ACCESSED | 1 << ev.ALLOC | 1 << ev.POPULATE | 1 << ev.SWAP_IN
+MOST_PAGES: Final = 1 << 52
+NEAR: Final = 12
+"""Slots ahead of the next victim whose pages are called into the cache."""
 
 
 @hot
-def link(m: Own, page: int) -> None:
-    """Put a page at the end of the list: it goes last."""
-    last = m.ints[TAIL]
-    m.page[page * WORDS + BEFORE] = last
-    m.page[page * WORDS + AFTER] = 0
-    m.page[page * WORDS + LISTED] = 1
-    if last > 0:
-        m.page[(last - 1) * WORDS + AFTER] = page + 1
-    else:
-        m.ints[HEAD] = page + 1
-    m.ints[TAIL] = page + 1
+def enqueue(m: Own, page: int) -> None:
+    """Give a page the next slot: it goes last. The slot that it had before is stale from now on."""
+    if m.ints[FILLED] == m.ints[WINDOW]:
+        make_slots(m)
+    slot = m.ints[TAIL]
+    m.page[m.ints[QUEUE] + slot] = page
+    m.page[page] = slot + 1
+    m.ints[TAIL] = slot + 1 if slot + 1 < m.ints[WINDOW] else 0
+    m.ints[FILLED] += 1
 
 
-@hot
-def unlink(m: Own, page: int) -> None:
-    """Take a page out of the list, if it is in it."""
-    if m.page[page * WORDS + LISTED] == 0:
+@rare
+def make_slots(m: Own) -> None:
+    """Leave out the slots that are stale; if there are few, let the queue be twice as long instead.
+
+    So at least a quarter of the window is free again: a slot is moved as often as one is given, at most.
+    """
+    queue, window, head = m.ints[QUEUE], m.ints[WINDOW], m.ints[HEAD]
+    if 2 * m.ints[HELD] > window and 2 * window <= (WORDS - 1) * queue:
+        for slot in range(head):  # the queue goes on there after its end
+            page = m.page[queue + slot]
+            m.page[queue + window + slot] = page
+            if m.page[page] == slot + 1:
+                m.page[page] = window + slot + 1
+        m.ints[TAIL] = window + head
+        m.ints[WINDOW] = 2 * window
         return
-    m.page[page * WORDS + LISTED] = 0
-    earlier, later = m.page[page * WORDS + BEFORE], m.page[page * WORDS + AFTER]
-    if earlier > 0:
-        m.page[(earlier - 1) * WORDS + AFTER] = later
-    else:
-        m.ints[HEAD] = later
-    if later > 0:
-        m.page[(later - 1) * WORDS + BEFORE] = earlier
-    else:
-        m.ints[TAIL] = earlier
+    free = head
+    slot = head
+    for _ in range(window):
+        page = m.page[queue + slot]
+        if m.page[page] == slot + 1:
+            m.page[queue + free] = page
+            m.page[page] = free + 1
+            free = free + 1 if free + 1 < window else 0
+        slot = slot + 1 if slot + 1 < window else 0
+    m.ints[TAIL] = free
+    m.ints[FILLED] = m.ints[HELD]
 
 
 @hot
-def put_in(m: Own, place: int, page: int) -> None:
-    """Write a page into a place of the heap."""
-    m.page[place * WORDS + HEAP] = page
-    m.page[page * WORDS + PLACE] = place + 1
+def dequeue(s: World, m: Own) -> int:
+    """Return the page whose turn it is, taken out of the queue; there must be one."""
+    while True:
+        slot = m.ints[HEAD]
+        ahead = slot + NEAR if slot + NEAR < m.ints[WINDOW] else slot
+        prefetch(m.page, m.page[m.ints[QUEUE] + ahead])
+        prefetch(s.words, m.page[m.ints[QUEUE] + ahead])
+        page = m.page[m.ints[QUEUE] + slot]
+        m.ints[HEAD] = slot + 1 if slot + 1 < m.ints[WINDOW] else 0
+        m.ints[FILLED] -= 1
+        if m.page[page] == slot + 1:
+            return int(page)
 
 
 @hot
-def settle(m: Own, place: int, page: int) -> None:
+def put_in(m: Own, place: int, key: int, page: int) -> None:
+    """Write a page and its next use into a place of the heap."""
+    m.page[m.ints[QUEUE] + 2 * place] = key
+    m.page[m.ints[QUEUE] + 2 * place + 1] = page
+    m.page[page] = place + 1
+
+
+@hot
+def settle(m: Own, place: int, key: int, page: int) -> None:
     """Move a page up or down from a place of the heap until the furthest next use is on top."""
-    key = m.page[page * WORDS + KEY]
+    heap, size = m.ints[QUEUE], m.ints[HELD]
     while place > 0:
-        above = m.page[(place - 1) // 2 * WORDS + HEAP]
-        if m.page[above * WORDS + KEY] >= key:
+        above = (place - 1) >> 1
+        if m.page[heap + 2 * above] >= key:
             break
-        put_in(m, place, above)
-        place = (place - 1) // 2
-    size = m.ints[HEAP_SIZE]
+        put_in(m, place, m.page[heap + 2 * above], m.page[heap + 2 * above + 1])
+        place = above
     while True:
         child = 2 * place + 1
         if child >= size:
             break
-        below = m.page[child * WORDS + HEAP]
-        if child + 1 < size:
-            other = m.page[(child + 1) * WORDS + HEAP]
-            if m.page[other * WORDS + KEY] > m.page[below * WORDS + KEY]:
-                child, below = child + 1, other
-        if m.page[below * WORDS + KEY] <= key:
+        if child + 1 < size and m.page[heap + 2 * child + 2] > m.page[heap + 2 * child]:
+            child += 1
+        if m.page[heap + 2 * child] <= key:
             break
-        put_in(m, place, below)
+        put_in(m, place, m.page[heap + 2 * child], m.page[heap + 2 * child + 1])
         place = child
-    put_in(m, place, page)
-
-
-@hot
-def out_of_heap(m: Own, page: int) -> None:
-    """Take a page out of the heap, if it is in it."""
-    place = m.page[page * WORDS + PLACE] - 1
-    if place < 0:
-        return
-    m.page[page * WORDS + PLACE] = 0
-    m.ints[HEAP_SIZE] -= 1
-    last = m.page[m.ints[HEAP_SIZE] * WORDS + HEAP]
-    if last != page:
-        settle(m, place, last)
+    put_in(m, place, key, page)
 
 
 @hot
 def forget(m: Own, page: int) -> None:
     """A page is not the host's to evict any more."""
-    if m.par[ORDER] == MIN:
-        out_of_heap(m, page)
-    else:
-        unlink(m, page)
+    place = m.page[page] - 1
+    if place < 0:
+        return
+    m.page[page] = 0
+    m.ints[HELD] -= 1
+    if m.ints[ORDER] == MIN and place != m.ints[HELD]:
+        last = m.ints[QUEUE] + 2 * m.ints[HELD]
+        settle(m, place, m.page[last], m.page[last + 1])
 
 
 @hot
-def victim(m: Own) -> int:
+def victim(s: World, m: Own) -> int:
     """Return the page that goes next, taken out of its order; -1 = none."""
-    page = m.ints[HEAD] - 1
-    if m.par[ORDER] == MIN and m.ints[HEAP_SIZE] > 0:
-        page = m.page[HEAP]
-    if page >= 0:
-        forget(m, page)
-    return int(page)
+    if m.ints[HELD] == 0:
+        return -1
+    page = int(m.page[m.ints[QUEUE] + 1]) if m.ints[ORDER] == MIN else dequeue(s, m)
+    forget(m, page)
+    return page
 
 
 @hot
 def note_use(m: Own, page: int) -> None:
     """A page that the host holds was seen in use."""
-    order = int(m.par[ORDER])
-    if order == MIN:
-        m.page[page * WORDS + KEY] = m.ints[NEXT_USE + m.ints[USES] - 1]
-        place = m.page[page * WORDS + PLACE] - 1
-        if place < 0:
-            place = m.ints[HEAP_SIZE]
-            m.ints[HEAP_SIZE] += 1
-        settle(m, place, page)
-    elif order == LRU or m.page[page * WORDS + LISTED] == 0:
-        unlink(m, page)
-        link(m, page)
+    place = m.page[page] - 1
+    new = place < 0
+    if m.ints[ORDER] == MIN:
+        place = m.ints[HELD] if new else place
+        m.ints[HELD] += new
+        settle(m, place, m.ints[NEXT_USE + m.ints[USES] - 1], page)
+    elif new:
+        m.ints[HELD] += 1
+        enqueue(m, page)
+    elif m.ints[ORDER] == LRU and place + 1 != m.ints[TAIL]:  # else it goes last already
+        enqueue(m, page)
 
 
 @hot
-def make_room(s: World, page: int, at: int, m: Own, me: int) -> None:
-    """Evict until this page fits under the limit with the others."""
-    forget(m, page)
-    while s.resident[0] >= m.par[LIMIT]:
-        out = victim(m)
+def make_room(s: World, e: Event, on_path: bool, m: Own, me: int) -> None:
+    """Evict until the event's page fits under the limit with the others.
+
+    `on_path`: whoever faults does it, where the reclaim is direct.
+    """
+    forget(m, e.page)
+    gone = 0
+    while s.resident[0] >= m.ints[LIMIT]:
+        out = victim(s, m)
         if out < 0:
-            return
-        w = s.words[out]
+            break
+        w = int64(s.words[out])
         if w & C_BACKED:  # another mechanism may have taken it since
-            s.words[out] = drop(s, w, at, me) | int(m.par[MARKS])
-            count(s, me, UNMAPS, 1)
-
-
-@hot
-def make_room_on_path(s: World, e: Event, m: Own, me: int) -> None:
-    """Evict for a fault: whoever faults does it, where the reclaim is direct."""
-    before = s.tally[me * TALLIES + UNMAPS]
-    make_room(s, e.page, e.start, m, me)
-    evicted = s.tally[me * TALLIES + UNMAPS] - before
-    if m.par[SWAP_OUT] > 0 and evicted > 0:
-        count(s, me, UNMAPS_ON_PATH, evicted)
-        wait(
-            s,
-            e.lane,
-            me,
-            (ev.HOST_MINOR if e.bits & ev.ON_HOST else ev.EPT) * ev.LEVELS + 1,
-            evicted * int(m.par[SWAP_OUT]),
-        )
+            s.words[out] = drop(s, w, e.start, me) | m.ints[MARKS]
+            gone += 1
+    if gone == 0:
+        return
+    count(s, me, UNMAPS, gone)
+    if on_path and m.ints[SWAP_OUT] > 0:
+        count(s, me, UNMAPS_ON_PATH, gone)
+        taker = ev.HOST_MINOR if e.bits & ev.ON_HOST else ev.EPT
+        wait(s, e.lane, me, taker * ev.LEVELS + 1, gone * int64(m.ints[SWAP_OUT]))
 
 
 @hot
 def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
     """Swap in what is used again; note uses, and make room for what an event backs."""
-    if e.op not in (ev.FAULT, ev.ACCESSED, ev.ALLOC, ev.POPULATE, ev.SWAP_IN):
+    if not USE >> e.op & 1:
         return w
     m.ints[USES] += 1
-    if w & C_BACKED:
-        note_use(m, e.page)
-    elif w & B_BACKED and w & C_TAKEN and owner_of(w) == me:
-        ns = int(m.par[SWAP_IN])
-        make_room_on_path(s, e, m, me)
-        add_fault(s, e.lane, me, REFAULT, ev.EPT_MAJOR * ev.LEVELS + 1, ns)
-        advance(s, e.lane, -ns)
-        w = back(s, w, e.start + ns, 0)
-        note_use(m, e.page)
-    elif e.op == ev.FAULT and not e.bits & ev.CONTINUED and not w & B_BACKED:
-        return w  # a first touch: `fault` sees whether it happens at all
-    elif w & B_BACKED or (e.op == ev.FAULT and m.ints[SPARED] == 0) or e.op in (ev.POPULATE, ev.SWAP_IN):
-        if e.op == ev.FAULT:
-            make_room_on_path(s, e, m, me)
-        else:
-            make_room(s, e.page, e.start, m, me)
-        note_use(m, e.page)
+    if not w & C_BACKED:
+        fault = e.op == ev.FAULT
+        ours = w & (B_BACKED | C_TAKEN) == B_BACKED | C_TAKEN and owner_of(w) == me
+        if fault and not e.bits & ev.CONTINUED and not w & B_BACKED:
+            return w  # a first touch: `fault` sees whether it happens at all
+        if not (w & B_BACKED or (fault and m.ints[SPARED] == 0) or e.op in (ev.POPULATE, ev.SWAP_IN)):
+            return w
+        make_room(s, e, fault or ours, m, me)
+        if ours:
+            ns = int64(m.ints[SWAP_IN])
+            add_fault(s, e.lane, me, REFAULT, ev.EPT_MAJOR * ev.LEVELS + 1, ns)
+            advance(s, e.lane, -ns)
+            w = back(s, w, e.start + ns, 0)
+    note_use(m, e.page)
     return w
 
 
 @hot
 def fetch(page: int, m: Own) -> None:
-    """Call what is known of the page into the cache."""
-    prefetch(m.page, page * WORDS)
+    """Call the page's place into the cache."""
+    prefetch(m.page, page)
 
 
 @hot
@@ -247,7 +253,7 @@ def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: in
     m.ints[SPARED] = 1 if verdict == SKIPPED else 0
     if verdict != SKIPPED:
         if not w & C_BACKED:
-            make_room_on_path(s, e, m, me)
+            make_room(s, e, True, m, me)
         note_use(m, e.page)
     return w & ~C_READ_AT_ONCE, verdict, service
 
@@ -297,9 +303,6 @@ def setup(context: Context) -> Setup:
     """Take the limit and the device; look ahead where the hypothesis may."""
     order = {"low": FIFO, "high": MIN}.get(context.hypothesis, LRU)
     device = context.text("device")
-    ints = np.zeros(NEXT_USE, np.int64)
-    if order == MIN:
-        ints = np.concatenate([ints, next_uses(context.timeline)])
     into, out = (context.profile.costs[name] for name in (swap_in_cost(device), swap_out_cost(device)))
     unmap = context.profile.costs["unmap_4k"]
     end = {"low": "high", "high": "low"}.get(context.hypothesis, "ns")
@@ -308,16 +311,22 @@ def setup(context: Context) -> Setup:
     limit_mib = context.number("limit_mib") - context.number("other_mib")
     if context.hypothesis == "low":
         limit_mib -= context.number("slack_mib")
-    return Setup(
-        par=[
-            order,
-            max(1.0, limit_mib * (1 << 20) / PAGE_BYTES // 1),
-            round(getattr(into, end)),
-            round(getattr(out, end) + getattr(unmap, end)) if direct else 0,
-            mark_of(device),
-        ],
-        ints=ints,
-    )
+    ints = np.zeros(INTS, np.int64)
+    ints[ORDER] = order
+    ints[LIMIT] = min(max(1.0, limit_mib * (1 << 20) / PAGE_BYTES), MOST_PAGES)
+    ints[SWAP_IN] = round(getattr(into, end))
+    ints[SWAP_OUT] = round(getattr(out, end) + getattr(unmap, end)) if direct else 0
+    ints[MARKS] = mark_of(device)
+    return Setup(ints=np.concatenate([ints, next_uses(context.timeline)]) if order == MIN else ints)
+
+
+def begin(context: Context, world: World, own: Own, me: int) -> None:
+    """Put the queue after the pages' places, at first no longer than the limit seems to need."""
+    own.ints[QUEUE] = len(world.words)
+    window = (WORDS - 1) * len(world.words)
+    while window % 2 == 0 and window > 4 * own.ints[LIMIT]:
+        window //= 2
+    own.ints[WINDOW] = window
 
 
 def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[str, float]]:
@@ -372,6 +381,7 @@ MECHANISM = Mechanism(
     event=event,
     setup=setup,
     calm=calm,
+    begin=begin,
     costs=costs,
     prices_refaults=True,
     bounded=bounded,

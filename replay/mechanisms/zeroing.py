@@ -34,7 +34,7 @@ from tracekit.replay.accounts import (
 )
 from tracekit.replay.events import Event
 from tracekit.replay.index import VM_SHIFT, block_of
-from tracekit.replay.jit import hot, prefetch
+from tracekit.replay.jit import hot, prefetch, rare
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
 from tracekit.replay.pages import (
     B_BACKED,
@@ -53,20 +53,19 @@ from tracekit.replay.told import MEMORY, told_ranges
 
 __all__ = ["MECHANISM"]
 
-# m.par
-UNKNOWN_IS_ZEROING = 0  # treat a write of unknown purpose as zeroing
-UNTIL = 1  # ns: only first touches before this (boot)
-NEVER_WRITTEN = 2  # what was put off never happens
-NOT_BY_GUEST = 3  # the bit of a fault that the guest did not make
-# m.ints: whether the last fault was spared, and that fault; so each page's word: its ns * LEVELS + its level;
-# then how many ranges there are (0 = all of memory), and each: VM, first gfn, past the last
-SPARED, PUT_OFF, RANGES, RANGE_WORDS = 0, 1, 2, 3
+# m.ints: whether the last fault was spared, and that fault (as each page's word: ns * LEVELS + its level);
+# whether a write of unknown purpose counts as zeroing; first touches until when (ns: boot); whether what was
+# put off never happens; the bit of a fault that the guest did not make; how many ranges there are (0 = all of
+# memory), then each: VM, first gfn, its end.
+SPARED, PUT_OFF, UNKNOWN_IS_ZEROING, UNTIL, NEVER_WRITTEN, NOT_BY_GUEST, RANGES = range(7)
+RANGE_WORDS = 3
+NO_END = 1 << 62
 
 
 @hot
 def in_scope(s: World, e: Event, m: Own) -> bool:
     """Say whether the event is in the time and the range that the guest was told about."""
-    if e.start > m.par[UNTIL]:
+    if e.start > m.ints[UNTIL]:
         return False
     if m.ints[RANGES] == 0:
         return True
@@ -91,11 +90,11 @@ def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: in
     m.ints[SPARED] = 0
     # A page read back from a device has content; one that a VMM thread or the kernel fills (DMA) the guest
     # did not zero.
-    if e.bits & (ev.WRITE | ev.MAJOR | int(m.par[NOT_BY_GUEST])) != ev.WRITE:
+    if e.bits & (ev.WRITE | ev.MAJOR | m.ints[NOT_BY_GUEST]) != ev.WRITE:
         return w, verdict, service
     if w & (B_BACKED | SEEN) or not in_scope(s, e, m):
         return w, verdict, service
-    zeroing = bool(w & GUEST_FREE) or (w & GUEST_USED == 0 and m.par[UNKNOWN_IS_ZEROING] != 0)
+    zeroing = bool(w & GUEST_FREE) or (w & GUEST_USED == 0 and m.ints[UNKNOWN_IS_ZEROING] != 0)
     count(s, me, CANDIDATES, e.pages)
     w |= ZERO_KNOWN
     if not zeroing:
@@ -122,7 +121,7 @@ def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
     return w
 
 
-@hot
+@rare
 def map_all(s: World, e: Event, at: int, m: Own) -> None:
     """Let the first use of a large page that was put off back all that its one fault would have."""
     fault = m.page[e.page]
@@ -146,7 +145,7 @@ def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
         # The guest zeroed a page that came zeroed from the host and that nothing had used in between.
         count(s, me, ZEROING_SPARED, 1)
         w &= ~ZERO_KNOWN
-    if w & C_DEFERRED and m.par[NEVER_WRITTEN] != 0:
+    if w & C_DEFERRED and m.ints[NEVER_WRITTEN] != 0:
         return w & ~(C_DEFERRED | B_BACKED)  # as if nothing had ever touched it
     if w & C_DEFERRED and w & B_BACKED and (not w & C_BACKED or w & C_UNMAPPED):
         ns, level = int(m.page[e.page] // ev.LEVELS), int(m.page[e.page] % ev.LEVELS)
@@ -175,16 +174,15 @@ def setup(context: Context) -> Setup:
     guest = context.survey.guest_events
     unknown = context.hypothesis == "high" or (context.hypothesis == "point" and not guest)
     until = context.number("until_ms") * 1e6
+    never = context.text("zero_page") == "none" and context.hypothesis == "high"
     told = told_ranges(context.timeline, context.text("memory"), context.text("ranges"))
-    return Setup(
-        par=[
-            float(unknown),
-            until if until > 0 else float(np.iinfo(np.int64).max),
-            float(context.text("zero_page") == "none" and context.hypothesis == "high"),
-            context.timeline.not_by_the_guest,
-        ],
-        ints=np.concatenate([[0, 0, len(told)], told.ravel()]),
-    )
+    ints = np.zeros(RANGES + 1, np.int64)
+    ints[UNKNOWN_IS_ZEROING] = unknown
+    ints[UNTIL] = min(until, NO_END) if until > 0 else NO_END
+    ints[NEVER_WRITTEN] = never
+    ints[NOT_BY_GUEST] = context.timeline.not_by_the_guest
+    ints[RANGES] = len(told)
+    return Setup(ints=np.concatenate([ints, told.ravel()]))
 
 
 def costs(tally: NDArray[np.int64], context: Context) -> Mapping[str, Mapping[str, float]]:

@@ -34,6 +34,7 @@ from tracekit.replay import load_profile, load_scenarios, parse_scenario, run
 from tracekit.replay.uncertainty.ranges import parse_variation
 from tracekit.trace import Meta, Trace, open_trace, recover
 from tracekit.trace.framing import FrameReader
+from tracekit.trace.loops import plain, quicken
 from tracekit.trace.resync import SalvageReader
 from tracekit.trace.schema import EVENTS, KINDS
 from tracekit.trace.summary import summarise
@@ -234,8 +235,9 @@ def ring(data: bytes) -> None:
         # What the kernel writes has the right length and a known kind; the rest is what a guest can reach.
         for at in range(0, len(body) - len(body) % RECORD.itemsize, RECORD.itemsize):
             body[at : at + 8] = RECORD_BYTES.to_bytes(8, "little")
-            body[at + 80] %= len(KINDS)
-            body[at + 81] %= 4
+            kind, level = (at + RECORD.fields[name][1] for name in ("kind", "level"))
+            body[kind] %= len(KINDS)
+            body[level] %= 4
     try:
         records = _ring(bytes(body)).read()
     except FailedError:
@@ -244,7 +246,11 @@ def ring(data: bytes) -> None:
     if not len(records):
         return
     mode = ("ept", "npt", "shadow", "none")[how >> 1 & 3]
+    assert quicken(build_first=True)
+    with plain():
+        by_numpy = decode.columns(records, mode)
     out = decode.columns(records, mode)
+    assert all(np.array_equal(out[name], column) for name, column in by_numpy.items())
     table = MemslotTable(_Slots())  # type: ignore[arg-type]
     table.take_from(out)
     pids = [os.getpid(), 4194303]

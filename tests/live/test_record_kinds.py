@@ -176,6 +176,10 @@ def test_swap_is_the_kernels_count_and_waited_for_faults_are_major(tmp_path: Pat
     turns = pl.concat([known, rows]).sort("ts_ns").group_by("gfn", maintain_order=True).agg("kind")
     broken = [kinds for kinds in turns["kind"].to_list() if kinds[::2] + kinds[1::2] != in_turns(len(kinds))]
     assert len(broken) <= gone.height - known.height < 0.02 * gone.height
+    # And so many may be missing at most, says the ledger.
+    unplaced = trace.losses["reason"].str.extract(r"^swap_out_unplaced \(at most ([\d,]+)\)$", 1)
+    assert unplaced.null_count() == trace.losses["lost"].drop_nulls().len() == 0
+    assert gone.height - known.height <= unplaced.str.replace_all(",", "").cast(pl.Int64).sum()
     faults = of_kind(trace, "host_fault").filter(pl.col("flags") & 1 == 1)
     # One page of a process's own (of a file, of its heap) may come back meanwhile: a major fault of its
     # account that is none of the guest's memory.

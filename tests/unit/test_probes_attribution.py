@@ -94,8 +94,8 @@ def test_a_memslot_that_has_just_gone_still_answers_for_its_time(two_vms: Memslo
 def test_a_pidfd_tells_the_process_that_was_advised(two_vms: MemslotTable) -> None:
     pidfd = os.pidfd_open(os.getpid())
     try:
-        row = {"kind": "process_madvise", "ts_ns": 20, "vm": VM_UNKNOWN, "rip": os.getpid(), "extra": pidfd}
-        other = {**row, "extra": 999_999}
+        row = {"kind": "process_madvise", "ts_ns": 20, "vm": VM_UNKNOWN, "rip": pidfd << 32 | os.getpid()}
+        other = {**row, "rip": 999_999 << 32 | os.getpid()}
         attribution = Attribution(two_vms, lambda: [os.getpid(), 200])
         out = attribution.resolve(
             rows({**row, "hva": 1, "valid": ("hva",)}, {**other, "hva": 1, "valid": ("hva",)})
@@ -115,9 +115,9 @@ def test_a_files_offset_becomes_the_address_of_its_mapping() -> None:
     ]
     try:
         out = rows(
-            {"kind": "fallocate", "hva": 3 * 4096, "extra": fd},
-            {"kind": "fallocate", "hva": 7 * 4096, "extra": fd},
-            {"kind": "fallocate", "hva": 0, "extra": 999_999},
+            {"kind": "fallocate", "hva": 3 * 4096, "rip": fd},
+            {"kind": "fallocate", "hva": 7 * 4096, "rip": fd},
+            {"kind": "fallocate", "hva": 0, "rip": 999_999},
             {"kind": "madvise", "hva": 5, "valid": ("hva",)},
         )
         hugetlb = fill_hvas(out, [os.getpid()])

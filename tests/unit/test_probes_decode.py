@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracekit.probes.decode import access_and_flags, columns, to_batch
+from tracekit.probes.record_loops import transpose
 from tracekit.probes.wire import NULLABLE, RECORD, RECORD_BYTES, VALID
+from tracekit.trace.loops import plain, quicken
 from tracekit.trace.schema import (
     ACCESS_EXECUTE,
     ACCESS_READ,
@@ -122,7 +124,6 @@ def test_rows_of_all_kinds_keep_their_values_and_nulls() -> None:
             "tid": 7,
             "vm": 3,
             "pages": 2,
-            "extra": 99,
             "valid": NULLABLE[: index % 9],
         }
         for index, kind in enumerate(KINDS)
@@ -140,6 +141,33 @@ def test_rows_of_all_kinds_keep_their_values_and_nulls() -> None:
                 assert out[name] is None
             elif name != "level":
                 assert out[name] == 11
+
+
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([1, 2, 255, 256, 257, 1000]),
+    st.sampled_from(["ept", "npt", "shadow", "none"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_loop_decodes_as_numpy_does(seed: int, count: int, mode: str) -> None:
+    """Whatever is in the records: fields that stay the same, change at once, or change half-way."""
+    assert quicken(build_first=True)
+    assert transpose.compiled is not None
+    rng = np.random.default_rng(seed)
+    made = rng.integers(0, 256, (count, RECORD.itemsize), np.uint8).view(RECORD)[:, 0].copy()
+    for name in RECORD.names or ():
+        how = rng.integers(0, 3)
+        made[name][: (0, count // 2, count)[how]] = made[name][0]
+    faults = [KIND_CODE[kind] for kind in ("ept_violation", "host_fault", "guest_fault")]
+    made["kind"] = (made["kind"] % len(KINDS), *faults)[rng.integers(0, 4)]
+    made["level"] %= 4
+    by_loop = columns(made.copy(), mode)
+    with plain():
+        by_numpy = columns(made.copy(), mode)
+    assert by_loop.keys() == by_numpy.keys()
+    for name, column in by_numpy.items():
+        assert by_loop[name].dtype == column.dtype, name
+        assert by_loop[name].tolist() == column.tolist(), name
 
 
 def test_an_empty_reading_is_an_empty_batch() -> None:

@@ -75,6 +75,14 @@ def test_losses_add_up_and_keep_their_time_bounds() -> None:
     table[ring] = [none, loss(17, later - 5, later, 2)]
     (second,) = reader.read()
     assert (second.lost, second.t0_ns, second.t1_ns) == (12, later - 5, later)
+    # Pages that may have been a guest's or anybody's: how many were is not known, only how many at most.
+    table[LOST.index("swap_out_unplaced")] = [none, loss(3, later, later, 2)]
+    (bound,) = reader.read()
+    assert (bound.lost, bound.at_most) == (None, 3)
+    ledger = LossLedger()
+    ledger.add(bound)
+    ledger.add(bound)
+    assert ledger.by_reason == {"swap_out_unplaced (at most 6)": None}
     # A loss noted while the reader read belongs to the epoch before: its time is bounded, not known.
     table[ring] = [none, loss(18, 1, later, 2)]
     (third,) = reader.read()
@@ -107,8 +115,7 @@ def test_memslots_give_later_rows_their_gfn_until_they_are_deleted() -> None:
         gfn=[0x100, 0, 0, 0x100, 0, 0],
         hva=[0x700000, 0x701234, 0x900000, 0, 0x701234, 0x700000],
         rip=[0x10000, 1, 1, 0, 1, 1],
-        arg=[3, 0, 0, 3, 0, 0],
-        extra=[2, 0, 0, 0, 0, 0],
+        arg=[3 | 2 << 32, 0, 0, 3, 0, 0],
         valid=[VALID["gfn"] | VALID["hva"]] + [VALID["hva"]] * 2 + [VALID["gfn"]] + [VALID["hva"]] * 2,
     )
     table.take_from(columns)
@@ -118,6 +125,7 @@ def test_memslots_give_later_rows_their_gfn_until_they_are_deleted() -> None:
     assert columns["gfn"][1] == 0x101
     assert columns["pages"][[0, 3]].tolist() == [16, 0]
     assert columns["rip"][[0, 3]].tolist() == [0, 0]
+    assert columns["arg"][[0, 3]].tolist() == [3, 3]
     assert notes.rows[0] == {
         **{"vm": 0, "slot": 3, "gpa": 0x100000, "size_bytes": 0x10000, "hva": 0x700000, "flags": 2},
         **{"from_ns": 10, "known_by": "ioctl"},

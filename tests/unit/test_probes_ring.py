@@ -63,9 +63,9 @@ def kernel() -> Iterator[Kernel]:
     os.close(kernel.fd)
 
 
-def test_a_record_with_its_header_is_88_bytes() -> None:
-    assert RECORD.itemsize == 88
-    assert RECORD_BYTES == 80
+def test_a_record_with_its_header_is_80_bytes() -> None:
+    assert RECORD.itemsize == 80
+    assert RECORD_BYTES == 72
     assert RECORD.itemsize == HEADER_BYTES + RECORD_BYTES
 
 
@@ -119,7 +119,7 @@ def test_the_room_of_what_was_read_is_the_readers_until_it_is_freed(kernel: Kern
 
 def test_records_of_another_size_are_refused(kernel: Kernel) -> None:
     with RingReader(kernel.fd, SIZE) as ring:
-        kernel.put(1, length=72)
+        kernel.put(1, length=64)
         with pytest.raises(FailedError, match="another size"):
             ring.read()
 

@@ -53,6 +53,16 @@ def everything(category: str, event: str) -> Tracepoint:
     return Tracepoint(category, event, tuple(Field(n, 8 + 8 * i, 8, False) for i, n in enumerate(names)))
 
 
+def test_a_probe_that_stands_in_is_needed_where_the_better_tracepoint_is_missing() -> None:
+    def old(category: str, event: str) -> Tracepoint | None:
+        return None if event == "count_memcg_events" else everything(category, event)
+
+    on_new, on_old = ([one.name for one in source.needed(HOST_PROBES, has)] for has in (everything, old))
+    assert "written_out" not in on_new
+    # `memcg` stays, to be refused by name.
+    assert on_old == [one.name for one in HOST_PROBES] == [*on_new, "written_out"]
+
+
 def test_formats_of_both_ages_give_their_own_fields_and_offsets() -> None:
     old, new = parse_format("kvm", OLD_PAGE_FAULT), parse_format("kvm", NEW_PAGE_FAULT)
     assert [(f.name, f.offset, f.size) for f in old.fields] == [

@@ -206,8 +206,8 @@ def test_an_exception_in_the_block_leaves_a_recoverable_trace_without_unknown_lo
 def test_an_interrupt_in_the_middle_of_writing_is_an_unknown_loss_never_none(tmp_path, monkeypatch):
     path, real = tmp_path / "x.trace", PartWriter.write
 
-    def interrupted(part, batch, lost):
-        real(part, batch.slice(0, 3), lost)
+    def interrupted(part, batches, lost):
+        real(part, [batches[0].slice(0, 3)], lost)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

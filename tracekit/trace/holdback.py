@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ __all__ = [
     "frames",
     "goes_back",
     "is_sorted",
+    "rows_of",
     "sort_by_time",
     "split_at",
     "times",
@@ -70,41 +71,64 @@ class HoldBack:
             ripe += [batch.slice(0, count)] if count else []
             rest += [batch.slice(count)] if count < batch.num_rows else []
         self._batches = rest
-        self.rows, self.fresh_rows = sum(batch.num_rows for batch in rest), 0
+        self.rows, self.fresh_rows = rows_of(rest), 0
         return ripe
 
     def put_back(self, rows: list[pa.RecordBatch]) -> None:
         """Take back the last rows that `take` returned."""
         self._batches = [*rows, *self._batches]
-        self.rows += sum(batch.num_rows for batch in rows)
+        self.rows += rows_of(rows)
 
 
-def frames(batches: list[pa.RecordBatch], *, least: int, most: int) -> list[pa.RecordBatch]:
-    """Return the rows in batches of at most `most`; only what is shorter than `least` is copied together.
+def frames(batches: Sequence[pa.RecordBatch], *, most: int) -> list[list[pa.RecordBatch]]:
+    """Return the rows in groups of `most`, the last one of what is left; nothing is copied.
 
     >>> from tracekit.trace.batch import events_batch
     >>> made = [events_batch(ts_ns=range(rows), kind="access") for rows in (2, 3, 70, 250, 1)]
-    >>> [batch.num_rows for batch in frames(made, least=50, most=100)]
-    [75, 100, 100, 50, 1]
+    >>> [[batch.num_rows for batch in group] for group in frames(made, most=100)]
+    [[2, 3, 70, 25], [100], [100], [25, 1]]
     """
-    made: list[pa.RecordBatch] = []
-    short: list[pa.RecordBatch] = []
+    groups: list[list[pa.RecordBatch]] = []
+    room = 0
     for batch in batches:
-        short.append(batch)
-        if sum(other.num_rows for other in short) >= least:
-            made.append(concat(short))
-            short = []
-    made += [concat(short)] if short else []
-    return [batch.slice(start, most) for batch in made for start in range(0, batch.num_rows, most)]
+        at = 0
+        while at < batch.num_rows:
+            if not room:
+                groups.append([])
+                room = most
+            piece = batch.slice(at, room)
+            groups[-1].append(piece)
+            at += piece.num_rows
+            room -= piece.num_rows
+    return groups
+
+
+def rows_of(batches: Sequence[pa.RecordBatch]) -> int:
+    """Return how many rows the batches have."""
+    return sum(batch.num_rows for batch in batches)
 
 
 def _in_order(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
-    """Return the batches if each is in time order and none begins before the end of the one before it."""
-    ends = [(int(ts[0]), int(ts[-1])) for ts in map(times, batches)]
-    apart = all(before[1] <= after[0] for before, after in pairwise(ends))
-    if apart and all(is_sorted(batch) for batch in batches):
-        return batches
-    return [sort_by_time(concat(batches))]
+    """Return the rows in batches that are in time order, and that begin no earlier than the one before ends.
+
+    Only rows where batches overlap are copied together, or all rows of a batch that is out of order itself.
+    """
+    made: list[pa.RecordBatch] = []
+    for batch in map(sort_by_time, batches):
+        first = times(batch)[0]
+        later: list[pa.RecordBatch] = []
+        while made and times(made[-1])[-1] > first:
+            before = made.pop()
+            at = int(np.searchsorted(times(before), first, side="right"))
+            later.insert(0, before.slice(at))
+            made += [before.slice(0, at)] if at else []
+        if not later:
+            made.append(batch)
+            continue
+        at = int(np.searchsorted(times(batch), times(later[-1])[-1], side="left"))
+        made.append(sort_by_time(concat([*later, batch.slice(0, at)])))
+        made += [batch.slice(at)] if at < batch.num_rows else []
+    return made
 
 
 def times(batch: pa.RecordBatch) -> np.ndarray:

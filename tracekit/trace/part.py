@@ -6,6 +6,7 @@ import json
 import os
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 from tracekit.errors import DamagedError
 from tracekit.trace.folder import EVENTS_DIR, Folder, part_name, write_all
 from tracekit.trace.framing import frame_metadata, seal
+from tracekit.trace.holdback import frames, rows_of, times
 from tracekit.trace.layout import Block
 from tracekit.trace.schema import EVENTS
 from tracekit.trace.splice import compress, mend_footer, put_in
@@ -105,24 +107,25 @@ class PartWriter:
         self._fd = folder.new_file(self.written_name)
         self._arrow = pa.ipc.new_file(pa.PythonFile(self._sink, "w"), EVENTS, options=_OPTIONS)
 
-    def write(self, batch: pa.RecordBatch, lost_so_far: int | None) -> None:
+    def write(self, batches: Sequence[pa.RecordBatch], lost_so_far: int | None) -> None:
         """Append rows sorted by `ts_ns`, none older than the last; not durable before `sync`.
+
+        Each frame has FRAME_ROWS of them, whatever batches they come in.
 
         On OSError (disk full) the file is cut back to its last whole frame and can only be abandoned.
         """
-        for start in range(0, batch.num_rows, FRAME_ROWS):
-            rows = batch.slice(start, FRAME_ROWS)
-            metadata = frame_metadata(self._batches, self.rows, rows.num_rows, lost_so_far)
-            self._arrow.write_batch(rows.slice(0, 0), custom_metadata=metadata)
-            frame, block = put_in(self._sink.take(), compress(rows))
+        for group in frames(batches, most=FRAME_ROWS):
+            rows = rows_of(group)
+            metadata = frame_metadata(self._batches, self.rows, rows, lost_so_far)
+            self._arrow.write_batch(group[0].slice(0, 0), custom_metadata=metadata)
+            frame, block = put_in(self._sink.take(), compress(group))
             self._blocks.append(block._replace(offset=self.bytes + block.offset))
             seal(frame)
             self._put(frame)
             self._batches += 1
-            self.rows += rows.num_rows
-            ts = rows.column("ts_ns")
-            self.first_ts = ts[0].as_py() if self.first_ts is None else self.first_ts
-            self.last_ts = ts[-1].as_py()
+            self.rows += rows
+            self.first_ts = int(times(group[0])[0]) if self.first_ts is None else self.first_ts
+            self.last_ts = int(times(group[-1])[-1])
 
     def sync(self) -> int:
         """Make what was written durable; returns how many rows that adds."""

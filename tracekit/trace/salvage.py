@@ -57,7 +57,7 @@ def salvage_part(folder: Folder, number: int, stated: PartLine | None) -> Salvag
     try:
         with pa.memory_map(str(path)) as file:
             for frame in SalvageReader(file.read_buffer()):
-                writer.write(frame.batch, frame.lost_so_far)
+                writer.write([frame.batch], frame.lost_so_far)
         if source == closed:
             folder.rename(closed, f"{closed}.damaged")
         line = writer.close()

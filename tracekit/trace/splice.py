@@ -9,6 +9,7 @@ own. The result is what Arrow IPC prescribes: which zstd made a buffer, no reade
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -17,7 +18,7 @@ import pyarrow as pa
 
 from tracekit.trace.layout import BLOCK, SIZES_BYTES, Block, batch_places, footer_places, set_sizes
 from tracekit.trace.schema import EVENTS
-from tracekit.trace.zstd_rows import compress_constant, compress_rows
+from tracekit.trace.zstd_rows import compress_repeated, compress_rows, is_constant
 
 __all__ = ["Column", "compress", "mend_footer", "put_in"]
 
@@ -39,9 +40,10 @@ class Column(NamedTuple):
     values: bytes
 
 
-def compress(rows: pa.RecordBatch) -> list[Column]:
-    """Return the columns of a batch compressed."""
-    return [_compressed(name, column) for name, column in zip(EVENTS.names, rows.columns, strict=True)]
+def compress(batches: Sequence[pa.RecordBatch]) -> list[Column]:
+    """Return the columns of batches, one behind the other, compressed."""
+    columns = zip(*(batch.columns for batch in batches), strict=True)
+    return [_compressed(name, column) for name, column in zip(EVENTS.names, columns, strict=True)]
 
 
 def put_in(frame: bytearray, columns: list[Column]) -> tuple[bytearray, Block]:
@@ -69,33 +71,48 @@ def mend_footer(tail: bytearray, blocks: list[Block]) -> None:
         struct.pack_into(BLOCK, tail, at, block.offset, block.header, 0, block.body)
 
 
-def _compressed(name: str, column: pa.Array) -> Column:
-    rows, start = len(column), column.offset
-    if column.null_count == rows and rows:
-        return Column(rows, rows, _zeros((rows + 7) // 8), _zeros(rows * column.type.bit_width // 8))
-    validity, data = column.buffers()
-    width = column.type.bit_width // 8 if name != "kind" else 1
-    values = np.frombuffer(data, _UNSIGNED[width], rows, start * width)
-    present = b""
-    if column.null_count:
-        bits = np.frombuffer(validity, np.uint8)
-        if start % 8 or len(bits) * 8 != rows:
-            flags = np.unpackbits(bits[start // 8 :], bitorder="little")[start % 8 :][:rows]
-            bits = np.packbits(flags, bitorder="little")
-        present = _buffer(bits, steady=False)
-    return Column(rows, column.null_count, present, _buffer(values, steady=name in _STEADY))
+def _compressed(name: str, pieces: Sequence[pa.Array]) -> Column:
+    rows, nulls = sum(map(len, pieces)), sum(piece.null_count for piece in pieces)
+    width = pieces[0].type.bit_width // 8 if name != "kind" else 1
+    if nulls == rows and rows:
+        return Column(rows, rows, _zeros((rows + 7) // 8), _zeros(rows * width))
+    values = [
+        np.frombuffer(piece.buffers()[1], _UNSIGNED[width], len(piece), piece.offset * width)
+        for piece in pieces
+    ]
+    present = _packed(pieces) if nulls else b""
+    return Column(rows, nulls, present, _buffer(values, steady=name in _STEADY))
+
+
+def _packed(pieces: Sequence[pa.Array]) -> bytes:
+    """Return the bits that say which rows are not null."""
+    flags = []
+    for piece in pieces:
+        bits = piece.buffers()[0]
+        if bits is None or not piece.null_count:
+            flags.append(np.ones(len(piece), np.uint8))
+            continue
+        start = piece.offset
+        within = np.frombuffer(bits, np.uint8)[start // 8 : (start + len(piece) + 7) // 8]
+        flags.append(np.unpackbits(within, bitorder="little")[start % 8 :][: len(piece)])
+    return _buffer([np.packbits(np.concatenate(flags), bitorder="little")], steady=False)
 
 
 @lru_cache(maxsize=256)
 def _zeros(size: int) -> bytes:
-    return _buffer(np.zeros(size, np.uint8), steady=False)
+    return _buffer([np.zeros(size, np.uint8)], steady=False)
 
 
-def _buffer(values: np.ndarray, *, steady: bool) -> bytes:
+def _buffer(pieces: list[np.ndarray], *, steady: bool) -> bytes:
     """Return a buffer of a compressed batch: its size, and a zstd frame of it."""
-    frame = compress_constant(values)
-    if frame is None and values.itemsize == 8:
-        frame = compress_rows(values) if steady else compress_rows(values, most=1)
+    first, rows = pieces[0][:1].tobytes(), sum(map(len, pieces))
+    frame = None
+    if all(is_constant(piece) and piece[:1].tobytes() == first for piece in pieces):
+        frame = compress_repeated(first, rows)
     if frame is None:
-        frame = _ZSTD.compress(values, asbytes=True)
-    return _SIZE.pack(values.nbytes) + frame
+        values = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        if values.itemsize == 8:
+            frame = compress_rows(values) if steady else compress_rows(values, most=1)
+        if frame is None:
+            frame = _ZSTD.compress(values, asbytes=True)
+    return _SIZE.pack(rows * pieces[0].itemsize) + frame

@@ -14,7 +14,7 @@ import pyarrow as pa
 from tracekit.errors import FailedError, TracekitError
 from tracekit.trace.batch import check_batch
 from tracekit.trace.folder import Folder
-from tracekit.trace.holdback import HoldBack, concat, frames, split_at, times
+from tracekit.trace.holdback import HoldBack, concat, frames, rows_of, split_at, times
 from tracekit.trace.journal import JOURNAL, Journal, fold_journal
 from tracekit.trace.meta import Meta, tool_version
 from tracekit.trace.part import FRAME_ROWS, PartLine, PartWriter
@@ -23,7 +23,6 @@ __all__ = ["FLUSH_NS", "HOLD_BACK_NS", "TraceWriter"]
 
 HOLD_BACK_NS: Final = 50_000_000
 FLUSH_NS: Final = 250_000_000
-_LEAST_FRAME_ROWS: Final = 8192
 _MOST_HELD_ROWS: Final = 1 << 22
 
 
@@ -199,24 +198,24 @@ class TraceWriter:
         self._journal.add(table, row)
 
     def _flush(self, *, everything: bool, all_ripe: bool = False) -> None:
-        rows: list[pa.RecordBatch] = []
+        groups: list[list[pa.RecordBatch]] = []
         before = self._rows_put()
         due = time.monotonic_ns() - self._flushed_ns >= FLUSH_NS
         try:
             if self._folder.removed():
                 raise FileNotFoundError(errno.ENOENT, "the folder was removed")
             ripe = self._held.take(everything=everything, at_least=self._held.rows - _MOST_HELD_ROWS)
-            rows = frames(ripe, least=_LEAST_FRAME_ROWS, most=FRAME_ROWS)
-            if not (everything or all_ripe or due) and rows and rows[-1].num_rows < _LEAST_FRAME_ROWS:
+            groups = frames(ripe, most=FRAME_ROWS)
+            if not (everything or all_ripe or due) and groups and rows_of(groups[-1]) < FRAME_ROWS:
                 # Large frames compress best; the rest waits for the next flush.
-                self._held.put_back([rows.pop()])
-            self._write(rows)
-            rows = []
+                self._held.put_back(groups.pop())
+            self._write(groups)
+            groups = []
             self._journal.flush()
             for role in list(self._parts):
                 self._rotate(role)
         except OSError as error:
-            rest = concat(rows).slice(self._rows_put() - before)
+            rest = concat([batch for group in groups for batch in group]).slice(self._rows_put() - before)
             raise self._fail(error, rest) from None
         except BaseException:
             # Interrupted half-way (Ctrl-C): rows may be in neither place, so `recover` must not hear of an
@@ -228,20 +227,21 @@ class TraceWriter:
     def _rows_put(self) -> int:
         return sum(part.rows for part in self._parts.values()) + sum(line.rows for line in self._lines)
 
-    def _write(self, batches: list[pa.RecordBatch]) -> None:
+    def _write(self, groups: list[list[pa.RecordBatch]]) -> None:
         """Late rows, older than the last one written, go to a second part: each stays in time order."""
-        for batch in batches:
-            late, rest = split_at(batch, self._last_ts)
-            self.meta.late_rows += late.num_rows
-            for role, frame in (("late", late), ("main", rest)):
-                if frame.num_rows:
-                    part = self._part_for(role, int(times(frame)[0]))
+        for group in groups:
+            halves = [split_at(batch, self._last_ts) for batch in group]
+            late, rest = ([batch for batch in half if batch.num_rows] for half in zip(*halves, strict=True))
+            self.meta.late_rows += rows_of(late)
+            for role, rows in (("late", late), ("main", rest)):
+                if rows:
+                    part = self._part_for(role, int(times(rows[0])[0]))
                     before = part.bytes
-                    part.write(frame, self._lost)
+                    part.write(rows, self._lost)
                     self.bytes_written += part.bytes - before
                     self._rotate(role)
-            if rest.num_rows:
-                self._last_ts = int(times(rest)[-1])
+            if rest:
+                self._last_ts = int(times(rest[-1])[-1])
         for part in self._parts.values():
             self.rows_durable += part.sync()
 

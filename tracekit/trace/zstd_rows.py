@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
 
-__all__ = ["compress_constant", "compress_rows"]
+from tracekit.trace.row_loops import changed_bits, changing_bytes, edges
+
+__all__ = ["compress_constant", "compress_repeated", "compress_rows", "is_constant"]
 
 _ROW: Final = 8
 _LEAST_ROWS: Final = 64
@@ -70,10 +73,9 @@ def compress_rows(values: np.ndarray, most: int = _WORTH_IT) -> bytes | None:
     if rows < _LEAST_ROWS:
         return None
     words = values.view(np.uint64)
-    back = _distance(words)
-    differ = words[back:] ^ words[:-back]
-    low = _lowest_byte(int(np.bitwise_or.reduce(differ)))
-    high, more = _bytes_that_change(differ, low, back)
+    differences = _Differences(words, _distance(words))
+    back, low = differences.back, _lowest_byte(differences.bits)
+    high, more = _bytes_that_change(differences, low)
     if high - low > most or any(run.upto - low > _MOST_CHANGED for run in more):
         return None
     content = values.view(np.uint8)
@@ -83,14 +85,14 @@ def compress_rows(values: np.ndarray, most: int = _WORTH_IT) -> bytes | None:
     second = content[back * _ROW + low : back * _ROW + upto]
     pieces: list[bytes | memoryview] = [_FRAME.pack(_MAGIC, _ONE_SEGMENT, rows * _ROW)]
     pieces += [_header(_RAW, len(start)), start.data]
-    pieces += _block(second, 1, *_offset(back * _ROW))
+    pieces += _block(second.data, 1, *_offset(back * _ROW))
+    common, width, table = _bytes_of(words, low, high).data, high - low, content.reshape(rows, _ROW)
     for run in _runs(back + 1, rows - 1, high, more):
-        pieces += _block(
-            _bytes_of(content[run.first * _ROW : run.end * _ROW], low, run.upto),
-            run.end - run.first,
-            _AS_BEFORE,
-            b"\1",
-        )
+        if run.upto == high:
+            changed = common[run.first * width : run.end * width]
+        else:
+            changed = memoryview(table[run.first : run.end, low : run.upto].tobytes())
+        pieces += _block(changed, run.end - run.first, _AS_BEFORE, b"\1")
     # A match reaches into the next row as far as no byte changes; there is none behind the last.
     last = content[(rows - 1) * _ROW + low :]
     pieces += [_header(_RAW | _LAST, len(last)), last.data]
@@ -106,16 +108,18 @@ def compress_constant(values: np.ndarray) -> bytes | None:
     >>> len(frame), pa.Codec("zstd").decompress(frame, 160_000).to_pybytes() == column.tobytes()
     (40, True)
     """
-    size = values.nbytes - values.itemsize  # what follows the first value is a match of it
-    if size < _LONG_MATCH or values[0] != values[-1] or (values != values[0]).any():
+    return compress_repeated(values[:1].tobytes(), len(values)) if is_constant(values) else None
+
+
+@lru_cache(maxsize=256)
+def compress_repeated(value: bytes, count: int) -> bytes | None:
+    """Return a zstd frame of so many times this value, or None where that is short."""
+    size = len(value) * (count - 1)  # what follows the first value is a match of it
+    if size < _LONG_MATCH:
         return None
-    pieces = [
-        _FRAME.pack(_MAGIC, _ONE_SEGMENT, values.nbytes),
-        _header(_RAW, values.itemsize),
-        values[:1].tobytes(),
-    ]
+    pieces = [_FRAME.pack(_MAGIC, _ONE_SEGMENT, len(value) * count), _header(_RAW, len(value)), value]
     blocks = -(-size // _MOST_CONTENT)
-    code, bits = _offset(values.itemsize)
+    code, bits = _offset(len(value))
     for block in range(blocks):
         match = (block + 1) * size // blocks - block * size // blocks - _LEAST_MATCH
         length = match.bit_length() - 1
@@ -126,6 +130,11 @@ def compress_constant(values: np.ndarray) -> bytes | None:
     return b"".join(pieces)
 
 
+def is_constant(values: np.ndarray) -> bool:
+    """Return whether there are values (an array of one dimension), all the same."""
+    return bool(len(values)) and values[0] == values[-1] and not (values != values[0]).any()
+
+
 def _distance(words: np.ndarray) -> int:
     """Return how many rows back a row is that differs in the fewest bytes, as the first rows have it."""
     if len(words) < 2 * _TRIED:
@@ -133,27 +142,67 @@ def _distance(words: np.ndarray) -> int:
     changed = {}
     for back in (1, *_FARTHER):
         bits = int(np.bitwise_or.reduce(words[back:_TRIED] ^ words[: _TRIED - back]))
-        changed[back] = max((bits.bit_length() + 7) // 8 - _lowest_byte(bits), 1)
+        changed[back] = max(_bytes_in(bits) - _lowest_byte(bits), 1)
     return min(changed, key=changed.__getitem__)
 
 
-def _bytes_that_change(differ: np.ndarray, low: int, back: int) -> tuple[int, list[_Run]]:
+class _Differences:
+    """How each row differs from the one `back` rows before; counted from row `back`."""
+
+    def __init__(self, words: np.ndarray, back: int) -> None:
+        self.back, self._words = back, words
+        self._all: np.ndarray | None = None
+        if changed_bits.compiled is not None:
+            self.bits = int(changed_bits.compiled(words, len(words), back))
+        else:
+            self._all = self.of(0, len(words) - back)
+            self.bits = int(np.bitwise_or.reduce(self._all))
+
+    def __len__(self) -> int:
+        return len(self._words) - self.back
+
+    def of(self, first: int, end: int) -> np.ndarray:
+        """Return those of some rows."""
+        words: np.ndarray = self._words[first + self.back : end + self.back] ^ self._words[first:end]
+        return words
+
+    def edges(self, least: int) -> list[int] | None:
+        """Return where they begin or cease to be `least` or more; None where that is too often."""
+        most = 2 * len(self) // _RARE
+        if edges.compiled is not None:
+            places = np.empty(most, np.int64)
+            found = edges.compiled(self._words, len(self._words), self.back, least, places, most)
+            return None if found > most else places[:found].tolist()
+        assert self._all is not None
+        over = self._all >= np.uint64(least)
+        changes = np.flatnonzero(over[1:] != over[:-1]) + 1
+        return None if len(changes) > most else changes.tolist()
+
+
+def _bytes_that_change(differences: _Differences, low: int) -> tuple[int, list[_Run]]:
     """Return the byte behind the highest that changes in most rows, and the runs of rows that change more."""
-    high = max((int(differ.max()).bit_length() + 7) // 8, low + 1)
+    back = differences.back
+    high = max(_bytes_in(differences.bits), low + 1)
     more: list[_Run] = []
     while high > low + 1:
-        over = differ >= np.uint64(1 << 8 * (high - 1))
-        edges = np.flatnonzero(over[1:] != over[:-1]) + 1
-        if len(edges) * _RARE > 2 * len(differ):
+        least = 1 << 8 * (high - 1)
+        edges = differences.edges(least)
+        if edges is None:
             break
         high -= 1
-        bounds = [0, *edges.tolist(), len(differ)]
-        parts = [(first, end) for first, end in pairwise(bounds) if over[first]]
+        bounds = [0, *edges, len(differences)]
+        from_first = (
+            int(differences.of(0, 1)[0]) < least
+        )  # every other part is over it, from the first or second on
         more = [
-            _Run(first + back, end + back, (int(differ[first:end].max()).bit_length() + 7) // 8)
-            for first, end in parts
+            _Run(first + back, end + back, _bytes_in(int(differences.of(first, end).max())))
+            for first, end in list(pairwise(bounds))[from_first::2]
         ]
     return high, more
+
+
+def _bytes_in(bits: int) -> int:
+    return (bits.bit_length() + 7) // 8
 
 
 def _lowest_byte(bits: int) -> int:
@@ -172,10 +221,14 @@ def _runs(start: int, end: int, high: int, more: list[_Run]) -> Iterator[_Run]:
         start = max(start, run.end)
 
 
-def _bytes_of(content: np.ndarray, low: int, upto: int) -> np.ndarray:
+def _bytes_of(words: np.ndarray, low: int, upto: int) -> np.ndarray:
     """Return bytes `low` to before `upto` of all rows, one row behind the other."""
-    rows, width = len(content) // _ROW, upto - low
+    rows, width = len(words), upto - low
     taken = np.empty(rows * width, np.uint8)
+    if changing_bytes.compiled is not None:
+        changing_bytes.compiled(words, rows, low, width, taken)
+        return taken
+    content = words.view(np.uint8)
     if width == 2 and not low % 2:
         taken.view(np.uint16)[:] = content.view(np.uint16)[low // 2 :: _ROW // 2]
         return taken
@@ -184,14 +237,19 @@ def _bytes_of(content: np.ndarray, low: int, upto: int) -> np.ndarray:
     return taken
 
 
-def _block(literals: np.ndarray, rows: int, offset: int, bits: bytes) -> list[bytes | memoryview]:
+def _block(literals: memoryview, rows: int, offset: int, bits: bytes) -> list[bytes | memoryview]:
     """Return a block of that many rows: in each some literals, then a match of what does not change."""
-    changed = literals.size // rows
-    count = bytes([rows]) if rows < 128 else bytes([128 + (rows >> 8), rows & 255])
-    codes = bytes([_STATED_ONCE, changed, offset, _ROW - changed - _LEAST_MATCH]) + bits
-    head = (literals.size << 4 | _LITERALS).to_bytes(3, "little")
-    size = len(head) + literals.size + len(count) + len(codes)
-    return [_header(_COMPRESSED, size), head, literals.data, count, codes]
+    before, behind = _around(len(literals), rows, offset, bits)
+    return [before, literals, behind]
+
+
+@lru_cache(maxsize=1024)
+def _around(size: int, rows: int, offset: int, bits: bytes) -> tuple[bytes, bytes]:
+    """Return what stands before and behind the literals of a block; rare runs are mostly of one size."""
+    changed = size // rows
+    count = bytes((rows,)) if rows < 128 else bytes((128 + (rows >> 8), rows & 255))
+    codes = count + bytes((_STATED_ONCE, changed, offset, _ROW - changed - _LEAST_MATCH)) + bits
+    return _header(_COMPRESSED, 3 + size + len(codes)) + (size << 4 | _LITERALS).to_bytes(3, "little"), codes
 
 
 def _offset(size: int) -> tuple[int, bytes]:
