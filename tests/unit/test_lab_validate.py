@@ -115,7 +115,8 @@ class _NoSession:
         for name in self.names:
             (self.folder / f"{name}.trace").mkdir(exist_ok=True)
             (self.folder / f"{name}.json").write_text("{}")
-            traces[name] = SimpleNamespace(lost=3 if name in self.lossy else 0)
+            reasons = ["swap_out_unplaced (at most 3)", *(["ring full"] if name in self.lossy else [])]
+            traces[name] = SimpleNamespace(losses=pl.DataFrame({"reason": reasons}))
             self.lossy.discard(name)
         return traces
 

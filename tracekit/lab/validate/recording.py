@@ -18,6 +18,7 @@ from tracekit.trace import Trace
 __all__ = ["is_lab_host", "kept_runs", "record_in_lab_host", "record_runs", "stem_of", "was_kept"]
 
 _ATTEMPTS: Final = 3
+_UNPLACED: Final = "swap_out_unplaced"
 _SWAP_BYTES: Final = 1 << 30
 _SILENCE_S: Final = 900.0
 
@@ -57,7 +58,13 @@ def _in_order(case: Case, stem: str, baselines: int) -> list[tuple[Run, str]]:
 
 
 def _lost(stem: str, traces: Mapping[str, Trace]) -> bool:
-    return any(trace.lost != 0 for name, trace in traces.items() if name.startswith(f"{stem}-"))
+    """Say whether a run's recording lost events; that pages went out which name no place is so every time."""
+    return any(
+        not reason.startswith(_UNPLACED)
+        for name, trace in traces.items()
+        if name.startswith(f"{stem}-")
+        for reason in trace.losses["reason"]
+    )
 
 
 def was_kept(stem: str, folder: Path) -> bool:
