@@ -90,6 +90,7 @@ def walks_of(settings: Sequence[Setting], chain: Chain, *, abreast: bool) -> lis
             look=how.look,
             fault=how.fault,
             event=how.event,
+            calm=how.calm,
             tick=None,
             begin=None,
         )

@@ -2,8 +2,9 @@
 
 Within a block the order of time stays. A replay whose mechanisms look at nothing but their own block, in an
 open loop, comes to the same state either way, for all its sums are of whole numbers; but with the words of
-one block in the cache until it is done, and the sorting shared by all replays of a pass. Only the stretches
-of stall that were removed are joined over all lanes, so `settle` goes over them once more in order.
+one block in the cache until it is done, runs of like events behind each other, and the sorting shared by all
+replays of a pass. Only the stretches of stall that were removed are joined over all lanes, in the order of
+time: `settle` does that after each batch.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.replay import events as ev
-from tracekit.replay.engine import fault_class, run_ahead
+from tracekit.replay.accounts import saved_span
 from tracekit.replay.events import BLOCK_PAGES, Columns
-from tracekit.replay.jit import compiled, int64
+from tracekit.replay.jit import compiled
 from tracekit.replay.pages import World
 
 __all__ = ["IN_ORDER", "Blocks", "block_order", "replay_blocks"]
@@ -30,10 +31,11 @@ _SHIFT: Final = BLOCK_PAGES.bit_length() - 1
 
 
 class Blocks(NamedTuple):
-    """A batch by block: its columns, and for each row the row of the batch that it was."""
+    """A batch by block: its columns, for each row which of the batch it was, and room for gains by that."""
 
     columns: Columns
     row: NDArray[np.int32]
+    gains: NDArray[np.int64]
 
 
 def block_order(c: Columns, blocks: int) -> Blocks | None:
@@ -48,16 +50,15 @@ def block_order(c: Columns, blocks: int) -> Blocks | None:
     columns: Any = [np.empty_like(column) for column in c]
     for column, ordered in zip(c, columns, strict=True):
         _kernel(_gather)(column, row, ordered)
-    return Blocks(Columns(*columns), row)
+    return Blocks(Columns(*columns), row, np.zeros(len(row), np.int64))
 
 
 def replay_blocks(
     drive: Callable[..., None], c: Columns, blocks: Blocks, s: World, on: int, own: Any
 ) -> None:
     """Drive a batch block by block, then join in time order what was saved of its stalls."""
-    gains = np.zeros(len(c.t), np.int64)
-    drive(blocks.columns, s, on, own, blocks.row, gains)
-    _kernel(settle)(c, s, gains)
+    drive(blocks.columns, s, on, own, blocks.row, blocks.gains)
+    _kernel(settle)(c, s, blocks.gains)
 
 
 def _sort(page: NDArray[np.int64], row: NDArray[np.int32], starts: NDArray[np.int64]) -> None:
@@ -73,19 +74,19 @@ def _sort(page: NDArray[np.int64], row: NDArray[np.int32], starts: NDArray[np.in
 
 
 def _gather(column: NDArray[Any], row: NDArray[np.int32], ordered: NDArray[Any]) -> None:
-    """Put a column in the order of `row`: written in order, it is quicker than scattering whole rows."""
+    """Put a column in the order of `row`: quicker than whole rows, for a batch's column is near the core."""
     for i in range(len(row)):
         ordered[i] = column[row[i]]
 
 
 def settle(c: Columns, s: World, gains: NDArray[np.int64]) -> None:
-    """Book in time order what faults got shorter: `gains` by row."""
+    """Book in time order the stretches by which faults got shorter (`gains` by row), and clear them."""
     for i in range(len(c.t)):
-        bits = int64(c.bits[i])
-        if c.op[i] == ev.FAULT and not bits & ev.CONTINUED:
-            measured = bits & ev.MEASURED != 0
-            latency = int64(c.latency[i]) if measured else s.cost[fault_class(bits, int64(c.level[i]))]
-            run_ahead(s, int64(c.lane[i]), int64(c.t[i]), latency, latency - gains[i])
+        gain = gains[i]
+        if gain != 0:
+            gains[i] = 0
+            if gain > 0:
+                saved_span(s, c.t[i] - min(gain, c.gap[i]), c.t[i])
 
 
 @cache

@@ -52,41 +52,36 @@ _TAILS = {
 
 @dataclass(frozen=True)
 class Chain:
-    """The kernel over an ordered set of mechanisms: `plain` is Python, `fast` its compiled twin.
-
-    `on` is a number with bit k set if mechanism k is on.
-    """
+    """An ordered set of mechanisms, for which `kernel` gives the event loop."""
 
     mechanisms: tuple[Mechanism, ...]
-    source: str
-    plain: Callable[..., None]
-    fast: Callable[..., None]
 
-    def kernel(self, on: int, *, plain: bool = False, special: bool = False) -> Callable[..., None]:
-        """Return the event loop; a `special` one holds only what is on: quicker, but a compile of its own."""
-        if plain:
-            return self.plain
-        return _only(self.mechanisms, on) if special else self.fast
+    def kernel(
+        self, on: int, *, plain: bool = False, special: bool = False, by_block: bool = False
+    ) -> Callable[..., None]:
+        """Return the event loop where the mechanisms of `on` are on (bit k: mechanism k).
+
+        It is compiled unless `plain`. A `special` one holds only what is on: quicker, after a compile of its
+        own.
+        `by_block`: for batches sorted by block.
+        """
+        make = _plain if plain else _compiled
+        return make(self.mechanisms, on if special else None, not by_block)
 
 
 def chain_of(mechanisms: Iterable[Mechanism]) -> Chain:
     """Return the chain of the mechanisms, in the order of their stages, then of their names."""
-    return _chain(tuple(sorted(mechanisms, key=lambda m: (m.stage, m.name))))
+    return Chain(tuple(sorted(mechanisms, key=lambda m: (m.stage, m.name))))
 
 
 @cache
-def _chain(ordered: tuple[Mechanism, ...]) -> Chain:
-    source, drive = _drive(ordered, None)
-    return Chain(ordered, source, drive, compiled(drive))
+def _compiled(ordered: tuple[Mechanism, ...], only: int | None, in_order: bool) -> Callable[..., None]:
+    return compiled(_plain(ordered, only, in_order))
 
 
 @cache
-def _only(ordered: tuple[Mechanism, ...], on: int) -> Callable[..., None]:
-    return compiled(_drive(ordered, on)[1])
-
-
-def _drive(ordered: tuple[Mechanism, ...], only: int | None) -> tuple[str, Callable[..., None]]:
-    """Return the source of the joined hooks, and the event loop over them.
+def _plain(ordered: tuple[Mechanism, ...], only: int | None, in_order: bool) -> Callable[..., None]:
+    """Return the event loop over the joined hooks of the mechanisms.
 
     Without `only`, each call asks first whether its mechanism is on.
     """
@@ -120,7 +115,7 @@ def _drive(ordered: tuple[Mechanism, ...], only: int | None) -> tuple[str, Calla
     exec(compile(source, filename, "exec"), module.__dict__)  # noqa: S102  (our own few lines, shown above)
     # By name from a registered module is how numba's cache key can name the hooks.
     sys.modules[module.__name__] = module
-    return source, make_drive(*(hot(getattr(module, hook)) for hook in HOOKS))
+    return make_drive(*(hot(getattr(module, hook)) for hook in HOOKS), in_order=in_order)
 
 
 def _indented(text: str, steps: int) -> list[str]:

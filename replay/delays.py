@@ -226,7 +226,6 @@ def one_of(s: World, m: Own, me: int, setting: int) -> World:
     change = back - taken
     return s._replace(
         shift=s.shift.copy(),
-        busy=s.busy.copy(),
         resident=s.resident + change[PAGES],
         hold=s.hold + change[HOLD : HOLD + 2],
         curve=s.curve + change[CURVE:LANES],

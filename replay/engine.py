@@ -33,20 +33,10 @@ from tracekit.replay.events import Columns, Event
 from tracekit.replay.jit import hot, int64, prefetch
 from tracekit.replay.pages import World
 
-__all__ = ["fault_class", "make_drive", "run_ahead"]
+__all__ = ["make_drive", "run_ahead"]
 
 AHEAD: Final = 24
 """Events ahead whose page words are called into the cache: a miss costs as much as several events."""
-
-
-@hot
-def fault_class(bits: int, level: int) -> int:
-    """Return the class of a fault: who takes it (guest exit or VMM thread, minor or major) and its level."""
-    if bits & ev.ON_HOST:
-        taker = ev.HOST_MAJOR if bits & ev.MAJOR else ev.HOST_MINOR
-    else:
-        taker = ev.EPT_MAJOR if bits & ev.MAJOR else ev.EPT
-    return taker * ev.LEVELS + min(level, 3)
 
 
 @hot
@@ -67,13 +57,13 @@ def touch(s: World, w: int, end: int, spared: bool) -> int:
 
 
 @hot
-def maps(s: World, bits: int, level: int) -> bool:
+def maps(s: World, bits: int) -> bool:
     """Say whether a fault mapped its page.
 
     KVM leaves no level where nothing was mapped (MMIO, write protection, a fault put off); importers' layouts
     may hold no levels at all.
     """
-    return level > 0 or bits & ev.ON_HOST != 0 or s.clock[pg.CLOCK_LEVELS] == 0
+    return bits & ev.MAPPED != 0 or s.clock[pg.CLOCK_LEVELS] == 0
 
 
 @hot
@@ -107,18 +97,16 @@ def use_anew(s: World, w: int, e: Event) -> int:
 
 
 @hot
-def run_ahead(s: World, lane: int, t: int, latency: int, service: int) -> None:
-    """Move the lane by what a fault got shorter or longer.
+def run_ahead(s: World, lane: int, t: int, gap: int, gain: int) -> None:
+    """Move the lane by what a fault got shorter (or longer: less than 0).
 
-    Stalls of one lane that overlap in the recording (`busy`: the end of the last one) are removed only once.
+    Stalls of one lane that overlap in the recording are removed only once: not what lies before the `gap` (of
+    `Columns`).
     """
-    gain = latency - service
     if gain > 0:
-        gain = min(gain, max(t - max(t - latency, s.busy[lane]), 0))
+        gain = min(gain, gap)
         saved_span(s, t - gain, t)
-    if gain != 0:
-        advance(s, lane, gain)
-    s.busy[lane] = max(t, s.busy[lane])
+    advance(s, lane, gain)
 
 
 @hot
@@ -168,29 +156,36 @@ def make_drive(
     fault: Callable[..., Any],
     event: Callable[..., int],
     tick: Callable[..., None],
+    *,
+    in_order: bool = True,
 ) -> Callable[..., None]:
     """Return the event loop over one batch, with these hooks.
 
-    In time order `row` and `gains` are empty (`blocks.IN_ORDER`). Else the batch is sorted by block, and what
-    each fault got shorter is left in `gains[row]` for `blocks.settle`.
+    In time order `gains` is not used. Otherwise the batch is sorted by block, the loop is open, and what each
+    fault got shorter is left in `gains[row]` for `blocks.settle`.
     """
 
     def drive(
         c: Columns, s: World, on: int, own: Any, row: NDArray[np.int32], gains: NDArray[np.int64]
     ) -> None:
-        in_order = len(gains) == 0
         for i in range(len(c.t)):
             ahead = int64(c.page[min(i + AHEAD, len(c.t) - 1)])
             prefetch(s.words, ahead)
             fetch(ahead, on, own)
+            calm = int64(c.calm[i])
+            if calm != ev.CALM_NEVER and s.words[c.page[i]] & s.calm[2 * calm] == s.calm[2 * calm + 1]:
+                continue
             t, lane, op = int64(c.t[i]), int64(c.lane[i]), int64(c.op[i])
             page, n = int64(c.page[i]), int64(c.pages[i])
-            bits, level = int64(c.bits[i]), int64(c.level[i])
-            mapped = maps(s, bits, level)
-            tick(s, t - int64(s.shift[lane]), on, own)
-            end = t - int64(s.shift[lane])
+            bits, cls = int64(c.bits[i]), int64(c.cls[i])
+            level = cls % ev.LEVELS
+            mapped = maps(s, bits)
+            end = t
+            if in_order:
+                tick(s, t - int64(s.shift[lane]), on, own)
+                end = t - int64(s.shift[lane])
             if op == ev.FAULT and not bits & ev.CONTINUED:
-                cls, measured = fault_class(bits, level), bits & ev.MEASURED != 0
+                measured = bits & ev.MEASURED != 0
                 latency = int64(c.latency[i]) if measured else int64(s.cost[cls])
                 verdict, who, service = KEPT, 0, latency
                 if page >= 0:
@@ -215,10 +210,11 @@ def make_drive(
                             pg.map_around(s, page)
                         s.clock[pg.CLOCK_SPARED] = 1 if spared else 0
                 book_fault(s, lane, who, verdict, cls, latency, measured, service)
-                if in_order:
-                    run_ahead(s, lane, t, latency, service)
-                elif latency != service:
-                    gains[row[i]] = latency - service
+                if latency != service:
+                    if in_order:
+                        run_ahead(s, lane, t, int64(c.gap[i]), latency - service)
+                    else:
+                        gains[row[i]] = latency - service
             elif page >= 0:
                 spared = op == ev.FAULT and s.clock[pg.CLOCK_SPARED] != 0
                 for p in range(page, page + n):

@@ -12,6 +12,17 @@ __all__ = [
     "ALLOC",
     "BACKED_AHEAD",
     "BLOCK_PAGES",
+    "CALM_ACCESSED",
+    "CALM_ALL",
+    "CALM_ALLOC",
+    "CALM_FAULT",
+    "CALM_FAULTS",
+    "CALM_FREE",
+    "CALM_HOST_FAULT",
+    "CALM_KINDS",
+    "CALM_MAJOR",
+    "CALM_NEVER",
+    "CALM_OTHERS",
     "CLASSES",
     "CONTINUED",
     "DROP",
@@ -79,6 +90,9 @@ HINT_HOT: Final = 1 << 11
 HINT_DISCARD: Final = 1 << 12
 LAZY: Final = 1 << 13  # DROP by MADV_FREE: taken only under pressure
 OFF_CLOCK: Final = 1 << 14  # not on a vCPU: has no closed-loop clock of its own
+MAPPED: Final = (
+    1 << 15
+)  # a fault whose page was certainly mapped by it: the guest's has a level, or it is the host's
 
 # Fault classes: what a fault costs depends on who took it and how much it mapped.
 EPT: Final = 0
@@ -93,6 +107,19 @@ SWAPPED: Final = EPT_MAJOR * LEVELS + 1
 BACKED_AHEAD: Final = CLASSES
 """After the classes in World.cost: a guest's fault on a page that the host backed ahead, of any size."""
 
+# What an event must find its one page to be so that nothing changes, by the kind of event (`Columns.calm`).
+CALM_NEVER: Final = 0
+CALM_FAULT: Final = 1  # of the guest, that mapped its page without I/O
+CALM_MAJOR: Final = 2  # of the guest, after I/O
+CALM_HOST_FAULT: Final = 3
+CALM_ALLOC: Final = 4
+CALM_FREE: Final = 5
+CALM_ACCESSED: Final = 6
+CALM_KINDS: Final = 7
+CALM_FAULTS: Final = (CALM_FAULT, CALM_MAJOR, CALM_HOST_FAULT)
+CALM_OTHERS: Final = (CALM_ALLOC, CALM_FREE, CALM_ACCESSED)
+CALM_ALL: Final = (*CALM_FAULTS, *CALM_OTHERS)
+
 BLOCK_PAGES: Final = 512
 """Pages of one block, the unit of the dense page index: 2 MiB of 4 KiB pages."""
 
@@ -100,18 +127,22 @@ BLOCK_PAGES: Final = 512
 class Columns(NamedTuple):
     """One batch of events as arrays of equal length, in time order.
 
-    `t` and `latency` are ns (`t` since the start of the trace, completion); `page` is the dense page
-    (-1 = not guest memory that we know); `pages` never crosses a block.
+    `t` and `latency` are ns (`t` since the start of the trace, completion), `gap` is how long before `t` the
+    last fault of the same lane was complete; `page` is the dense page (-1 = not guest memory that we know);
+    `pages` never crosses a block. `cls` is the fault class (and so its level). `calm`: CALM_ kind of an event
+    of one page; else CALM_NEVER.
     """
 
     t: NDArray[np.int64]
     latency: NDArray[np.int64]
+    gap: NDArray[np.int64]
     page: NDArray[np.int64]
     pages: NDArray[np.uint16]
     lane: NDArray[np.int32]
     bits: NDArray[np.uint16]
     op: NDArray[np.uint8]
-    level: NDArray[np.uint8]
+    cls: NDArray[np.uint8]
+    calm: NDArray[np.uint8]
 
 
 class Event(NamedTuple):

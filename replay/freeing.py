@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tracekit.replay import events as ev
 from tracekit.replay.accounts import HYPERCALLS, RANGES, TALLIES, UNMAPS, count
 from tracekit.replay.events import BLOCK_PAGES
 from tracekit.replay.jit import hot, int64, prefetch, rare
@@ -24,6 +25,7 @@ from tracekit.replay.pages import (
     CLOCK_BIN_SHIFT,
     CLOCK_END,
     CURVE_BINS,
+    GUEST_FREE,
     HOLD_BITS,
     OWNER_MASK,
     OWNER_SHIFT,
@@ -33,6 +35,7 @@ from tracekit.replay.pages import (
 )
 
 __all__ = [
+    "CALM_UNLESS_FREE",
     "COUNT_BITS",
     "FREE_BLOCK_WORDS",
     "FREE_WORDS",
@@ -51,6 +54,12 @@ FREE_WORDS: Final = 1
 """Words of a page: word g is that of group g, so that large groups need few of them."""
 FREE_BLOCK_WORDS: Final = BLOCK_PAGES // 32
 """Words of a block: a bit for each page says that it is free."""
+CALM_UNLESS_FREE: Final[Mapping[int, int]] = {
+    **dict.fromkeys((*ev.CALM_FAULTS, ev.CALM_ACCESSED), GUEST_FREE),
+    ev.CALM_ALLOC: 0,
+}
+"""What `Mechanism.calm` gives: a page that is not free in the guest is in no group that may be taken. One
+that is freed again counts: a fault may have said since that it is used."""
 COUNT_BITS: Final = 10
 COUNT: Final = (1 << COUNT_BITS) - 1  # of a group's word: how many of its pages are free
 # Above: 1 + the time at which it may be taken; 0 = not at all. Beyond the last time: never.

@@ -96,7 +96,7 @@ def _uses_of(c: Columns, levels_known: bool, there: Any, pages: Any, ops: Any) -
         op, first, n = int64(c.op[i]), int64(c.page[i]), int64(c.pages[i])
         if first < 0:
             continue
-        mapped = c.level[i] > 0 or c.bits[i] & ev.ON_HOST != 0 or not levels_known  # as engine.maps
+        mapped = c.bits[i] & ev.MAPPED != 0 or not levels_known  # as engine.maps
         brings = op in (ev.POPULATE, ev.SWAP_IN) or (op == ev.FAULT and mapped)
         ends = op in (ev.DROP, ev.SWAP_OUT)
         if not (brings or ends or op in (ev.FAULT, ev.ACCESSED, ev.ALLOC)):

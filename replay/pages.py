@@ -7,11 +7,15 @@ was not backed in the baseline but is backed in the counterfactual.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import or_
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tracekit.replay import events as ev
 from tracekit.replay.events import BLOCK_PAGES
 from tracekit.replay.index import VM_SHIFT, Directory, block_of, in_slots
 from tracekit.replay.jit import hot, int64
@@ -20,6 +24,7 @@ __all__ = [
     "World",
     "back",
     "back_pages",
+    "calm_table",
     "drop",
     "drop_pages",
     "gfn_of",
@@ -71,12 +76,11 @@ class World(NamedTuple):
     words[page]: state bits. shift[lane]: ns that the lane runs ahead of the recording (closed loop).
     resident[0]: pages backed now in the counterfactual (that of a replay with nothing on is the baseline).
     hold: see `held`. curve[bins]: changes of resident pages. faults, added, tally, histogram, by_lane: see
-    `tracekit.replay.accounts`.
+    `tracekit.replay.accounts`. calm: see `calm_table`.
     """
 
     words: NDArray[np.int32]
     shift: NDArray[np.int64]
-    busy: NDArray[np.int64]
     host_of: NDArray[np.int64]
     resident: NDArray[np.int64]
     hold: NDArray[np.int64]
@@ -90,6 +94,7 @@ class World(NamedTuple):
     cost: NDArray[np.int64]
     directory: Directory
     clock: NDArray[np.int64]
+    calm: NDArray[np.int32]
 
 
 # Cells of World.clock.
@@ -101,6 +106,40 @@ CLOCK_LEVELS: Final = 4  # 1 = the trace names levels: a guest's fault without o
 CLOCK_AROUND: Final = 5  # pages of the aligned group that one fault of the guest maps where the host has them
 CLOCK_ADDED: Final = 6  # faults and waits that the recording does not have, so far
 CLOCK_CELLS: Final = 7
+
+
+_STAYS_BACKED: Final = (
+    (B_BACKED | SEEN | C_BACKED)
+    | (B_SWAPPED | B_UNMAPPED | DROPPED)
+    | (C_DEFERRED | C_UNUSED | C_TAKEN | C_UNMAPPED),
+    B_BACKED | SEEN | C_BACKED,
+)
+_CALM: Final[Mapping[int, tuple[int, int]]] = {
+    **dict.fromkeys(ev.CALM_FAULTS, _STAYS_BACKED),
+    ev.CALM_ALLOC: (
+        (GUEST_USED | C_BACKED) | (GUEST_FREE | ZERO_KNOWN | C_UNMAPPED | C_DEFERRED),
+        GUEST_USED | C_BACKED,
+    ),
+    ev.CALM_FREE: (GUEST_FREE | GUEST_USED | ZERO_KNOWN, GUEST_FREE),
+    ev.CALM_ACCESSED: (C_TAKEN, 0),
+}
+"""By CALM_ kind: bits of a word, and their values where the event loop itself leaves the page as it is."""
+
+
+def calm_table(wanted: Sequence[Mapping[int, int]]) -> NDArray[np.int32]:
+    """Return for each CALM_ kind which bits of a page's word say that it changes nothing, and their values.
+
+    Each mechanism that is on says on which kinds it has nothing to do for such a page, if these further bits
+    are clear (`Mechanism.calm`). Such an event, most of many traces, is done with one look at the word.
+    """
+    table = np.zeros((ev.CALM_KINDS, 2), np.int32)
+    table[:, 1] = 1  # no word has this value of no bits: never
+    for kind, (bits, value) in _CALM.items():
+        if all(kind in calm for calm in wanted):
+            clear = reduce(or_, (calm[kind] for calm in wanted), 0)
+            if not clear & value:
+                table[kind] = bits | clear, value
+    return table.reshape(-1)
 
 
 @hot

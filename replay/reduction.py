@@ -14,7 +14,17 @@ from tracekit.replay.index import NEED_LEAF, Directory, block_of
 from tracekit.replay.jit import compiled, hot
 from tracekit.trace import schema
 
-__all__ = ["FULL", "NEED_BLOCKS", "NEED_LANES", "Lanes", "Raw", "kernel", "new_lanes", "reduce_rows"]
+__all__ = [
+    "FULL",
+    "NEED_BLOCKS",
+    "NEED_LANES",
+    "Lanes",
+    "Raw",
+    "Stalls",
+    "kernel",
+    "new_lanes",
+    "reduce_rows",
+]
 
 DONE: Final = 0
 NEED_BLOCKS: Final = 1
@@ -69,6 +79,19 @@ class Lanes(NamedTuple):
         )
 
 
+class Stalls:
+    """When the last fault of each lane was complete, so far in one pass over the events, ns."""
+
+    def __init__(self, lanes: int) -> None:
+        """Begin a pass: no lane has faulted."""
+        self.ends = np.full(lanes, NO_FAULT, np.int64)
+
+    def grow(self, lanes: int) -> None:
+        """Make room for so many lanes."""
+        self.ends = np.concatenate([self.ends, np.full(lanes - len(self.ends), NO_FAULT, np.int64)])
+
+
+NO_FAULT: Final = -(1 << 62)
 OWN_CLOCK: Final = -(1 << 40)
 
 
@@ -195,6 +218,32 @@ def lane_of(raw: Raw, row: int, op: int, lanes: Lanes) -> int:
 
 
 @hot
+def fault_class(bits: int, level: int) -> int:
+    """Return the class of a fault: who takes it (guest exit or VMM thread, minor or major) and its level."""
+    if bits & ev.ON_HOST:
+        taker = ev.HOST_MAJOR if bits & ev.MAJOR else ev.HOST_MINOR
+    else:
+        taker = ev.EPT_MAJOR if bits & ev.MAJOR else ev.EPT
+    return taker * ev.LEVELS + min(level, ev.LEVELS - 1)
+
+
+@hot
+def calm_kind(op: int, bits: int) -> int:
+    """Return the CALM_ kind of an event of one page."""
+    if op == ev.FAULT:
+        if not bits & ev.MAPPED:
+            return ev.CALM_NEVER
+        if bits & ev.ON_HOST:
+            return ev.CALM_HOST_FAULT
+        return ev.CALM_MAJOR if bits & ev.MAJOR else ev.CALM_FAULT
+    if op == ev.ALLOC:
+        return ev.CALM_ALLOC
+    if op == ev.FREE:
+        return ev.CALM_FREE
+    return ev.CALM_ACCESSED if op == ev.ACCESSED else ev.CALM_NEVER
+
+
+@hot
 def put(out: ev.Columns, o: int, page: int, part: int, latency: int, bits: int) -> None:
     """Write what belongs to one block of an event."""
     out.latency[o] = max(latency, 0)
@@ -210,12 +259,13 @@ def reduce_rows(
     out: ev.Columns,
     d: Directory,
     lanes: Lanes,
+    ends: NDArray[np.int64],
     t0: int,
     counts: NDArray[np.int64],
 ) -> tuple[int, int, int]:
     """Translate rows from `row` on into `out[o:]`; return (next row, next o, why it stopped).
 
-    See `COUNTS` for what `counts` counts.
+    See `COUNTS` for what `counts` counts, `Stalls` for `ends`.
     """
     while row < len(raw.ts):
         kind = int(raw.kind[row])
@@ -235,6 +285,9 @@ def reduce_rows(
         bits = flag_bits(kind, arg, int(raw.access[row]), int(raw.flags[row]), latency)
         if int(raw.vcpu[row]) < 0 and op != ev.FAULT:
             bits |= ev.OFF_CLOCK
+        if raw.level[row] > 0 or bits & ev.ON_HOST:
+            bits |= ev.MAPPED
+        cls = fault_class(bits, int(raw.level[row]))
         give = n <= WIDE or op in (ev.FAULT, ev.POPULATE)
         begin = o
         outside = gfn < 0
@@ -257,8 +310,10 @@ def reduce_rows(
                     return row, begin, FULL
                 out.t[o] = raw.ts[row] - t0
                 out.lane[o] = lane
+                out.gap[o] = raw.ts[row] - t0 - ends[lane]
                 out.op[o] = op
-                out.level[o] = raw.level[row]
+                out.cls[o] = cls
+                out.calm[o] = calm_kind(op, bits) if n == 1 and page >= 0 else ev.CALM_NEVER
                 put(
                     out,
                     o,
@@ -276,6 +331,8 @@ def reduce_rows(
         else:
             counts[op] += 1
             counts[OUTSIDE_ROWS] += 1 if outside else 0
+            if op == ev.FAULT:
+                ends[lane] = raw.ts[row] - t0
         row += 1
     return row, o, DONE
 

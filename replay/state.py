@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -151,7 +152,12 @@ class Replay:
         for begin in range(0, len(walks), at_once):
             some = walks[begin : begin + at_once]
             kernels = [
-                walk.chain.kernel(one.mask(chain), plain=plain, special=special or walk.how is not None)
+                partial(
+                    walk.chain.kernel,
+                    one.mask(chain),
+                    plain=plain,
+                    special=special or walk.how is not None,
+                )
                 for walk, one in zip(some, firsts[begin:], strict=False)
             ]
             stops = sorted(set(at))
@@ -166,7 +172,7 @@ class Replay:
         timeline: Timeline,
         settings: Sequence[Setting],
         walks: Sequence[Walk],
-        kernels: Sequence[Callable[..., None]],
+        kernels: Sequence[Callable[..., Callable[..., None]]],
         *,
         by_block: bool,
         at: Sequence[int],
@@ -183,14 +189,14 @@ class Replay:
         for columns, then in _cut(timeline, at):
             if columns is not None:
                 blocks = block_order(columns, timeline.index.blocks) if any(local) else None
-                for walk, one, replay, drive, is_local in zip(
+                for walk, one, replay, kernel, is_local in zip(
                     walks, firsts, replays, kernels, local, strict=True
                 ):
                     state = replay.world, one.mask(walk.chain), replay.own
                     if blocks is not None and is_local:
-                        replay_blocks(drive, columns, blocks, *state)
+                        replay_blocks(kernel(by_block=True), columns, blocks, *state)
                     else:
-                        drive(columns, *state, *IN_ORDER)
+                        kernel()(columns, *state, *IN_ORDER)
                 if at:
                     add_batch(columns, so_far)
             if then is not None:
@@ -225,7 +231,6 @@ class Replay:
         world = World(
             words=_words(max(index.pages, BLOCK_PAGES), initial),
             shift=np.zeros(len(lanes.vm), np.int64),
-            busy=np.full(len(lanes.vm), np.iinfo(np.int64).min, np.int64),
             host_of=lanes.vm.copy(),
             resident=np.zeros(1, np.int64),
             hold=np.zeros(2, np.int64),
@@ -239,6 +244,7 @@ class Replay:
             cost=setting.costs,
             directory=index.directory,
             clock=np.zeros(pg.CLOCK_CELLS, np.int64),
+            calm=pg.calm_table([m.calm(contexts[m.name]) for m in mechanisms if m.name in contexts]),
         )
         world.clock[pg.CLOCK_BIN_SHIFT] = max(int(span).bit_length() - 12, 0)
         world.clock[pg.CLOCK_CLOSED] = int(setting.closed)

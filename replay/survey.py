@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from tracekit.replay import events as ev
 from tracekit.replay.accounts import HISTOGRAM_CELLS, histogram_cell
-from tracekit.replay.engine import fault_class
 from tracekit.replay.events import Columns
 from tracekit.replay.jit import compiled, int64
 from tracekit.replay.quantiles import quantile
@@ -149,7 +148,7 @@ def _add_rows(c: Columns, totals: Totals) -> None:
         bits = int64(c.bits[i])
         if c.op[i] != ev.FAULT or bits & ev.CONTINUED:
             continue
-        cls = fault_class(bits, int64(c.level[i]))
+        cls = int64(c.cls[i])
         totals.faults[cls] += 1
         totals.lane_faults[lane * ev.CLASSES + cls] += 1
         totals.writes[0] += 1 if bits & ev.WRITE else 0

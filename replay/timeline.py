@@ -29,6 +29,7 @@ from tracekit.replay.reduction import (
     OWN_FAULTS,
     Lanes,
     Raw,
+    Stalls,
     kernel,
     new_lanes,
 )
@@ -43,7 +44,7 @@ COLUMNS: Final = ["ts_ns", "kind", "vm", "tid", "vcpu", "gfn", "hva", "pages", "
                   "latency_ns", "arg"]  # fmt: skip
 
 _PIECE_ROWS: Final = 1 << 20
-_ROW_BYTES: Final = 34
+_ROW_BYTES: Final = 43
 _VM_BYTES: Final = 4 * (TOPS + MAX_VCPU)  # of the tables that every VM has
 _MOST_ROWS: Final = 1 << 28
 _MOST_ROWS_PER_EVENT: Final = 64
@@ -78,7 +79,7 @@ class Timeline:
     """A trace as batches of `Columns`, with the tables that give its pages and lanes their numbers.
 
     Iterate it once per pass; pages and lanes keep their numbers over passes. A trace of up to `keep_rows`
-    rows stays in memory (34 bytes a row) after the first pass; a larger one is read again each time.
+    rows stays in memory (43 bytes a row) after the first pass; a larger one is read again each time.
     `share` is the share of guest memory that the trace is a sample of (1 = all of it).
     `start_ns` is the trace's zero, `span_ns` its length; `seen` counts the events of each operation, `rows`
     those of the columns: one for each block that an event spans.
@@ -172,8 +173,9 @@ class Timeline:
         if not first_pass and self._kept is not None:
             yield from self._kept
             return
+        stalls = Stalls(len(self.lanes.vm))
         for raw in self._rows(first_pass):
-            for columns in self._columns(raw, count=first_pass):
+            for columns in self._columns(raw, stalls, count=first_pass):
                 if first_pass and self._kept is not None:
                     self._room -= len(columns.t)
                     self._kept = [*self._kept, columns] if self._room >= 0 else None
@@ -210,7 +212,7 @@ class Timeline:
             return raw
         return raw._replace(pages=np.minimum(raw.pages, room).astype(np.uint32))
 
-    def _columns(self, raw: Raw, *, count: bool) -> Iterator[Columns]:
+    def _columns(self, raw: Raw, stalls: Stalls, *, count: bool) -> Iterator[Columns]:
         """Yield a batch as columns: at once, or in pieces where its events span very many blocks."""
         needed = _rows_needed(raw)
         room = min(needed, max(2 * len(raw.ts), _PIECE_ROWS))
@@ -220,12 +222,13 @@ class Timeline:
         counts = np.zeros(COUNTS, np.int64)
         while True:
             at, filled, why = reduce(
-                raw, at, filled, out, self.index.directory, self.lanes, self.start_ns, counts
+                raw, at, filled, out, self.index.directory, self.lanes, stalls.ends, self.start_ns, counts
             )
             if why == NEED_BLOCKS:
                 self.index.grow()
             elif why == NEED_LANES:
                 self.lanes = self.lanes.grown()
+                stalls.grow(len(self.lanes.vm))
             elif why == FULL and not filled:
                 if room >= needed:
                     raise FailedError("a batch of events did not fit its own count: a bug in tracekit")
@@ -247,7 +250,7 @@ class Timeline:
 
     def _note(self, out: Columns, filled: int) -> None:
         if not self.levels_known:
-            self.levels_known = bool(np.any((out.level[:filled] > 0) & _guest_faults(out, filled)))
+            self.levels_known = bool(np.any((out.cls[:filled] % ev.LEVELS > 0) & _guest_faults(out, filled)))
         self.rows += filled
         if self.rows > _MOST_ROWS_PER_EVENT * self._events + _MOST_ROWS:
             raise DamagedError(
@@ -261,12 +264,14 @@ def _new_columns(rows: int) -> Columns:
     return Columns(
         t=np.empty(rows, np.int64),
         latency=np.empty(rows, np.int64),
+        gap=np.empty(rows, np.int64),
         page=np.empty(rows, np.int64),
         pages=np.empty(rows, np.uint16),
         lane=np.empty(rows, np.int32),
         bits=np.empty(rows, np.uint16),
         op=np.empty(rows, np.uint8),
-        level=np.empty(rows, np.uint8),
+        cls=np.empty(rows, np.uint8),
+        calm=np.empty(rows, np.uint8),
     )
 
 

@@ -36,7 +36,10 @@ after the last one; both are ordinary Python. `costs(tally, context)` prices its
 count for each cost of the profile. `block_local(context)` says that it looks at nothing but the event's own
 block of 512 pages (then an open loop may go block by block, for sweeps). `abreast(context)` is for sweeps
 too: how one walk through the events answers many settings, what these must have in common, and this one's
-place in their order; None where it must go alone.
+place in their order; None where it must go alone. `calm(context)` is for speed: on which kinds of events
+(`events.CALM_…`) the hooks do nothing where the page is as the event leaves it, backed in both worlds if the
+event uses it (`pages.calm_table`), and which further bits of its word must be clear for that. Kinds that are
+not named are always shown.
 """
 
 from __future__ import annotations
@@ -139,6 +142,10 @@ def _same(context: Context) -> bool:
     return False
 
 
+def _all_shown(context: Context) -> Mapping[int, int]:
+    return {}
+
+
 def _measured(context: Context) -> str:
     return "measured"
 
@@ -163,6 +170,7 @@ class Abreast:
     finish: Callable[[World, Own, int], None]
     one_of: Callable[[World, Own, int, int], World]
     tally: Callable[[Context, World, int], None]
+    calm: Callable[[Context], Mapping[int, int]] = _all_shown
 
 
 def _alone(context: Context) -> None:
@@ -202,6 +210,7 @@ class Mechanism:
     costs: Callable[[NDArray[np.int64], Context], Mapping[str, Mapping[str, float]]] = _no_costs
     block_local: Callable[[Context], bool] = _same
     abreast: Callable[[Context], tuple[Abreast, Hashable, int] | None] = _alone
+    calm: Callable[[Context], Mapping[int, int]] = _all_shown
     bounded: Callable[[Context], bool] = _same
     open_below: Callable[[Context], bool] = _same
     label: Callable[[Context], str] = _measured

@@ -27,6 +27,7 @@ from tracekit.replay import events as ev
 from tracekit.replay.accounts import HYPERCALLS, PAGED_OUT, RANGES, TALLIES, UNMAPS, count
 from tracekit.replay.events import Event
 from tracekit.replay.freeing import (
+    CALM_UNLESS_FREE,
     FREE_BLOCK_WORDS,
     FREE_WORDS,
     costs_of_taking,
@@ -186,6 +187,13 @@ def abreast(context: Context) -> tuple[Abreast, Hashable, int] | None:
     return None
 
 
+def calm(context: Context) -> Mapping[int, int]:
+    """What is not free is of no interest to on_free; idle times and the oracle want to see every use."""
+    if context.text("policy") == "recorded":
+        return dict.fromkeys(ev.CALM_ALL, 0)
+    return CALM_UNLESS_FREE if context.text("policy") == "on_free" else {}
+
+
 IDLE_ABREAST = Abreast(
     most=delays.MOST,
     page_words=FREE_WORDS,
@@ -207,6 +215,7 @@ ON_FREE_ABREAST = Abreast(
     finish=group_delays.finish,
     one_of=delays.one_of,
     tally=into_hypercalls,
+    calm=calm,
 )
 
 
@@ -269,6 +278,7 @@ MECHANISM = Mechanism(
     fault=fault,
     event=event,
     setup=setup,
+    calm=calm,
     finish=finish,
     costs=costs,
     refault_cost=refault_cost,

@@ -17,6 +17,7 @@ vCPU in the recording counts as the other threads' work, in the recorded order: 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -208,6 +209,11 @@ def label(context: Context) -> str:
     return "assumed"
 
 
+def calm(context: Context) -> Mapping[int, int]:
+    """Only faults that waited for I/O, or that another mechanism makes wait for it, count."""
+    return dict.fromkeys(set(ev.CALM_ALL) - {ev.CALM_MAJOR}, 0)
+
+
 MECHANISM = Mechanism(
     name="epf",
     summary="the guest runs another thread while a fault waits for I/O",
@@ -227,6 +233,7 @@ MECHANISM = Mechanism(
     fault=fault,
     tick=tick,
     setup=setup,
+    calm=calm,
     finish=finish,
     bounded=bounded,
     label=label,

@@ -26,6 +26,7 @@ from tracekit.replay import events as ev
 from tracekit.replay.accounts import HYPERCALLS, RANGES, TALLIES
 from tracekit.replay.events import Event
 from tracekit.replay.freeing import (
+    CALM_UNLESS_FREE,
     FREE_BLOCK_WORDS,
     FREE_WORDS,
     costs_of_taking,
@@ -138,6 +139,11 @@ def abreast(context: Context) -> tuple[Abreast, Hashable, int] | None:
     return ABREAST, (int(ints[ORDER]), int(ints[FIRST_GFN])), int(ints[DELAY])
 
 
+def calm(context: Context) -> Mapping[int, int]:
+    """What is not free is of no interest."""
+    return CALM_UNLESS_FREE
+
+
 ABREAST = Abreast(
     most=group_delays.MOST,
     page_words=group_delays.WORDS,
@@ -149,6 +155,7 @@ ABREAST = Abreast(
     finish=group_delays.finish,
     one_of=delays.one_of,
     tally=into_reports,
+    calm=calm,
 )
 
 
@@ -193,6 +200,7 @@ MECHANISM = Mechanism(
     fault=fault,
     event=event,
     setup=setup,
+    calm=calm,
     finish=finish,
     costs=costs,
     block_local=block_local,

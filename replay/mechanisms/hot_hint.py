@@ -372,6 +372,15 @@ def label(context: Context) -> str:
     return "assumed"
 
 
+def calm(context: Context) -> Mapping[int, int]:
+    """A page that is backed needs no hint; of an earlier run, pages are begun at any event."""
+    maps_neighbours = context.text("via") == "populate" and context.timeline.mapped_around > 1
+    kinds = {ev.CALM_HOST_FAULT, *ev.CALM_OTHERS} if maps_neighbours else set(ev.CALM_ALL)
+    if context.text("policy") == "previous":
+        kinds -= {ev.CALM_FREE, ev.CALM_ACCESSED}
+    return dict.fromkeys(kinds, 0)
+
+
 MECHANISM = Mechanism(
     name="hot_hint",
     summary="the host backs hinted pages in the background before their first touch",
@@ -397,6 +406,7 @@ MECHANISM = Mechanism(
     fault=fault,
     event=event,
     setup=setup,
+    calm=calm,
     begin=begin,
     finish=finish,
     costs=costs,

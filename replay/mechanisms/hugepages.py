@@ -12,6 +12,8 @@ that no fault trace can show.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
@@ -209,6 +211,11 @@ def label(context: Context) -> str:
     return "assumed"
 
 
+def calm(context: Context) -> Mapping[int, int]:
+    """Only first touches count, and the guest's first exit on what a VMM thread touched."""
+    return {**dict.fromkeys(ev.CALM_ALL, 0), ev.CALM_FAULT: HOST_FIRST, ev.CALM_MAJOR: HOST_FIRST}
+
+
 MECHANISM = Mechanism(
     name="hugepages",
     summary="guest memory is mapped in huge pages at the first fault",
@@ -218,6 +225,7 @@ MECHANISM = Mechanism(
     fault=fault,
     event=event,
     setup=setup,
+    calm=calm,
     block_local=block_local,
     bounded=bounded,
     label=label,

@@ -107,6 +107,13 @@ def label(context: Context) -> str:
     return "assumed"
 
 
+def calm(context: Context) -> Mapping[int, int]:
+    """Only the first touch of a page counts; where it maps its neighbours too, so does any."""
+    maps_neighbours = context.text("via") == "populate" and context.timeline.mapped_around > 1
+    kinds = (ev.CALM_HOST_FAULT, *ev.CALM_OTHERS) if maps_neighbours else ev.CALM_ALL
+    return dict.fromkeys(kinds, 0)
+
+
 MECHANISM = Mechanism(
     name="prealloc",
     summary="all guest memory is backed before the guest starts",
@@ -125,6 +132,7 @@ MECHANISM = Mechanism(
     look=look,
     fault=fault,
     setup=setup,
+    calm=calm,
     begin=begin,
     costs=costs,
     block_local=block_local,

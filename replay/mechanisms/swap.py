@@ -351,6 +351,11 @@ def label(context: Context) -> str:
     return "assumed"
 
 
+def calm(context: Context) -> Mapping[int, int]:
+    """Every use counts; that a page is free does not."""
+    return {ev.CALM_FREE: 0}
+
+
 MECHANISM = Mechanism(
     name="swap",
     summary="the host limits the VM's memory and swaps to a device",
@@ -375,6 +380,7 @@ MECHANISM = Mechanism(
     fault=fault,
     event=event,
     setup=setup,
+    calm=calm,
     begin=begin,
     costs=costs,
     prices_refaults=True,

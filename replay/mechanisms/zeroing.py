@@ -198,6 +198,11 @@ def label(context: Context) -> str:
     return "assumed" if "swiotlb" in context.text("ranges") else "bounded"
 
 
+def calm(context: Context) -> Mapping[int, int]:
+    """Only first touches count, and allocations of pages that nothing has written since."""
+    return dict.fromkeys(ev.CALM_ALL, 0)
+
+
 MECHANISM = Mechanism(
     name="zeroing",
     summary="the guest skips zeroing pages that came zeroed from the host",
@@ -219,6 +224,7 @@ MECHANISM = Mechanism(
     fault=fault,
     event=event,
     setup=setup,
+    calm=calm,
     costs=costs,
     block_local=block_local,
     bounded=bounded,

@@ -90,6 +90,11 @@ def label(context: Context) -> str:
     return "bounded" if bounded(context) else "measured"
 
 
+def calm(context: Context) -> Mapping[int, int]:
+    """Only the next touch of a page that was taken counts."""
+    return {**dict.fromkeys(ev.CALM_ALL, 0), ev.CALM_ALLOC: DROPPED}
+
+
 MECHANISM = Mechanism(
     name="zeroing_after_reuse",
     summary="memory that the host took and gave back counts as zeroed",
@@ -98,6 +103,7 @@ MECHANISM = Mechanism(
     fault=fault,
     event=event,
     setup=setup,
+    calm=calm,
     costs=costs,
     block_local=block_local,
     bounded=bounded,

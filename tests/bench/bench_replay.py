@@ -47,7 +47,7 @@ BY_BLOCK = ("baseline", "prealloc", "zeroing", "cold_hint", "cold_hint,policy=id
 
 @pytest.fixture(scope="module", params=SHAPES)
 def room(request: pytest.FixtureRequest) -> Room:
-    """A trace, surveyed, its columns in memory (34 bytes an event)."""
+    """A trace, surveyed, its columns in memory (43 bytes an event)."""
     return in_memory(request.param)
 
 

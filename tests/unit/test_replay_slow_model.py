@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,6 +20,7 @@ from tracekit.errors import UsageError
 from tracekit.replay import accounts as ac
 from tracekit.replay import events as ev
 from tracekit.replay import load_profile
+from tracekit.replay.chain import Chain
 from tracekit.replay.pages import CURVE_BINS
 from tracekit.replay.residency import Residency
 from tracekit.replay.running import Room
@@ -34,6 +36,16 @@ REASONS = ("refault", "deferred", "instead")
 COSTS = {name: cost.ns for name, cost in load_profile().costs.items()} | {"worker_wake": 3000.0}
 PROFILE = costs(**COSTS)  # without ranges: a hypothesis then changes no price
 PAGES_8 = 8 / 256  # MiB
+
+
+@dataclass(frozen=True)
+class Watched(Chain):
+    """A chain whose event loop is another function."""
+
+    loop: Callable[..., None]
+
+    def kernel(self, on: int, **how: Any) -> Callable[..., None]:
+        return self.loop
 
 
 class Compared:
@@ -58,7 +70,7 @@ class Compared:
 
         def spy(columns: Any, world: Any, *rest: Any) -> None:
             before, so_far = world.faults.copy(), Totals.new(len(world.shift))
-            room.chain.plain(columns, world, *rest)
+            room.chain.kernel(0, plain=True)(columns, world, *rest)
             add_batch(columns, so_far)
             cells = (world.faults - before).reshape(-1, ac.VERDICTS, ev.CLASSES, ac.CELLS)
             booked = np.argwhere(cells[..., ac.COUNT]).tolist()
@@ -70,7 +82,7 @@ class Compared:
                 ns = int(so_far.latency_ns[cls] if so_far.measured[cls] else world.cost[cls])
                 self.verdicts.append((VERDICTS[ac.KEPT], names[0], ns))
 
-        chain = replace(room.chain, plain=spy)
+        chain = Watched(room.chain.mechanisms, spy)
         costs = room.prices_for(contexts).kernel("point")
         replay = Replay.run(room.timeline, chain, contexts, costs, closed=closed, plain=True)
         nothing_on = Replay.run(room.timeline, room.chain, {}, costs, closed=closed, plain=True)
