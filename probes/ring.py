@@ -17,8 +17,8 @@ from tracekit.probes.wire import RECORD, RECORD_BYTES
 
 __all__ = ["MOST_RECORDS", "RingReader"]
 
-MOST_RECORDS: Final = 32_768
-"""Records read at once: more would leave the processor's cache, fewer pay more often for a batch."""
+MOST_RECORDS: Final = 65_536
+"""Records read at once, a frame of the trace: whoever falls behind pays least for each of them then."""
 
 _BUSY: Final = np.uint32(1 << 31)
 _DISCARDED: Final = np.uint32(1 << 30)

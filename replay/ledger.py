@@ -204,13 +204,11 @@ class Ledger:
         return np.asarray(self._added_table()[1:, ac.REFAULT, :, 0][rows].sum(axis=0), np.int64)
 
     def _self_priced_refaults(self) -> NDArray[np.int64]:
-        """Return the refaults that cost what a mechanism says (also by naming a swap-in), by class."""
+        """Return the refaults that cost what a mechanism says, by class."""
         rows = [m.prices_refaults for m in self.mechanisms]
         found = np.zeros((ac.REASONS, ev.CLASSES), np.int64)
         refaults = self._added_table()[1:, ac.REFAULT, :, 0]
         found[ac.REFAULT] = refaults[rows].sum(axis=0)
-        if self.prices.swap_in:
-            found[ac.REFAULT, ev.SWAPPED] = refaults[:, ev.SWAPPED].sum()
         return found
 
     def _quantiles(self, label: str) -> dict[str, Figure]:
@@ -277,7 +275,7 @@ class Ledger:
         if not len(lanes):
             return Amount.exact(0)
         table, added = self._fault_table()[..., ac.COUNT].sum(axis=0), self._added_table()[..., 0].sum(axis=0)
-        # The price of a refault that a mechanism names (a swap-in) holds the way out and back.
+        # The price of a refault that a mechanism sets itself holds the way out and back.
         added = added - self._self_priced_refaults()
         gone = table[ac.SKIPPED] + table[ac.HIT] + table[ac.REPRICED] - added.sum(axis=0)
         exits = sum(int(n) for one, n in enumerate(gone) if class_name(one).startswith("ept"))

@@ -35,8 +35,6 @@ class Prices:
 
     amounts: tuple[Amount, ...]
     profile: Profile
-    swap_in: bool = False
-    """Whether a fault on a swapped page costs the profile's swap-in, which holds the guest's exit."""
 
     @classmethod
     def of(cls, survey: Survey, profile: Profile) -> Prices:
@@ -61,13 +59,17 @@ class Prices:
         return cls(tuple(amounts), profile)
 
     def with_swap_in(self, name: str, survey: Survey) -> Prices:
-        """Return the prices with this cost for faults on swapped pages, unless the trace has such faults."""
+        """Return the prices with this cost for faults on swapped pages, unless the trace has such faults.
+
+        The cost holds the guest's way out and back, which no recorded latency does: that is priced apart.
+        """
         if survey.faults[ev.SWAPPED]:
             return self
-        cost = self.profile.costs[name]
+        cost, way = self.profile.costs[name], self.profile.costs["exit"]
+        found = (cost.ns - way.ns, cost.low - way.high, cost.high - way.low)
         amounts = list(self.amounts)
-        amounts[ev.SWAPPED] = Amount(cost.ns, cost.low, cost.high)
-        return replace(self, amounts=tuple(amounts), swap_in=True)
+        amounts[ev.SWAPPED] = Amount(*(max(0.0, ns) for ns in found))
+        return replace(self, amounts=tuple(amounts))
 
     def kernel(self, hypothesis: str) -> NDArray[np.int64]:
         """Return what a replay prices with: `nominal`, then a fault on a page that was backed ahead.

@@ -9,6 +9,7 @@ from tracekit.replay.uncertainty.bootstrap import interval, point
 from tracekit.replay.uncertainty.breakeven import BreakEven, Crossing, break_even
 from tracekit.replay.uncertainty.costs import Empirical, Fit, fits, split
 from tracekit.replay.uncertainty.gaps import Gaps, gaps_of, returned_within
+from tracekit.replay.uncertainty.new_run import Scatter, new_run_factor, scatter
 from tracekit.replay.uncertainty.parameters import Evaluate, Parameter
 from tracekit.replay.uncertainty.ranges import Variation, parse_variation, parse_variations, points
 from tracekit.replay.uncertainty.seeding import generator
@@ -27,6 +28,7 @@ __all__ = [
     "Gaps",
     "Identification",
     "Parameter",
+    "Scatter",
     "Sensitivity",
     "Share",
     "Statistical",
@@ -39,11 +41,13 @@ __all__ = [
     "gaps_of",
     "generator",
     "interval",
+    "new_run_factor",
     "parse_variation",
     "parse_variations",
     "point",
     "points",
     "returned_within",
+    "scatter",
     "sobol",
     "sobol_evaluations",
     "split",

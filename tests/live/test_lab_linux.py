@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -122,3 +123,14 @@ def test_a_guest_is_backed_as_it_was_asked_for():
 def test_a_cgroup_that_is_not_there_is_said():
     with pytest.raises(FailedError, match="nowhere"):
         LinuxGuest(LinuxPlan(memory_bytes=256 * MIB, accel="tcg", cgroup="/sys/fs/cgroup/nowhere"))
+
+
+def test_what_leaves_by_the_outlet_is_what_the_guest_said():
+    with LinuxGuest(LinuxPlan(memory_bytes=256 * MIB, accel="tcg", page_events=True)) as guest:
+        guest.qemu.run("dd if=/dev/urandom of=/fill/file bs=1M count=3 2>/dev/null")
+        said = guest.qemu.run("sha256sum /fill/file").split()[0]
+        content = guest.qemu.take("cat /fill/file")
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (3 * MIB, said)
+        assert guest.qemu.take("echo second") == b"second\n"
+        with pytest.raises(FailedError, match="failed with 1"):
+            guest.qemu.take("cat /no/such/file")

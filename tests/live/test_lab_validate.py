@@ -35,7 +35,7 @@ def _nothing_is_left_behind() -> Iterator[None]:
 
 @pytest.mark.parametrize("mechanism", ["prealloc", "zeroing", "ksm"])
 def test_counts_and_memory_are_as_predicted(mechanism: str, tmp_path: Path) -> None:
-    found = validate([mechanism], tmp_path, profile="published", first_only=True)
+    found = validate([mechanism], tmp_path, profile="published", first_only=True, baselines=1)
     assert not found.left_out
     counted = [check for check in found.checks if check.metric in COUNTED]
     assert counted
@@ -45,7 +45,7 @@ def test_counts_and_memory_are_as_predicted(mechanism: str, tmp_path: Path) -> N
 
 
 def test_a_guest_swaps_as_often_as_predicted_and_its_memory_is_at_its_limit(tmp_path: Path) -> None:
-    found = validate(["swap"], tmp_path, profile="published", first_only=True)
+    found = validate(["swap"], tmp_path, profile="published", first_only=True, baselines=1)
     checks = {check.metric: check for check in found.checks}
     # Reclaim is not the same twice: another task's may take a page or two of the guest's (3 in 100,000 seen).
     assert checks["exits"].error < 1e-3
@@ -72,7 +72,7 @@ def test_what_is_asked_to_end_takes_its_swap_device_along(tmp_path: Path) -> Non
 
 @pytest.mark.live("qemu-system-x86_64")
 def test_what_page_reporting_gives_back_is_within_the_goal(tmp_path: Path) -> None:
-    found = validate(["free_page_reporting"], tmp_path, profile="published", first_only=True)
+    found = validate(["free_page_reporting"], tmp_path, profile="published", first_only=True, baselines=1)
     if found.left_out:
         pytest.skip(found.left_out["free_page_reporting"])
     for check in found.checks:

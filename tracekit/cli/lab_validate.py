@@ -24,6 +24,9 @@ def validate(
     ] = "",
     repeat: Annotated[int, typer.Option(min=1, help="Runs of each case, each with a seed of its own.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
+    baselines: Annotated[
+        int, typer.Option(min=1, help="Recordings of each baseline, around the real run.")
+    ] = 2,
     profile: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Costs of this host (default: calibrated before each seed)."),
@@ -35,6 +38,12 @@ def validate(
     again: Annotated[
         bool,
         typer.Option("--again", help="Run nothing: predict and compare anew what an earlier run left in -o."),
+    ] = False,
+    record_only: Annotated[
+        bool, typer.Option("--record-only", help="Only record into -o; --again predicts and compares.")
+    ] = False,
+    lab_host: Annotated[
+        bool, typer.Option("--lab-host", help="Record in a lab host (epf always does); compare here.")
     ] = False,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print one line for each figure of a mechanism, as Markdown.")
@@ -56,10 +65,8 @@ def validate(
         console.print(text, markup=False, highlight=False)
 
     with ExitStack() as stack:
-        if again and out is None:
-            raise UsageError(
-                "--again needs what the earlier run left", hint="tracekit lab validate --again -o FOLDER"
-            )
+        if (again or record_only) and out is None:
+            raise UsageError("--again and --record-only need a folder", hint="-o FOLDER")
         if out is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tracekit-validate-")))
         else:
@@ -74,11 +81,17 @@ def validate(
             part=case,
             repeat=repeat,
             seed=seed,
+            baselines=baselines,
             again=again,
+            record_only=record_only,
+            lab_host=lab_host,
             say=say,
-            keep=lambda so_far: _keep(folder, so_far.to_json()),
+            keep=lambda so_far: None if record_only else _keep(folder, so_far.to_json()),
         )
         document = found.to_json()
+    if record_only:
+        next_command(f"tracekit lab validate --again -o {quoted(folder)}")
+        return
     if json:
         print_json(document)
     elif markdown:

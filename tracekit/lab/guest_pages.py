@@ -32,14 +32,11 @@ mount -t tracefs tracefs /sys/kernel/tracing 2>/dev/null
 cd /sys/kernel/tracing
 echo {_BUFFER_KIB} >buffer_size_kb; echo mono >trace_clock; echo >trace
 for event in mm_page_alloc mm_page_free; do echo 1 >events/kmem/$event/enable; done
-gzip -c /proc/kpageflags | base64
 """
 _END: Final = """
 cd /sys/kernel/tracing
 echo 0 >tracing_on
 grep -h overrun per_cpu/cpu*/stats
-echo
-gzip -1 -c trace | base64
 """
 _LINE: Final = r" (\d+)\.(\d{6}): (mm_page_alloc|mm_page_free): page=\S+ pfn=(?:0x)?([0-9a-f]+) order=(\d+)"
 _MARK: Final = re.compile(r" (\d+)\.(\d{6}): tracing_mark_write: tracekit")
@@ -47,9 +44,10 @@ _MARK: Final = re.compile(r" (\d+)\.(\d{6}): tracing_mark_write: tracekit")
 
 @dataclass(frozen=True)
 class GuestPages:
-    """A guest's account of its pages, as text: `flags` and `events` are what its kernel printed, gzipped.
+    """A guest's account of its pages, as text: what its kernel said, packed by `_packed`.
 
-    `between_ns` bounds the host's time of the mark that stands in the events.
+    `flags` are those of every page, `events` ftrace's lines; `between_ns` bounds the host's time of the mark
+    that stands in the events.
     """
 
     flags: str
@@ -59,7 +57,8 @@ class GuestPages:
 
 def follow_pages(qemu: Qemu) -> tuple[str, tuple[int, int]]:
     """Begin: return the flags of all pages, and the host's times around a mark (which tells the offset)."""
-    flags = qemu.run(_BEGIN, timeout_s=300)
+    qemu.run(_BEGIN, timeout_s=300)
+    flags = _packed(qemu.take("cat /proc/kpageflags", timeout_s=300))
     before = time.monotonic_ns()
     qemu.run("echo tracekit >/sys/kernel/tracing/trace_marker")
     return flags, (before, time.monotonic_ns())
@@ -67,13 +66,17 @@ def follow_pages(qemu: Qemu) -> tuple[str, tuple[int, int]]:
 
 def followed_pages(qemu: Qemu, begun: tuple[str, tuple[int, int]]) -> GuestPages:
     """End: return all that the guest's kernel said. Raises `FailedError` where its buffer was too small."""
-    said = qemu.run(_END, timeout_s=600)
-    losses, _, events = said.partition("\n\n")
+    losses = qemu.run(_END, timeout_s=600)
     if any(int(line.split()[-1]) for line in losses.splitlines() if "overrun" in line):
         raise FailedError(
             "the guest's trace buffer was too small for its pages' events", hint="a smaller --alloc"
         )
-    return GuestPages(begun[0], events, begun[1])
+    events = qemu.take("cat /sys/kernel/tracing/trace", timeout_s=600)
+    return GuestPages(begun[0], _packed(events), begun[1])
+
+
+def _packed(said: bytes) -> str:
+    return base64.b64encode(gzip.compress(said, 1)).decode()
 
 
 def as_trace(pages: GuestPages, path: Path) -> Trace:

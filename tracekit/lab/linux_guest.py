@@ -108,7 +108,7 @@ class LinuxGuest:
             kit = plan.kit or make_kit(Path(folder), plan.kernel_package)
             self.start_ns = time.monotonic_ns()
             with backed_by(plan.page_bytes):
-                self.qemu = Qemu(self._arguments(kit), cgroup=plan.cgroup)
+                self.qemu = Qemu(self._arguments(kit), cgroup=plan.cgroup, outlet=plan.page_events)
         self.ready_ns = time.monotonic_ns()
 
     def balloon(self, target_bytes: int, *, timeout_s: float = 600.0) -> None:
@@ -125,7 +125,9 @@ class LinuxGuest:
 
     def allocate(self, size_bytes: int) -> None:
         """Fill `size_bytes` of guest memory (a file in a RAM file system)."""
-        self.qemu.run(f"dd if=/dev/zero of=/fill/file bs=1M count={size_bytes >> 20} 2>/dev/null")
+        self.qemu.run(
+            f"dd if=/dev/zero of=/fill/file bs=1M count={size_bytes >> 20} 2>/dev/null", timeout_s=600
+        )
 
     def free(self) -> None:
         """Free what `allocate` filled."""
@@ -238,7 +240,7 @@ def _initramfs(kernel: Kernel) -> bytes:
     image.add_file("bin/busybox", busybox.read_bytes(), executable=True)
     image.add_link("bin/sh", "busybox")
     image.add_device("dev/console", 5, 1)
-    modules = load_order(kernel.modules, ("virtio_pci", "virtio_balloon"))
+    modules = load_order(kernel.modules, ("virtio_pci", "virtio_balloon", "virtio_console"))
     for name, content in modules:
         image.add_file(f"modules/{name}.ko", content)
     setup = "\n".join(

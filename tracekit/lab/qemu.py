@@ -23,6 +23,7 @@ __all__ = ["Outcome", "Qemu", "Tee", "guest_init"]
 
 _READY = "tracekit: ready"
 _DONE = "tracekit: done "
+_OUTLET = "/dev/vport0p1"
 _PANIC = re.compile(r"BUG:|Oops|RIP: |Kernel panic|Out of memory|Call Trace")
 
 Tee = Callable[[str], object]
@@ -61,13 +62,19 @@ done
 class Qemu:
     """qemu-system-x86_64 with these arguments, plus a monitor and a command line into the guest.
 
-    `run` needs a guest whose init is `guest_init`. QEMU dies with the thread that started it, whatever ends
-    that. Its memory is charged to `cgroup`, a folder (default: the caller's). Raises `CapabilityError` where
-    QEMU is not installed, `FailedError` where it does not start.
+    `run` needs a guest whose init is `guest_init`, `take` also one with virtio_console, and an `outlet`. QEMU
+    dies with the thread that started it, whatever ends that. Its memory is charged to `cgroup`, a folder
+    (default: the caller's). Raises `CapabilityError` where QEMU is not installed, `FailedError` where it does
+    not start.
     """
 
     def __init__(
-        self, arguments: Sequence[str | Path], *, cgroup: str = "", boot_timeout_s: float = 600.0
+        self,
+        arguments: Sequence[str | Path],
+        *,
+        cgroup: str = "",
+        outlet: bool = False,
+        boot_timeout_s: float = 600.0,
     ) -> None:
         program = shutil.which("qemu-system-x86_64")
         if not program:
@@ -77,6 +84,7 @@ class Qemu:
         with contextlib.ExitStack() as cleanup:
             folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="tracekit-qemu-")))
             self.console_log = folder / "console.log"
+            self._outlet = folder / "outlet"
             socket = folder / "monitor"
             # The parent-death signal spares nobody a stray QEMU when the caller is killed.
             guard = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
@@ -87,6 +95,7 @@ class Qemu:
                     *(*guard, program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
                     *("-serial", f"file:{self.console_log}", "-serial", "stdio"),
                     *("-qmp", f"unix:{socket},server=on,wait=off"),
+                    *(_outlet_to(self._outlet) if outlet else ()),
                     *arguments,
                 ],
                 stdin=subprocess.PIPE,
@@ -127,6 +136,18 @@ class Qemu:
             )
         return outcome.output
 
+    def take(self, command: str, *, timeout_s: float = 120.0) -> bytes:
+        """Run a shell command in the guest and return its output, which leaves by the outlet.
+
+        A guest's serial port takes it an exit or more for every byte, an outlet one for many pages: use this
+        for more than a few lines.
+        """
+        before = self._outlet.stat().st_size
+        self.run(f"{{ {command}; }} >{_OUTLET}", timeout_s=timeout_s)
+        with self._outlet.open("rb") as file:
+            file.seek(before)
+            return file.read()
+
     def close(self) -> None:
         """Power the guest off; if it does not go, end QEMU."""
         with contextlib.suppress(FailedError, subprocess.TimeoutExpired):
@@ -147,7 +168,7 @@ class Qemu:
         else:
             self.close()
 
-    def _connect(self, monitor: Path, timeout_s: float = 10.0) -> Qmp:
+    def _connect(self, monitor: Path, timeout_s: float = 60.0) -> Qmp:
         deadline = time.monotonic() + timeout_s
         while True:
             try:
@@ -217,3 +238,9 @@ class Qemu:
         line = self._received[:end].decode(errors="replace")
         del self._received[: end + 1]
         return line
+
+
+def _outlet_to(path: Path) -> tuple[str, ...]:
+    """Return the arguments for a port whose other end is a file."""
+    port = "virtserialport,chardev=outlet"
+    return "-device", "virtio-serial-pci", "-chardev", f"file,id=outlet,path={path}", "-device", port

@@ -115,7 +115,9 @@ class Slow:
         swapped = "ept_major", 1
         known = any(fault_class(row) == swapped for row, _ in self.steps if meaning(row) == "fault")
         if "cold_hint" in chosen and not known:
-            self.w.price[swapped] = round(costs[f"swap_in_{chosen['cold_hint']['device']}"])
+            # Without the guest's way out and back, which no fault's latency holds.
+            whole = costs[f"swap_in_{chosen['cold_hint']['device']}"]
+            self.w.price[swapped] = round(max(0.0, whole - costs["exit"]))
         facts = self.facts(trace, costs)
         made = [MECHANISMS[name](self.w, params, facts) for name, params in chosen.items()]
         self.on = sorted(made, key=lambda one: (one.stage, one.name))

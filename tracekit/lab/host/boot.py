@@ -36,7 +36,7 @@ exec /bin/busybox switch_root /root /opt/tracekit/init
 _SETUP: Final = """
 export PATH=/opt/tracekit/bin:/usr/sbin:/usr/bin HOME=/root LANG=C.UTF-8 TERM=dumb
 export PYTHONPATH=/opt/tracekit:/opt/python PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
-export TRACEKIT_GUEST_KIT=/opt/tracekit/guest
+export TRACEKIT_GUEST_KIT=/opt/tracekit/guest TRACEKIT_LAB_HOST=1
 mount -t tmpfs tmpfs /tmp
 mount -t tmpfs tmpfs /run
 mkdir -p /dev/shm

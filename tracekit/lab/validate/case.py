@@ -9,11 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+from tracekit.errors import UsageError
 from tracekit.lab.validate.compared import Compared
 from tracekit.replay import Result
 from tracekit.trace import Trace, open_trace
 
-__all__ = ["GOALS", "UNITS", "Case", "Prediction", "Recording", "Run"]
+__all__ = ["GOALS", "UNITS", "Account", "Case", "Prediction", "Recording", "Run", "Runs"]
 
 Prediction = Mapping[str, tuple[float, float | None, float | None]]
 """By metric: value, low, high; None: not bounded at that end."""
@@ -46,16 +47,24 @@ class Run:
     """A recorded run: words after `tracekit`, and what is around them while they run.
 
     `around` is entered before the recording begins, undoes all it did, and gives more words for the command.
-    Where it is `in_lab_host`, that is started for the run, and the recorder runs there.
     """
 
     words: tuple[str, ...]
     around: Callable[[], AbstractContextManager[tuple[str, ...]]] = lambda: nullcontext(())
-    in_lab_host: bool = False
 
     def plus(self, *more: str) -> Run:
         """Return the same run with more words."""
         return replace(self, words=(*self.words, *more))
+
+
+class Account(dict[str, Any]):
+    """What a run said of itself; `UsageError` for what it did not say."""
+
+    def __missing__(self, key: str) -> Any:
+        raise UsageError(
+            f"a recorded run says nothing of {key!r}: another version made it",
+            hint="tracekit lab validate without --again records anew",
+        )
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ class Recording:
     """A run's trace on disk, and what the run said of itself (its --json)."""
 
     path: Path
-    account: Mapping[str, Any]
+    account: Account
 
     @cached_property
     def trace(self) -> Trace:
@@ -74,6 +83,14 @@ class Recording:
         """Return what is compared of this run's trace: a small guest's without its low area."""
         first = self.account.get("first_gfn")
         return trace if first is None else Compared(trace, first)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The recordings of a case: the same baseline once or more, and the real run in their middle."""
+
+    baselines: tuple[Recording, ...]
+    real: Recording
 
 
 def _nothing_more(recording: Recording, ledger: Result) -> Mapping[str, float]:
@@ -94,7 +111,9 @@ class Case:
     ledger, by metric; `predict` what only it reads out of the scenario's result over the baseline. With
     `guest_events` the guest's account of its pages is merged into the baseline, as a trace of
     `record --guest` would be. `emulated` runs have no times of a real machine. Where the model says no more
-    than a bound (`bound_only`), there is no point to be in error.
+    than a bound (`bound_only`), there is no point to be in error. `runs_of` names another case of the
+    mechanism, of whose recordings this one is another reading. A case that is not `possible` on this machine
+    is compared where it has been recorded elsewhere; one that is `in_lab_host` is recorded there.
     """
 
     mechanism: str
@@ -108,3 +127,6 @@ class Case:
     predict: Callable[[Recording, Result], Prediction] = field(default=_nothing_else)
     emulated: bool = False
     bound_only: bool = False
+    runs_of: str = ""
+    possible: bool = True
+    in_lab_host: bool = False

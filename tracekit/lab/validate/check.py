@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any
 
 from tracekit.lab.validate.case import GOALS, UNITS, Case, Prediction, Recording
 from tracekit.lab.validate.curves import resident_at
@@ -15,15 +15,14 @@ from tracekit.replay import Result
 __all__ = ["Check", "Summary", "check_all", "guest_time", "measured", "predicted", "summarise"]
 
 
-MANY: Final = 5
-"""Fewer runs than this say nothing about chance."""
-
-
 @dataclass(frozen=True)
 class Check:
-    """One metric of one run: predicted [low, high] and measured; an end that is None is not bounded.
+    """One metric of one real run: predicted [low, high] and measured; an end that is None is not bounded.
 
-    `error` is |predicted - measured| / measured (where nothing is left to measure: / baseline).
+    The baseline was recorded once or more (`befores`), and each recording predicts the real run
+    (`predictions`): `before`, `predicted`, `low` and `high` are means over these. `factor` is by how much a
+    new run may differ by chance (`tracekit.lab.validate.chance`; None: unknown). `error` is
+    |predicted - measured| / measured (where nothing is left to measure: / baseline).
     """
 
     mechanism: str
@@ -39,6 +38,9 @@ class Check:
     measured: float
     emulated: bool
     bound_only: bool
+    befores: tuple[float, ...] = ()
+    predictions: tuple[float, ...] = ()
+    factor: float | None = None
 
     @property
     def error(self) -> float | None:
@@ -52,29 +54,39 @@ class Check:
 
     @property
     def held(self) -> bool:
-        """Say whether the interval holds what was measured."""
-        return self.within(1.0, 1.0)
+        """Say whether the band holds what was measured: all that the recorded runs are consistent with."""
+        return self._within(1.0)
 
-    def within(self, least: float, most: float) -> bool:
-        """Say whether the interval, its ends times these factors, holds what was measured."""
+    @property
+    def held_new_run(self) -> bool:
+        """Say whether what a new run may take holds what was measured; where chance is unknown: the band."""
+        return self._within(self.factor or 1.0)
+
+    @property
+    def new_run(self) -> tuple[float | None, float | None]:
+        """Return what a new run may take: the band with its ends moved by chance."""
+        factor = self.factor or 1.0
+        low, high = self.low, self.high
+        return None if low is None else low / factor, None if high is None else high * factor
+
+    def _within(self, factor: float) -> bool:
         slack = 1e-9 * abs(self.measured)  # sums of floats; nothing else
-        return (self.low is None or self.low * least - slack <= self.measured) and (
-            self.high is None or self.measured <= self.high * most + slack
+        return (self.low is None or self.low / factor - slack <= self.measured) and (
+            self.high is None or self.measured <= self.high * factor + slack
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return the check with its verdict, JSON-ready."""
-        return {**asdict(self), "error": self.error, "held": self.held}
+        verdict = {"error": self.error, "held": self.held, "held_new_run": self.held_new_run}
+        return {**asdict(self), "new_run": list(self.new_run), **verdict}
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One metric of one case over all its runs: medians, the point errors, how often the interval held.
+    """One metric of one case over all its runs: medians, the point errors, how often the intervals held.
 
-    The interval is that of the *recorded* run; a new one differs from it by chance. `noise` is how far the
-    baseline's own figure lies from its median in 5 % … 95 % of the runs, as two factors (1, 1 where there are
-    too few runs); `held_with_noise` counts the runs that lie in the interval times these. `reached`: the
-    median error is within the goal, and so held in 90 % of the runs or more.
+    `held` counts the runs in the band, `held_new_run` those in what a new run may take. `reached`: the median
+    error is within the goal, and the second held in 90 % of the runs or more.
     """
 
     mechanism: str
@@ -90,8 +102,8 @@ class Summary:
     error: float | None
     worst_error: float | None
     held: int
-    noise: tuple[float, float]
-    held_with_noise: int
+    factor: float | None
+    held_new_run: int
     goal: float
     reached: bool
     emulated: bool
@@ -171,27 +183,38 @@ def check_all(
     scenario: str,
     seed: int,
     *,
-    prediction: Prediction,
-    before: Mapping[str, float],
+    predictions: Sequence[Prediction],
+    befores: Sequence[Mapping[str, float]],
     after: Mapping[str, float],
 ) -> list[Check]:
-    """Return a check for each metric that the case compares; `KeyError` would be a case's mistake."""
-    return [
-        Check(
-            case.mechanism,
-            case.name,
-            scenario,
-            seed,
-            metric,
-            UNITS[metric],
-            before.get(metric, 0.0),
-            *prediction[metric],
-            after[metric],
-            case.emulated and UNITS[metric] == "ns",
-            case.bound_only,
+    """Return a check for each metric that the case compares; `KeyError` would be a case's mistake.
+
+    Each recorded baseline gives one of `befores` and of `predictions`.
+    """
+    found = []
+    for metric in case.compare:
+        values, lows, highs = zip(*(one[metric] for one in predictions), strict=True)
+        measures = tuple(one.get(metric, 0.0) for one in befores)
+        found.append(
+            Check(
+                case.mechanism,
+                case.name,
+                scenario,
+                seed,
+                metric,
+                UNITS[metric],
+                statistics.fmean(measures),
+                statistics.fmean(values),
+                _mean(lows),
+                _mean(highs),
+                after[metric],
+                case.emulated and UNITS[metric] == "ns",
+                case.bound_only,
+                measures,
+                tuple(values),
+            )
         )
-        for metric in case.compare
-    ]
+    return found
 
 
 def summarise(checks: Sequence[Check]) -> list[Summary]:
@@ -207,8 +230,8 @@ def _summary(group: Sequence[Check]) -> Summary:
     errors = [math.inf if one.error is None else one.error for one in group]
     error, worst = statistics.median(errors), max(errors)
     held = sum(one.held for one in group)
-    noise = _noise([one.before for one in group])
-    in_noise = sum(one.within(*noise) for one in group)
+    factors = [one.factor for one in group if one.factor is not None]
+    held_new_run = sum(one.held_new_run for one in group)
     goal = GOALS[first.metric]
     exact = first.bound_only or error <= goal
     return Summary(
@@ -225,21 +248,17 @@ def _summary(group: Sequence[Check]) -> Summary:
         None if math.isinf(error) else error,
         None if math.isinf(worst) else worst,
         held,
-        noise,
-        in_noise,
+        statistics.median(factors) if factors else None,
+        held_new_run,
         goal,
-        exact and in_noise >= 0.9 * len(group),
+        exact and held_new_run >= 0.9 * len(group),
         first.emulated,
     )
 
 
-def _noise(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 5 % and the 95 % quantile of the values as factors of their median."""
-    middle = statistics.median(values)
-    if len(values) < MANY or not middle:
-        return 1.0, 1.0
-    cuts = statistics.quantiles(values, n=20, method="inclusive")
-    return cuts[0] / middle, cuts[-1] / middle
+def _mean(ends: Sequence[float | None]) -> float | None:
+    known = [end for end in ends if end is not None]
+    return statistics.fmean(known) if len(known) == len(ends) else None
 
 
 def _median(ends: Sequence[float | None]) -> float | None:

@@ -20,7 +20,7 @@ from tracekit.replay.timeline import TraceLike
 
 __all__ = ["cases"]
 
-_TURNS: Final = "300000000"
+_TURNS: Final = "200000000"
 """What each sibling computes: more than all waits together leave time for."""
 
 
@@ -29,7 +29,7 @@ def cases(seed: int) -> list[Case]:
     found = []
     for siblings in (2, 0, 1, 4):
         words = (
-            *("lab", "swap", "--touch", "80M", "--siblings", str(siblings)),
+            *("lab", "swap", "--touch", "64M", "--siblings", str(siblings)),
             *("--sibling-turns", _TURNS),
         )
         found.append(
@@ -37,13 +37,14 @@ def cases(seed: int) -> list[Case]:
                 mechanism="epf",
                 name=f"{siblings} sibling{'' if siblings == 1 else 's'}",
                 scenario=f"epf,runnable={siblings}",
-                baseline=Run((*words, "--async-faults", "off"), in_lab_host=True),
-                real=Run((*words, "--async-faults", "on"), in_lab_host=True),
+                baseline=Run((*words, "--async-faults", "off")),
+                real=Run((*words, "--async-faults", "on")),
                 compare=("waits", "wall"),
                 guest_events=_halted,
                 measure=_measured,
                 predict=_predicted,
                 emulated=not can_run_linux_under_kvm(),
+                in_lab_host=True,
             )
         )
     return found

@@ -1,84 +1,120 @@
-"""Records a run with the real recorder, on memory that the machine's own host has backed before."""
+"""The recordings of cases: made here, in a lab host, or kept from an earlier call."""
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 import shlex
-import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from tracekit.errors import FailedError, UsageError
-from tracekit.lab.guest_memory import HUGE_BYTES, MADV_POPULATE_WRITE, GuestMemory
-from tracekit.lab.validate.case import Recording, Run
-from tracekit.probes.plan import RecordPlan
-from tracekit.probes.run import record
+from tracekit.lab.validate.case import Account, Case, Recording, Run, Runs
+from tracekit.lab.validate.session import Session
+from tracekit.trace import Trace
 
-__all__ = ["kept_run", "record_run", "warm_up"]
+__all__ = ["is_lab_host", "kept_runs", "record_in_lab_host", "record_runs", "stem_of", "was_kept"]
 
-WARM_BYTES: Final = 512 << 20
 _ATTEMPTS: Final = 3
+_UNPLACED: Final = "swap_out_unplaced"
 _SWAP_BYTES: Final = 1 << 30
 _SILENCE_S: Final = 900.0
-_KILLED: Final = 137  # as a shell gives SIGKILL
 
 
-def warm_up(size_bytes: int = WARM_BYTES) -> None:
-    """Touch free memory of this machine and free it again.
+def stem_of(case: Case, seed: int) -> str:
+    """Return what the names of a case's recordings begin with; readings of the same runs have the same."""
+    return "-".join([case.mechanism, *(case.runs_of or case.name).replace(",", "").split(), str(seed)])
 
-    Where the machine is a VM whose host backs memory lazily, a first touch takes milliseconds; that belongs
-    to the host below, not to what is compared here.
+
+def record_runs(
+    cases: Mapping[str, Case], folder: Path, baselines: int, *, say: Callable[[str], None]
+) -> None:
+    """Record what cases need, by the names of their recordings, in one session; again where events were lost.
+
+    Each baseline is recorded so many times, with the real run in their middle: close in time, and a drift
+    cancels. What was recorded before something failed is kept. Raises `FailedError` where a run fails or
+    events are lost every time, `CapabilityError` where this host can't record or lacks what is around a run.
     """
-    with GuestMemory(size_bytes, page_bytes=HUGE_BYTES) as memory:
-        memory.advise(MADV_POPULATE_WRITE)
-
-
-def kept_run(folder: Path, name: str) -> Recording:
-    """Return what an earlier run left as FOLDER/NAME.trace; raises `UsageError` where there is nothing."""
-    path, said = folder / f"{name}.trace", folder / f"{name}.json"
-    if not (path.is_dir() and said.is_file()):
-        raise UsageError(f"no earlier run left {path}", hint="without --again it is run")
-    return Recording(path, json.loads(said.read_text()))
-
-
-def record_run(run: Run, folder: Path, name: str) -> Recording:
-    """Record a run as FOLDER/NAME.trace; again, if events were lost.
-
-    Raises `FailedError` where the run fails or events are lost every time, `CapabilityError` where this
-    host can't record or lacks what is around the run.
-    """
-    if run.in_lab_host:
-        return _record_in_lab_host(run, folder, name)
-    said, talk = folder / f"{name}.json", folder / f"{name}.err"
-    into = f'exec "$@" >{json.dumps(str(said))} 2>{json.dumps(str(talk))}'
+    left = dict(cases)
     for _ in range(_ATTEMPTS):
-        warm_up()
-        with run.around() as more:
-            words = (sys.executable, "-m", "tracekit", *run.words, *more, "--json")
-            path = folder / f"{name}.trace"
-            report = record(RecordPlan(out=path, command=("sh", "-c", into, "sh", *words), force=True))
-        if report.exit_code:
-            last = talk.read_text(errors="replace").strip().splitlines()[-2:] or ["it said nothing"]
-            code = report.exit_code
-            raise FailedError(
-                f"tracekit {' '.join(run.words)} ended with {code}: {' '.join(last)}",
-                hint="dmesg | tail   tells of a kill for want of memory" if code == _KILLED else "",
-            )
-        if report.lost == 0:
-            return Recording(path, json.loads(said.read_text()))
+        with Session(folder) as session:
+            for stem, case in left.items():
+                for run, name in _in_order(case, stem, baselines):
+                    say(name)
+                    session.run(run, name)
+            traces = session.close()
+        left = {stem: case for stem, case in left.items() if _lost(stem, traces)}
+        if not left:
+            return
     raise FailedError("the recorder lost events in every attempt", hint="an idler machine")
 
 
-def _record_in_lab_host(run: Run, folder: Path, name: str) -> Recording:
+def _in_order(case: Case, stem: str, baselines: int) -> list[tuple[Run, str]]:
+    runs = [(case.baseline, name) for name in _baseline_names(stem, baselines)]
+    runs.insert((baselines + 1) // 2, (case.real, f"{stem}-real"))
+    return runs
+
+
+def _lost(stem: str, traces: Mapping[str, Trace]) -> bool:
+    """Say whether a run's recording lost events; that pages went out which name no place is so every time."""
+    return any(
+        not reason.startswith(_UNPLACED)
+        for name, trace in traces.items()
+        if name.startswith(f"{stem}-")
+        for reason in trace.losses["reason"]
+    )
+
+
+def was_kept(stem: str, folder: Path) -> bool:
+    """Say whether an earlier call left recordings of these names in a folder."""
+    return (folder / f"{stem}-real.json").is_file()
+
+
+def kept_runs(stem: str, folder: Path) -> Runs:
+    """Return the recordings of these names in a folder; raises `UsageError` where there are none."""
+    more = len(list(folder.glob(f"{glob.escape(stem)}-baseline[0-9]*.json")))
+    baselines = [_kept_run(folder, name) for name in _baseline_names(stem, 1 + more)]
+    return Runs(tuple(baselines), _kept_run(folder, f"{stem}-real"))
+
+
+def _account(said: Path) -> Account:
+    return Account(json.loads(said.read_text()))
+
+
+def _baseline_names(stem: str, count: int) -> list[str]:
+    return [f"{stem}-baseline{n if n > 1 else ''}" for n in range(1, count + 1)]
+
+
+def _kept_run(folder: Path, name: str) -> Recording:
+    path, said = folder / f"{name}.trace", folder / f"{name}.json"
+    if not (path.is_dir() and said.is_file()):
+        raise UsageError(f"no earlier run left {path}", hint="without --again it is run")
+    return Recording(path, _account(said))
+
+
+def record_in_lab_host(
+    names: Sequence[str], seed: int, folder: Path, *, part: str, baselines: int, say: Callable[[str], None]
+) -> None:
+    """Record the cases of these mechanisms in a lab host, all in one, and bring the recordings to a folder.
+
+    Raises `FailedError` where a run fails there, `CapabilityError` where no lab host can be had.
+    """
     from tracekit.lab.host.machine import HostMachine, HostPlan
 
-    command = f"cd /out && tracekit record -o {name}.trace -- sh -c 'tracekit {shlex.join(run.words)} --json"
-    with HostMachine(HostPlan(swap_bytes=_SWAP_BYTES)) as machine:
-        outcome = machine.qemu.execute(f"{command} >{name}.json'", timeout_s=_SILENCE_S)
-        if outcome.code:
-            raise FailedError(f"in the lab host: {' '.join(outcome.output.strip().splitlines()[-2:])}")
+    words = ("--record-only", "--profile", "published", "--seed", str(seed), "--baselines", str(baselines))
+    with HostMachine(HostPlan(swap_bytes=_SWAP_BYTES), say=say) as machine:
+        command = ("tracekit", "lab", "validate", *names, *words, "--case", part, "-o", ".")
+        outcome = machine.qemu.execute(
+            f"cd /out && {shlex.join(command)}", timeout_s=_SILENCE_S, tee=lambda text: say(text.rstrip())
+        )
         machine.fetch(folder)
-    recording = Recording(folder / f"{name}.trace", json.loads((folder / f"{name}.json").read_text()))
-    if recording.trace.lost:
-        raise FailedError("the recorder lost events in the lab host", hint="an idler machine")
-    return recording
+    if outcome.code:
+        last = " ".join(outcome.output.strip().splitlines()[-2:])
+        raise FailedError(f"in the lab host: {last}", hint=f"{folder} has the recordings made until then")
+
+
+def is_lab_host() -> bool:
+    """Say whether this is a lab host."""
+    return "TRACEKIT_LAB_HOST" in os.environ

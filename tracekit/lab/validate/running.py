@@ -13,9 +13,17 @@ from typing import Any
 from tracekit.errors import CapabilityError, UsageError
 from tracekit.lab import validate as room
 from tracekit.lab.calibrate.profile import calibrate
-from tracekit.lab.validate.case import Case, Recording, Run
+from tracekit.lab.validate.case import Case, Recording, Runs
+from tracekit.lab.validate.chance import with_chance
 from tracekit.lab.validate.check import Check, check_all, measured, predicted, summarise
-from tracekit.lab.validate.recording import kept_run, record_run
+from tracekit.lab.validate.recording import (
+    is_lab_host,
+    kept_runs,
+    record_in_lab_host,
+    record_runs,
+    stem_of,
+    was_kept,
+)
 from tracekit.replay import Profile, Result, load_profile
 from tracekit.replay import run as replay
 
@@ -44,7 +52,7 @@ class Validation:
 
 def runs_here(cases: Cases) -> bool:
     """Say whether none of these cases needs the lab host: those take minutes a run, and run when named."""
-    return not any(case.baseline.in_lab_host for case in cases(0))
+    return not any(case.in_lab_host for case in cases(0))
 
 
 @cache
@@ -71,7 +79,10 @@ def validate(
     seed: int = 0,
     first_only: bool = False,
     part: str = "",
+    baselines: int = 2,
     again: bool = False,
+    record_only: bool = False,
+    lab_host: bool = False,
     say: Callable[[str], None] = lambda _: None,
     keep: Callable[[Validation], None] = lambda _: None,
 ) -> Validation:
@@ -79,11 +90,14 @@ def validate(
 
     No names: all that need no lab host (those take minutes a run). No profile: this host is calibrated before
     each seed's runs (`host-SEED.toml` in `folder`), for a shared machine's speed drifts by the hour.
-    `first_only` runs just the first case of each, `part` those whose name contains it; `again` predicts and
-    compares anew what an earlier call left in `folder`, and runs nothing; `keep` is given all there is after
-    each seed. Traces are left in `folder`. A mechanism whose counterpart this host can't run is left out,
-    with the reason. Raises `UsageError` for an unknown mechanism or where no case is called so,
-    `FailedError` where a run fails.
+    Each baseline is recorded `baselines` times around its real run. `first_only` runs just the first case of
+    each, `part` those whose name contains it; `record_only` predicts and compares nothing, which `again` does
+    with what an earlier call left in `folder`, here or on another machine, and runs nothing; with `lab_host`
+    all is recorded there, as the cases that need one always are. `keep` is given all there is after each
+    seed. Traces are left in `folder`.
+
+    A mechanism whose counterpart this host can't run is left out, with the reason. Raises `UsageError` for an
+    unknown mechanism or where no case is called so, `FailedError` where a run fails.
     """
     known = mechanisms()
     if unknown := [name for name in names if name not in known]:
@@ -91,30 +105,54 @@ def validate(
     if repeat < 1:
         raise UsageError("--repeat is at least 1", hint="--repeat 20")
     chosen = names or [name for name in known if runs_here(known[name])]
-    called = [case.name for name in chosen for case in known[name](seed)]
+
+    there = [name for name in chosen if lab_host or not runs_here(known[name])]
+    if again or is_lab_host():
+        there = []
+
+    def wanted(name: str, turn: int) -> list[Case]:
+        kept = again or name in there
+        cases = [
+            case
+            for case in known[name](turn)
+            if part in case.name and (case.possible or (kept and was_kept(stem_of(case, turn), folder)))
+        ]
+        return cases[: 1 if first_only else None]
+
+    called = [
+        case.name for name in chosen for case in known[name](seed) if case.possible or again or name in there
+    ]
     if not any(part in one for one in called):
         raise UsageError(f"no case's name contains {part!r} here", hint=", ".join(called))
     checks: list[Check] = []
     left_out: dict[str, str] = {}
     found = Validation((), {}, {})
     for turn in range(seed, seed + repeat):
-        costs = load_profile(profile or _calibrated(folder / f"host-{turn}.toml", again=again, say=say))
+        prices: Path | str | None = profile or ("published" if there == chosen else None)
+        prices = prices or _calibrated(folder / f"host-{turn}.toml", again=again, say=say)
+        costs = load_profile(prices)
+        if there:
+            record_in_lab_host(there, turn, folder, part=part, baselines=baselines, say=say)
         for name in chosen:
             if name in left_out:
                 continue
+            cases = wanted(name, turn)
             try:
-                cases = [case for case in known[name](turn) if part in case.name]
-                for case in cases[: 1 if first_only else None]:
-                    say(f"{name}: {case.name}, seed {turn}")
-                    checks += run_case(case, turn, folder, costs, again=again)
+                if not (again or name in there):
+                    record_runs({stem_of(case, turn): case for case in cases}, folder, baselines, say=say)
             except CapabilityError as error:
                 left_out[name] = error.message
                 say(f"{name} is left out: {error.message}")
+            else:
+                for case in [] if record_only else cases:
+                    say(f"{name}: {case.name}, seed {turn}")
+                    runs = kept_runs(stem_of(case, turn), folder)
+                    checks += compare(case, turn, runs, costs)
         about = {
-            "profile": str(profile or "calibrated before each seed"),
+            "profile": str(profile or ("published" if there == chosen else "calibrated before each seed")),
             "seeds": list(range(seed, turn + 1)),
         }
-        found = Validation(tuple(checks), dict(left_out), about)
+        found = Validation(tuple(with_chance(checks)), dict(left_out), about)
         keep(found)
     return found
 
@@ -130,23 +168,17 @@ def _calibrated(path: Path, *, again: bool, say: Callable[[str], None]) -> Path:
     return path
 
 
-def run_case(case: Case, seed: int, folder: Path, profile: Profile, *, again: bool = False) -> list[Check]:
-    """Record the baseline, predict, really run, and compare; `again`: with the recordings that are there."""
-    stem = "-".join([case.mechanism, *case.name.replace(",", "").split(), str(seed)])
-
-    def recording(run: Run, which: str) -> Recording:
-        name = f"{stem}-{which}"
-        return kept_run(folder, name) if again else record_run(run, folder, name)
-
-    before = recording(case.baseline, "baseline")
-    source = before.compared(case.guest_events(before) if case.guest_events else before.trace)
-    scenario = case.scenario if isinstance(case.scenario, str) else case.scenario(before)
-    result = replay(source, [scenario], profile=profile)
-    after = recording(case.real, "real")
-    first = measured(case, before, _ledger(before, profile))
-    last = measured(case, after, _ledger(after, profile))
-    prediction = {**predicted(result, before, first), **case.predict(before, result)}
-    return check_all(case, scenario, seed, prediction=prediction, before=first, after=last)
+def compare(case: Case, seed: int, runs: Runs, profile: Profile) -> list[Check]:
+    """Predict the real run from a case's recorded baseline, and compare."""
+    last = measured(case, runs.real, _ledger(runs.real, profile))
+    befores, predictions, scenario = [], [], ""
+    for before in runs.baselines:
+        source = before.compared(case.guest_events(before) if case.guest_events else before.trace)
+        scenario = case.scenario if isinstance(case.scenario, str) else case.scenario(before)
+        result = replay(source, [scenario], profile=profile)
+        befores.append(measured(case, before, _ledger(before, profile)))
+        predictions.append({**predicted(result, before, befores[-1]), **case.predict(before, result)})
+    return check_all(case, scenario, seed, predictions=predictions, befores=befores, after=last)
 
 
 def _ledger(recording: Recording, profile: Profile) -> Result:

@@ -52,6 +52,7 @@ def cases(seed: int) -> list[Case]:
                     guest_events=with_account if side == "guest events" else None,
                     measure=zeroed_twice,
                     bound_only=side == "host only",
+                    runs_of=f"{name} use, guest events",
                 )
             )
     words = ("--zero-first", "--hot-add", str(_ADDED_PAGES), *enlightened())
