@@ -124,11 +124,14 @@ def _indented(text: str, steps: int) -> list[str]:
 
 @cache
 def _own_sources() -> bytes:
-    """Return a hash of the engine: numba's cache does not notice edits in files that a kernel calls."""
+    """Return a hash of the engine: numba's cache does not notice edits in files that a kernel calls.
+
+    All mechanisms of the package belong to it, for one's hooks may call another's functions.
+    """
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    for name in _ENGINE:
-        digest.update((here / f"{name}.py").read_bytes())
+    for path in [*(here / f"{name}.py" for name in _ENGINE), *sorted((here / "mechanisms").glob("*.py"))]:
+        digest.update(path.read_bytes())
     return digest.digest()
 
 
