@@ -136,8 +136,8 @@ def file_swap(size_bytes: int, folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _swapping_to(path: Path) -> Iterator[None]:
     subprocess.run(["mkswap", path], check=True, capture_output=True)
-    subprocess.run(["swapon", "--priority", "32767", path], check=True, capture_output=True)
-    try:
+    try:  # from here on, for who is asked to end while this runs must not leave it swapping
+        subprocess.run(["swapon", "--priority", "32767", path], check=True, capture_output=True)
         yield
     finally:
         subprocess.run(["swapoff", path], check=False, capture_output=True)
