@@ -1,6 +1,8 @@
 """Loops as machine code: the same bytes as numpy's, from a cache that is only trusted where it may be."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -100,3 +102,26 @@ def test_what_can_raise_or_calls_others_is_no_loop():
     one = loops.Loop(divides, "void", ("uint64*", "int64"))
     with pytest.raises(ValueError, match="more than a loop"):
         one.build(loops._machine(llvm))
+
+
+def test_other_compiled_code_may_still_raise_errors() -> None:
+    """What numba's code calls for an error is the whole process's: a replay after a recording needs it."""
+    code = """
+import numba
+import tracekit.probes.record_loops
+from tracekit.trace import loops
+assert loops.quicken(build_first=True)
+@numba.njit
+def refuse(x):
+    if x > 3:
+        raise ValueError("too large")
+    return x
+try:
+    refuse(5)
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "too large"), done.stderr

@@ -32,17 +32,8 @@ _BUILD: Final = "import sys; from tracekit.trace.loops import build; build(sys.a
 _LIBC: Final = {"memset", "memcpy", "memmove"}
 """What compilers make of a loop that sets or copies bytes."""
 _RAISES: Final = re.compile(r"ret i32 (?!0$)", re.MULTILINE)  # what is not 0 is numba's status of an error
-_ON_ERROR: Final = ("Py", "numba_gil_")  # what its code would call then: _NEVER
-_NEVER: Final = (
-    *("numba_gil_ensure", "numba_gil_release", "PyErr_Clear", "PyErr_SetNone", "PyErr_SetString"),
-    *(
-        "PyErr_WriteUnraisable",
-        "PyExc_StopIteration",
-        "PyExc_SystemError",
-        "PyUnicode_FromString",
-        "Py_DecRef",
-    ),
-)
+_CALLED_THEN: Final = re.compile(r"^declare (\S+ @(?:Py|numba_gil_)\w+\([^)]*\)).*$", re.MULTILINE)
+_READ_THEN: Final = re.compile(r"^(@Py\w+ =) external (global \S+)$", re.MULTILINE)
 _FAILURES: Final = (
     ImportError,
     OSError,
@@ -78,10 +69,10 @@ class Loop:
         compile_function: Any = numba.cfunc
         signature = type_of(self._result)(*(type_of(name) for name in self._arguments))
         made = compile_function(signature, error_model="numpy", _nrt=False)(self.function)
-        text = made.inspect_llvm()
+        text = _without_errors(made.inspect_llvm())
         module = llvm.parse_assembly(text)
         outside = {one.name for one in module.functions if one.is_declaration}
-        called = {name for name in outside if not name.startswith(("llvm.", *_ON_ERROR))}
+        called = {name for name in outside if not name.startswith("llvm.")}
         if called or _RAISES.search(text):
             raise ValueError(f"{self.name} is more than a loop: it calls {called}, or can raise an error")
         return made.native_name, machine.emit_object(module)
@@ -98,6 +89,15 @@ class Loop:
             )
 
         self.compiled = compiled
+
+
+def _without_errors(text: str) -> str:
+    """Let what a function would call for an error, which it never has, be in the module itself.
+
+    Names outside would have to be told to LLVM, and so to all else that is compiled in this process.
+    """
+    text = _CALLED_THEN.sub(r"define internal \1 {\n  call void @llvm.trap()\n  unreachable\n}", text)
+    return _READ_THEN.sub(r"\1 internal \2 zeroinitializer", text) + "\ndeclare void @llvm.trap()\n"
 
 
 class _State:
@@ -215,12 +215,10 @@ def _load(llvm: Any) -> bool:
 
 
 def _take(llvm: Any, loops: Sequence[tuple[str, str, int]], body: bytes) -> None:
-    # All that code refers to must be there, or LLVM leaves out the rest too; of errors there are none.
+    # All that code refers to must be there, or LLVM leaves out the rest too.
     libc = ctypes.CDLL(None)
     for name in _LIBC:
         llvm.add_symbol(name, _address(libc, name))
-    for name in _NEVER:
-        llvm.add_symbol(name, _address(libc, "abort"))
     at = 0
     for name, symbol, size in loops:
         # One for each: LLVM resolves what lies outside for the first object only.
