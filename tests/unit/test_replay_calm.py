@@ -82,12 +82,11 @@ def all_ends(room: Room, text: str, **how: Any) -> list[Any]:
         contexts = {
             m.name: replace(room.context(scenario, m), hypothesis=hypothesis) for m in scenario.mechanisms
         }
-        for closed in (True, False):
-            for around in (1, room.timeline.mapped_around):
-                asked = Setting(contexts, room.prices.kernel("point"), closed, around)
-                (one,) = Replay.run_all(room.timeline, room.chain, [asked], **how)
-                world = one.world._replace(calm=np.zeros(0, np.int32))
-                found.append([a.tolist() for a in world if isinstance(a, np.ndarray)])
+        for closed, around in ((True, room.timeline.mapped_around), (False, 1)):
+            asked = Setting(contexts, room.prices.kernel("point"), closed, around)
+            (one,) = Replay.run_all(room.timeline, room.chain, [asked], **how)
+            world = one.world._replace(calm=np.zeros(0, np.int32))
+            found.append([a.tolist() for a in world if isinstance(a, np.ndarray)])
     return found
 
 
