@@ -62,8 +62,7 @@ class Chain:
         """Return the event loop where the mechanisms of `on` are on (bit k: mechanism k).
 
         It is compiled unless `plain`. A `special` one holds only what is on: quicker, after a compile of its
-        own.
-        `by_block`: for batches sorted by block.
+        own. `by_block`: for batches sorted by block.
         """
         make = _plain if plain else _compiled
         return make(self.mechanisms, on if special else None, not by_block)

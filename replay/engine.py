@@ -33,7 +33,7 @@ from tracekit.replay.events import Columns, Event
 from tracekit.replay.jit import hot, int64, prefetch
 from tracekit.replay.pages import World
 
-__all__ = ["make_drive", "run_ahead"]
+__all__ = ["make_drive"]
 
 AHEAD: Final = 24
 """Events ahead whose page words are called into the cache: a miss costs as much as several events."""

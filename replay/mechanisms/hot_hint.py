@@ -76,9 +76,8 @@ REACH = ev.BLOCK_PAGES  # a stride is no longer than this
 NO_END = 1 << 62
 WAKES = STREAMS + LANE_SLOTS * STREAM_WORDS
 WAKES_KEPT, WAKES_STEP = 64, 39  # so many equally likely values, taken in an order without a trend
-GROUP_SHIFT = (
-    3  # one fault maps so many pages under shadow paging; m.block: 1 + when an exit last mapped each
-)
+# Under shadow paging one fault maps 2^GROUP_SHIFT pages; m.block: 1 + when an exit last mapped each group.
+GROUP_SHIFT = 3
 
 
 @hot

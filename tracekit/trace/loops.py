@@ -34,12 +34,8 @@ _LIBC: Final = {"memset", "memcpy", "memmove"}
 _RAISES: Final = re.compile(r"ret i32 (?!0$)", re.MULTILINE)  # what is not 0 is numba's status of an error
 _CALLED_THEN: Final = re.compile(r"^declare (\S+ @(?:Py|numba_gil_)\w+\([^)]*\)).*$", re.MULTILINE)
 _READ_THEN: Final = re.compile(r"^(@Py\w+ =) external (global \S+)$", re.MULTILINE)
-_FAILURES: Final = (
-    ImportError,
-    OSError,
-    RuntimeError,
-    ValueError,
-)  # of reading, linking, or starting a process
+_FAILURES: Final = (ImportError, OSError, RuntimeError, ValueError)
+"""Of reading, linking, or starting a process."""
 _C_TYPES: Final[dict[str, Any]] = {"void": None, "int64": ctypes.c_int64, "uint64": ctypes.c_uint64}
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from tracekit.trace.row_loops import changed_bits, changing_bytes, edges
 
-__all__ = ["compress_constant", "compress_repeated", "compress_rows", "is_constant"]
+__all__ = ["compress_repeated", "compress_rows", "is_constant"]
 
 _ROW: Final = 8
 _LEAST_ROWS: Final = 64
@@ -99,21 +99,16 @@ def compress_rows(values: np.ndarray, most: int = _WORTH_IT) -> bytes | None:
     return b"".join(pieces)
 
 
-def compress_constant(values: np.ndarray) -> bytes | None:
-    """Return a zstd frame of a column (integers, contiguous) of one value; None if it has more, or is short.
-
-    >>> import pyarrow as pa
-    >>> column = np.full(40_000, 4711, np.uint32)
-    >>> frame = compress_constant(column)
-    >>> len(frame), pa.Codec("zstd").decompress(frame, 160_000).to_pybytes() == column.tobytes()
-    (40, True)
-    """
-    return compress_repeated(values[:1].tobytes(), len(values)) if is_constant(values) else None
-
-
 @lru_cache(maxsize=256)
 def compress_repeated(value: bytes, count: int) -> bytes | None:
-    """Return a zstd frame of so many times this value, or None where that is short."""
+    """Return a zstd frame of so many times this value, or None where that is short.
+
+    >>> import pyarrow as pa
+    >>> value = (4711).to_bytes(4, "little")
+    >>> frame = compress_repeated(value, 40_000)
+    >>> len(frame), pa.Codec("zstd").decompress(frame, 160_000).to_pybytes() == value * 40_000
+    (40, True)
+    """
     size = len(value) * (count - 1)  # what follows the first value is a match of it
     if size < _LONG_MATCH:
         return None
@@ -191,9 +186,8 @@ def _bytes_that_change(differences: _Differences, low: int) -> tuple[int, list[_
             break
         high -= 1
         bounds = [0, *edges, len(differences)]
-        from_first = (
-            int(differences.of(0, 1)[0]) < least
-        )  # every other part is over it, from the first or second on
+        # Every other part is over it, from the first or the second on.
+        from_first = int(differences.of(0, 1)[0]) < least
         more = [
             _Run(first + back, end + back, _bytes_in(int(differences.of(first, end).max())))
             for first, end in list(pairwise(bounds))[from_first::2]

@@ -34,24 +34,10 @@ _HOLD: Final = ("--hold", "1")
 def cases(seed: int) -> list[Case]:
     """Return the cases: twins, twins of which some are written again, memory full of zeroes; Linux."""
     twins = guest(_PAGES, seed, "--order", "random", "--twins", "--mergeable", "--access", "read-first")
-    found = []
-    for name, words in (
-        ("twins", ()),
-        ("twins, some written", ("--use", str(_WRITTEN), "--passes", "2")),
-    ):
-        merged = Run((*twins.words, *words), _ksmd)
-        found.append(
-            Case(
-                mechanism="ksm",
-                name=name,
-                scenario="ksm,policy=recorded",
-                baseline=merged,
-                real=merged,
-                compare=("shared", "shared_end"),
-                measure=_shared,
-                predict=_saved,
-            )
-        )
+    found = [
+        _merging("twins", twins),
+        _merging("twins, some written", twins.plus("--use", str(_WRITTEN), "--passes", "2")),
+    ]
     sparse = guest(1021, seed, "--mergeable", "--prealloc", "--step", "64k")
     found.append(
         Case(
@@ -65,21 +51,26 @@ def cases(seed: int) -> list[Case]:
             predict=_saved,
         )
     )
-    merged = Run(filling("--mergeable", "--page-size", "4k", "--run", _REWRITE).words, _ksmd)
-    found.append(
-        Case(
-            mechanism="ksm",
-            name="Linux, fills 96 MiB, writes 16 of them again",
-            scenario="ksm,policy=recorded",
-            baseline=merged,
-            real=merged,
-            compare=("shared", "shared_end"),
-            measure=_shared,
-            predict=_saved,
-            possible=can_run_linux_under_kvm(),
-        )
-    )
+    linux = filling("--mergeable", "--page-size", "4k", "--run", _REWRITE)
+    possible = can_run_linux_under_kvm()
+    found.append(_merging("Linux, fills 96 MiB, writes 16 of them again", linux, possible=possible))
     return found
+
+
+def _merging(name: str, run: Run, *, possible: bool = True) -> Case:
+    """Return the case of a guest whose pages ksmd merges, predicted by another such run."""
+    merged = Run(run.words, _ksmd)
+    return Case(
+        mechanism="ksm",
+        name=name,
+        scenario="ksm,policy=recorded",
+        baseline=merged,
+        real=merged,
+        compare=("shared", "shared_end"),
+        measure=_shared,
+        predict=_saved,
+        possible=possible,
+    )
 
 
 @contextmanager
