@@ -13,8 +13,7 @@ demo: setup  ## Record a real guest, replay what-ifs, print the table, write the
 
 test:  ## Set up, lint, type-check and run every test this host can run
 	@.ci/setup test
-	@$(MAKE) --no-print-directory check
-	@.venv/bin/pytest
+	@$(MAKE) --no-print-directory check unit live
 
 check: lint typecheck  ## Lint, format, types and the one-way import rule
 
@@ -25,10 +24,10 @@ lint:
 typecheck:
 	@.ci/typecheck
 
-unit:  ## Only the tests that need no guest and no root
-	@.venv/bin/pytest -m 'not live'
+unit:  ## Only the tests that need no guest and no root, one file of them on each CPU
+	@.venv/bin/pytest -m 'not live' -n logical --dist loadfile
 
-live:  ## Only the tests on real guests
+live:  ## Only the tests on real guests, one after another: they count what the kernel does
 	@.venv/bin/pytest -m live
 
 bench:  ## Benchmarks (minutes; never part of make test)

@@ -15,7 +15,7 @@ import pytest
 
 from tracekit.errors import CapabilityError, FailedError
 from tracekit.lab import guest_code, small_guest
-from tracekit.lab.guest_memory import HUGE_BYTES
+from tracekit.lab.guest_memory import HUGE_BYTES, MADV_POPULATE_WRITE, GuestMemory
 from tracekit.lab.guest_plan import GuestPlan
 from tracekit.lab.linux_guest import can_run_linux_under_kvm
 from tracekit.lab.small_guest import SmallGuest
@@ -38,6 +38,7 @@ pytestmark = pytest.mark.live("kvm")
         GuestPlan(pages=31, page_bytes=HUGE_BYTES, order="random", vcpus=2),
         GuestPlan(pages=10007, page_bytes=HUGE_BYTES, step_bytes=4096),
         GuestPlan(pages=101, step_bytes=1 << 20, memory_bytes=1 << 30),
+        GuestPlan(pages=10009, warm_up=True),
     ],
     ids=lambda plan: (
         f"{plan.pages}-{plan.order}-{plan.vcpus}vcpu-{plan.page_bytes >> 10}k-{plan.step_bytes >> 10}k"
@@ -68,6 +69,27 @@ def test_every_page_is_touched_once_in_order_and_no_other(plan: GuestPlan):
     # vCPUs may meet in a large page, or in a table that both need: those faults find their work done.
     fixed = run.kvm_counters["pf_fixed"]
     assert mapped - around <= fixed <= mapped + (plan.vcpus - 1) * (low + plan.share(1 % plan.vcpus))
+
+
+def test_a_warm_up_touches_as_much_memory_as_the_guest_has_and_none_of_the_guest_s(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    touched: list[GuestMemory] = []
+    advise = GuestMemory.advise
+
+    def spy(memory: GuestMemory, advice: int, *rest: int) -> None:
+        advise(memory, advice, *rest)
+        if advice == MADV_POPULATE_WRITE:
+            touched.append(memory)
+
+    monkeypatch.setattr(GuestMemory, "advise", spy)
+    plan = GuestPlan(pages=101, hot_add_pages=103, warm_up=True)
+    with SmallGuest(plan) as guest:
+        (warmed,) = touched
+        assert warmed.size_bytes == plan.memory_bytes + plan.added_bytes
+        mine = guest.memory.address, guest.memory.address + guest.memory.size_bytes
+        assert not mine[0] < warmed.address + warmed.size_bytes or not warmed.address < mine[1]
+        assert guest.run().resident_pages == 101 + 103
 
 
 def test_reading_maps_and_preallocating_backs_everything():

@@ -48,7 +48,6 @@ def test_a_recording_that_can_not_begin_says_so_at_the_first_run(
         raise CapabilityError("no bcc here", hint="install it")
 
     monkeypatch.setattr("tracekit.lab.validate.session.record", refuses)
-    monkeypatch.setattr("tracekit.lab.validate.session._warm_up", lambda: None)
     with pytest.raises(CapabilityError, match="no bcc"), Session(tmp_path) as session:
         session.run(Run(("lab", "guest")), "one")
     assert not list(Path(tmp_path).glob("*.trace"))

@@ -62,6 +62,12 @@ def guest(
     pre_fault: Annotated[
         bool, typer.Option("--pre-fault", help="KVM then maps it into the guest (KVM_PRE_FAULT_MEMORY).")
     ] = False,
+    warm_up: Annotated[
+        bool,
+        typer.Option(
+            "--warm-up", help="Touch and free as much host memory first: a host that is a VM has it."
+        ),
+    ] = False,
     passes: Annotated[int, typer.Option(min=1, help="Touch all pages this many times.")] = 1,
     think: Annotated[int, typer.Option(min=0, help="Loop turns the guest computes between touches.")] = 0,
     hot_add: Annotated[
@@ -117,6 +123,7 @@ def guest(
         step_bytes=step or 0,
         prealloc=prealloc,
         pre_fault=pre_fault,
+        warm_up=warm_up,
         passes=passes,
         think=think,
         hot_add_pages=hot_add,

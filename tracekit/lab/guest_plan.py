@@ -45,7 +45,8 @@ class GuestPlan:
     written); `hot_add_pages` more are added behind them at run time. `page_bytes` is the host's backing: 4096
     or 2 MiB. With `twins` the VMM gives the second half of the pages the content of the first beforehand. A
     `mergeable` guest's memory is open to KSM, and where that runs its VMM waits for ksmd after each pass.
-    What was `prealloc`ated is also mapped into the guest with `pre_fault`.
+    What was `prealloc`ated is also mapped into the guest with `pre_fault`. With `warm_up` the VMM first
+    touches and frees as much host memory as the guest has.
     `think` is a count of loop turns between touches. An `enlightened` guest
     asks which memory is zeroed and skips zeroing it, where its VMM `answered`; it hints `hint_batch` pages at
     a time, `hint_lead` batches ahead (negative: behind). The memory it touches is charged
@@ -68,6 +69,7 @@ class GuestPlan:
     step_bytes: int = 0
     prealloc: bool = False
     pre_fault: bool = False
+    warm_up: bool = False
     passes: int = 1
     think: int = 0
     hot_add_pages: int = 0

@@ -26,7 +26,6 @@ import polars as pl
 import pyarrow as pa
 
 from tracekit.errors import FailedError, TracekitError
-from tracekit.lab.guest_memory import HUGE_BYTES, MADV_POPULATE_WRITE, GuestMemory
 from tracekit.lab.validate.case import Run
 from tracekit.probes.plan import RecordPlan
 from tracekit.probes.run import record
@@ -35,7 +34,6 @@ from tracekit.trace.schema import EVENTS
 
 __all__ = ["Session", "cut"]
 
-_WARM_BYTES: Final = 512 << 20
 _LOOK_S: Final = 0.02
 _KILLED: Final = 137  # as a shell gives SIGKILL
 
@@ -68,7 +66,6 @@ class Session:
             into = f">{shlex.quote(str(said))} 2>{shlex.quote(str(talk))} </dev/null"
             wait = f"echo $! >{pid}; wait $!; echo $? >{code}.new; mv {code}.new {code}"
             self._wait_for(self._work / "ready", "echo >{path}.new; mv {path}.new {path}")
-            _warm_up()
             started = time.monotonic_ns()
             try:
                 self._wait_for(code, f"{words} {into} & {wait}")
@@ -168,14 +165,3 @@ def cut(whole: Trace, path: Path, start_ns: int, stop_ns: int) -> Trace:
             if row["t0_ns"] <= stop_ns and row["t1_ns"] >= start_ns:
                 writer.add_loss(**row)
     return open_trace(path)
-
-
-def _warm_up() -> None:
-    """Touch free memory of this machine and free it again.
-
-    Where the machine is a VM whose host backs memory lazily, a first touch takes milliseconds; that belongs
-    to the host below, not to what is compared here. (That host may take free memory back within seconds: so
-    this comes just before a run.)
-    """
-    with GuestMemory(_WARM_BYTES, page_bytes=HUGE_BYTES) as memory:
-        memory.advise(MADV_POPULATE_WRITE)

@@ -30,8 +30,8 @@ ORDERS: Final[dict[str, tuple[str, ...]]] = {
 
 
 def guest(pages: int, seed: int, *words: str) -> Run:
-    """Return the run of a small guest that touches so many pages."""
-    return Run(("lab", "guest", "--pages", str(pages), "--seed", str(seed), *words))
+    """Return the run of a small guest that touches so many pages, on memory that this host has."""
+    return Run(("lab", "guest", "--warm-up", "--pages", str(pages), "--seed", str(seed), *words))
 
 
 @cache
