@@ -82,7 +82,9 @@ def compile_program(text: str) -> Any:
         os.environ["BCC_KERNEL_SOURCE"] = str(KERNEL_TREE)
     with _stderr_kept() as said:
         try:
-            return bcc.BPF(text=text.encode())
+            # bcc would attach programs at kernel functions by their names, whether they load or not.
+            programs = type("Programs", (bcc.BPF,), {"_trace_autoload": lambda self: None})
+            return programs(text=text.encode())
         except Exception as error:
             lines = [line for line in said() if "error" in line.lower()] or [str(error)]
             raise FailedError(

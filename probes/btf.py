@@ -9,15 +9,16 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-__all__ = ["enum_value", "field_offset", "prototype"]
+__all__ = ["Function", "enum_value", "field_offset", "function", "prototype"]
 
 _POINTER: Final = 2
 _STRUCT: Final = 4
 _ENUM: Final = 6
 _TYPEDEF: Final = 8
-_FUNCTION: Final = 13  # BTF_KIND_FUNC_PROTO
+_FUNCTION: Final = 12
+_PROTOTYPE: Final = 13
 _BITFIELD_OFFSET: Final = 0xFFFFFF
 
 
@@ -35,6 +36,13 @@ class _Parameter(ctypes.Structure):
 
 class _Enumerator(ctypes.Structure):
     _fields_ = [("name", ctypes.c_uint32), ("value", ctypes.c_int32)]
+
+
+class Function(NamedTuple):
+    """A function of the kernel: the types of its arguments, and of what it returns."""
+
+    arguments: tuple[str, ...]
+    returns: str
 
 
 @cache
@@ -69,13 +77,34 @@ def prototype(typedef: str) -> tuple[str, ...] | None:
     for kind in (_TYPEDEF, _POINTER):
         if number < 0 or _kind(number) != kind:
             return None
-        number = _Type.from_address(lib.btf__type_by_id(btf, number)).size
-    if _kind(number) != _FUNCTION:
-        return None
+        number = _referred(number)
+    return _signature(number).arguments if _kind(number) == _PROTOTYPE else None
+
+
+@cache
+def function(name: str) -> Function | None:
+    """Return the types of a function of the kernel itself (not of a module).
+
+    >>> function("no_such_function") is None
+    True
+    """
+    lib, btf = _kernel()
+    number = lib.btf__find_by_name_kind(btf, name.encode(), _FUNCTION) if btf else -1
+    return _signature(_referred(number)) if number > 0 else None
+
+
+def _signature(number: int) -> Function:
+    lib, btf = _kernel()
     address = lib.btf__type_by_id(btf, number)
     count = _Type.from_address(address).info & 0xFFFF
     parameters = (_Parameter * count).from_address(address + ctypes.sizeof(_Type))
-    return tuple(_type_name(parameter.type) for parameter in parameters)
+    return Function(tuple(_type_name(one.type) for one in parameters), _type_name(_referred(number)))
+
+
+def _referred(number: int) -> int:
+    """Return the type that a pointer, a typedef or a function refers to; of a prototype, what it returns."""
+    lib, btf = _kernel()
+    return int(_Type.from_address(lib.btf__type_by_id(btf, number)).size)
 
 
 def _kind(number: int) -> int:

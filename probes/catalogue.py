@@ -16,7 +16,8 @@ class Probe:
     the file guards them with HAVE_. `constants` names what the file needs to know of this kernel
     (constants.py) and is refused without. `inside` names tracepoints whose programs, of whichever probe, run
     whole and at least once between the two time stamps of each latency that this probe measures. `instead_of`
-    names a tracepoint that tells the same and more: the probe is for kernels that lack it.
+    names probes that tell the same and more, the best first: this is for kernels where they can't run. `adds`
+    says what it tells in other probes' rows.
     """
 
     name: str
@@ -24,9 +25,12 @@ class Probe:
     optional: tuple[str, ...] = ()
     constants: tuple[str, ...] = ()
     inside: tuple[str, ...] = ()
-    instead_of: str = ""
+    instead_of: tuple[str, ...] = ()
+    adds: str = ""
     faults: bool = False  # has on_NAME_minor and on_NAME_major, for the kernel's page-fault counts
 
+
+_HUGE_PAGES: Final = "huge pages of host_fault"
 
 HOST_PROBES: Final[tuple[Probe, ...]] = (
     Probe("process", ()),
@@ -43,7 +47,8 @@ HOST_PROBES: Final[tuple[Probe, ...]] = (
         "host_fault",
         ("host_fault",),
         optional=("exceptions:page_fault_user", "exceptions:page_fault_kernel"),
-        inside=("memcg:count_memcg_events",),  # the kernel counts a fault before it tells it
+        # The kernel counts a fault before it tells it; only one of the two programs is there.
+        inside=("memcg:count_memcg_events", "function:count_memcg_events"),
         faults=True,
     ),
     Probe("reclaim", ("madvise", "process_madvise", "fallocate")),
@@ -60,8 +65,26 @@ HOST_PROBES: Final[tuple[Probe, ...]] = (
         "memcg",
         ("swap_in", "swap_out"),
         constants=("ITEM_PSWPIN", "ITEM_PSWPOUT", "ITEM_THP_FAULT_ALLOC", "MMU_ADDRESS_IS_GPA"),
+        adds=_HUGE_PAGES,
     ),
-    Probe("written_out", ("swap_out",), instead_of="memcg:count_memcg_events"),
+    Probe(
+        "huge_page",
+        (),
+        constants=("ITEM_THP_FAULT_ALLOC", "MMU_ADDRESS_IS_GPA"),
+        instead_of=("memcg",),
+        adds=_HUGE_PAGES,
+    ),
+    Probe(
+        "swap_io",
+        ("swap_in", "swap_out"),
+        optional=("function:page_read_returns", "function:page_write_returns"),
+        constants=(
+            *("PAGE_MEMCG_OFFSET", "MEMCG_CGROUP_OFFSET", "CGROUP_NODE_OFFSET", "NODE_ID_OFFSET"),
+            "MMU_ADDRESS_IS_GPA",
+        ),
+        instead_of=("memcg",),
+    ),
+    Probe("written_out", ("swap_out",), instead_of=("memcg", "swap_io")),
 )
 
 GUEST_PROBES: Final[tuple[Probe, ...]] = (

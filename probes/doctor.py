@@ -13,7 +13,8 @@ from typing import Final, Literal
 from tracekit.errors import TracekitError
 from tracekit.probes import bcc_package, btf, host, source, tracefs
 from tracekit.probes.catalogue import GUEST_PROBES, HOST_PROBES, Probe, host_probes
-from tracekit.probes.constants import kernel_constants
+from tracekit.probes.constants import kernel_constants, why_unknown
+from tracekit.probes.functions import plain
 from tracekit.probes.loader import LoadedProbes, require_permission
 
 __all__ = ["Check", "examine"]
@@ -154,26 +155,32 @@ def _tracepoints() -> Iterator[Check]:
     known = kernel_constants(mode, module)
     probes = host_probes(mode)
     with contextlib.suppress(TracekitError):  # nothing can be seen: the line of each probe says why
-        probes = source.needed(probes, tracefs.tracepoint)
+        probes = source.needed(probes, plain, known)
     for probe in (*probes, *GUEST_PROBES):
-        if probe.kinds:
+        if probe.kinds or probe.adds:
             yield _probe(probe, known)
 
 
 def _probe(probe: Probe, known: dict[str, int]) -> Check:
     name = f"probe {probe.name}"
     try:
-        missing = source.missing_tracepoints(probe, tracefs.tracepoint)
+        missing = source.missing(probe, plain)
     except TracekitError as error:
         return Check(name, "missing", error.message, error.hint)
     if missing:
-        needed = missing[0].partition(":")[0]
-        mend = "sudo modprobe kvm" if needed.startswith("kvm") else f"a kernel with {needed} tracepoints"
-        return Check(name, "limited", f"no tracepoint {', '.join(missing)}", mend)
-    needs_btf = [constant for constant in probe.constants if constant.startswith(("KSM", "ITEM"))]
-    if any(constant not in known for constant in needs_btf):
-        return Check(name, "limited", "the kernel's BTF is not there", "a kernel with CONFIG_DEBUG_INFO_BTF")
-    return Check(name, "ok", ", ".join(probe.kinds))
+        mend = (
+            "sudo modprobe kvm"
+            if missing[0].startswith("tracepoint kvm")
+            else "a kernel that has one of those"
+        )
+        return Check(name, "limited", f"no {', '.join(missing)}", mend)
+    needs_btf = [one for one in probe.constants if one.startswith(("KSM", "ITEM", "PAGE", "MEMCG"))]
+    if unknown := [constant for constant in needs_btf if constant not in known]:
+        return Check(name, "limited", why_unknown(unknown[0]), "a kernel with CONFIG_DEBUG_INFO_BTF")
+    told = ", ".join(filter(None, (*probe.kinds, probe.adds)))
+    if functions := source.functions_of(probe, plain):
+        told += f" (by {', '.join(functions)})"
+    return Check(name, "ok", told)
 
 
 def _debugfs() -> Iterator[Check]:

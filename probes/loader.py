@@ -13,13 +13,13 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from tracekit.errors import CapabilityError, FailedError
-from tracekit.probes import source, tracefs
+from tracekit.probes import source
 from tracekit.probes.bcc_package import compile_program, load_bcc, release_compiler
 from tracekit.probes.catalogue import Probe
 from tracekit.probes.constants import why_unknown
+from tracekit.probes.functions import lookup, plain
 from tracekit.probes.losses import LossReader
 from tracekit.probes.privileges import capabilities
-from tracekit.probes.raw import raw_tracepoint
 from tracekit.probes.ring import RingReader
 
 __all__ = ["LoadedProbes", "ProgramStats", "require_permission"]
@@ -55,11 +55,13 @@ def require_permission() -> None:
 class LoadedProbes:
     """The probes in the kernel; closing it detaches and unloads them.
 
-    `active` names the probes that run; `refused` says of the others why they don't.
+    `active` names the probes that run; `refused` says of the others why they don't. `functions` says which
+    functions of the kernel stand for a tracepoint, by probe.
     """
 
     active: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    functions: dict[str, list[str]] = field(default_factory=dict)
     _bpf: Any = None
     _ring: RingReader | None = None
     _programs: dict[str, tuple[str, int]] = field(default_factory=dict)
@@ -83,14 +85,14 @@ class LoadedProbes:
         bcc = load_bcc()
         loaded = cls()
         chosen = []
-        for probe in source.needed(probes, tracefs.tracepoint):
-            if missing := source.missing_tracepoints(probe, tracefs.tracepoint):
-                loaded._refuse(probe.name, f"this kernel has no tracepoint {', '.join(missing)}", required)
+        for probe in source.needed(probes, plain, defines):
+            if missing := source.missing(probe, plain):
+                loaded._refuse(probe.name, f"this kernel has no {', '.join(missing)}", required)
             elif unknown := [name for name in probe.constants if name not in defines]:
                 loaded._refuse(probe.name, why_unknown(unknown[0]), required)
             else:
                 chosen.append(probe)
-        text = source.build(chosen, _tracepoint, ring_pages=ring_bytes // 4096, defines=dict(defines))
+        text = source.build(chosen, lookup, ring_pages=ring_bytes // 4096, defines=dict(defines))
         bpf = loaded._bpf = compile_program(text.text)
         try:
             for probe in chosen:
@@ -105,6 +107,8 @@ class LoadedProbes:
                     loaded._refuse(probe.name, str(error), required)
                 else:
                     loaded.active.append(probe.name)
+                    if functions := source.functions_of(probe, plain):
+                        loaded.functions[probe.name] = functions
             loaded._ring = RingReader(bpf[b"ring"].map_fd, ring_bytes)
             release_compiler()
         except BaseException:
@@ -146,7 +150,9 @@ class LoadedProbes:
             self._ring.close()
             self._ring = None
         if self._bpf is not None:
-            _share_until_later([*self._bpf.tracepoint_fds.values(), *self._bpf.raw_tracepoint_fds.values()])
+            bpf = self._bpf
+            opened = (bpf.tracepoint_fds, bpf.raw_tracepoint_fds, bpf.kfunc_entry_fds, bpf.kfunc_exit_fds)
+            _share_until_later([descriptor for by_name in opened for descriptor in by_name.values()])
             self._bpf.cleanup()
             self._bpf = None
 
@@ -158,8 +164,8 @@ class LoadedProbes:
         """Detach and unload everything."""
         self.close()
 
-    def _load(self, probe: str, function: str, kind: int) -> None:
-        self._programs[function] = probe, self._bpf.load_func(function.encode(), kind).fd
+    def _load(self, probe: str, function: str, kind: int, hook: str = "") -> None:
+        self._programs[function] = probe, self._bpf.load_func((hook or function).encode(), kind).fd
 
     def _refuse(self, probe: str, reason: str, required: Iterable[str]) -> None:
         if probe in required:
@@ -168,6 +174,13 @@ class LoadedProbes:
 
     def _attach(self, bcc: Any, program: source.Program) -> None:
         name = program.function.encode()
+        if program.hook:
+            self._load(program.probe, program.function, bcc.BPF.TRACING, program.hook)
+            at_return = program.hook.startswith("kretfunc__")
+            (self._bpf.attach_kretfunc if at_return else self._bpf.attach_kfunc)(
+                fn_name=program.hook.encode()
+            )
+            return
         self._load(
             program.probe, program.function, bcc.BPF.RAW_TRACEPOINT if program.raw else bcc.BPF.TRACEPOINT
         )
@@ -190,10 +203,6 @@ class LoadedProbes:
             self._bpf.attach_perf_event(
                 ev_type=bcc.PerfType.SOFTWARE, ev_config=config, fn_name=function.encode(), sample_period=1
             )
-
-
-def _tracepoint(category: str, event: str) -> tracefs.Tracepoint | None:
-    return raw_tracepoint(category, event) or tracefs.tracepoint(category, event)
 
 
 def _share_until_later(descriptors: Sequence[int]) -> None:

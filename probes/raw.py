@@ -26,6 +26,7 @@ OFFSETS: Final[dict[str, tuple[str, str]]] = {
     "MEMCG_CGROUP_OFFSET": ("cgroup_subsys_state", "cgroup"),
     "CGROUP_NODE_OFFSET": ("cgroup", "kn"),
     "NODE_ID_OFFSET": ("kernfs_node", "id"),
+    "PAGE_MEMCG_OFFSET": ("page", "memcg_data"),
 }
 """What the programs look up behind an argument: the constant's name -> (structure, field)."""
 

@@ -160,7 +160,7 @@ def _meta(plan: RecordPlan, described: Host, probes: LoadedProbes) -> Meta:
     return Meta(
         host=described,
         clock=host.clock(),
-        probes=Probes(active=probes.active, refused=probes.refused),
+        probes=Probes(active=probes.active, refused=probes.refused, functions=probes.functions),
         filters=filters,
         sampling={} if plan.sample is None else Sampler(plan.sample).planned(),
         command=redact(plan.command),

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from tracekit.probes.catalogue import Probe
+from tracekit.probes.functions import FUNCTION, candidates
 from tracekit.probes.tracefs import Field, Tracepoint
 from tracekit.probes.wire import LOST, VALID, VM_UNKNOWN
 from tracekit.trace import schema
 
-__all__ = ["BPF_FOLDER", "Program", "Source", "build", "missing_tracepoints", "needed", "tracepoints_of"]
+__all__ = ["BPF_FOLDER", "Program", "Source", "build", "functions_of", "missing", "needed", "tracepoints_of"]
 
 BPF_FOLDER: Final = Path(__file__).with_name("bpf")
 
@@ -28,12 +29,16 @@ Lookup: TypeAlias = Callable[[str, str], Tracepoint | None]
 
 @dataclass(frozen=True)
 class Program:
-    """One BPF program: its C function and the tracepoint (category:event) it is attached to, maybe raw."""
+    """One BPF program: its C function and the tracepoint (category:event) it is attached to, maybe raw.
+
+    `hook` is empty, or what bcc calls a program at the entry or return of a kernel function.
+    """
 
     probe: str
     function: str
     tracepoint: str
     raw: bool
+    hook: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,19 +54,46 @@ def tracepoints_of(probe: Probe) -> tuple[tuple[str, str], ...]:
     return tuple(_ON.findall(_text(probe.name)))
 
 
-def missing_tracepoints(probe: Probe, lookup: Lookup) -> tuple[str, ...]:
-    """Return the tracepoints that a probe cannot do without and this kernel lacks."""
-    absent = tuple(f"{c}:{e}" for c, e in tracepoints_of(probe) if lookup(c, e) is None)
-    if len(absent) == len(tracepoints_of(probe)):
-        return absent
-    return tuple(point for point in absent if point not in probe.optional)
+def missing(probe: Probe, lookup: Lookup) -> tuple[str, ...]:
+    """Say what a probe cannot do without and this kernel lacks, for people."""
+    hooked = tracepoints_of(probe)
+    absent = tuple((c, e) for c, e in hooked if lookup(c, e) is None)
+    if len(absent) < len(hooked):
+        absent = tuple((c, e) for c, e in absent if f"{c}:{e}" not in probe.optional)
+    points = [f"{c}:{e}" for c, e in absent if c != FUNCTION]
+    functions = tuple(candidates(e) for c, e in absent if c == FUNCTION)
+    return (f"tracepoint {', '.join(points)}", *functions) if points else functions
 
 
-def needed(probes: Iterable[Probe], lookup: Lookup) -> tuple[Probe, ...]:
-    """Return the probes without those that stand in for a tracepoint which this kernel has."""
+def needed(probes: Iterable[Probe], lookup: Lookup, known: Container[str]) -> tuple[Probe, ...]:
+    """Return the probes without those that stand in for one that can run, and without what they stand in for.
+
+    `known` has the names of the constants of this kernel. A stand-in that can't run either is left, to be
+    refused with the reason.
+    """
+    probes = tuple(probes)
+
+    def can_run(name: str) -> bool:
+        return any(
+            not missing(probe, lookup) and all(one in known for one in probe.constants)
+            for probe in probes
+            if probe.name == name
+        )
+
+    best = [name for probe in probes for name in probe.instead_of[:1]]
+    unable = {name for name in dict.fromkeys(best) if not can_run(name)}
     return tuple(
-        probe for probe in probes if not probe.instead_of or lookup(*_parts(probe.instead_of)) is None
+        probe
+        for probe in probes
+        if probe.name not in unable
+        and not any(name not in unable and can_run(name) for name in probe.instead_of)
     )
+
+
+def functions_of(probe: Probe, lookup: Lookup) -> list[str]:
+    """Return which of the kernel's functions a probe hooks."""
+    found = (lookup(category, event) for category, event in tracepoints_of(probe))
+    return list(dict.fromkeys(point.function for point in found if point is not None and point.function))
 
 
 def build(probes: Iterable[Probe], lookup: Lookup, *, ring_pages: int, defines: dict[str, int]) -> Source:
@@ -77,7 +109,8 @@ def build(probes: Iterable[Probe], lookup: Lookup, *, ring_pages: int, defines: 
             if (found := lookup(category, event)) is not None:
                 points[category, event] = found
                 function = f"on_{probe.name}_{category}__{event}"
-                programs.append(Program(probe.name, function, f"{category}:{event}", found.raw))
+                hook = found.function and f"{'kretfunc' if found.at_return else 'kfunc'}__{found.function}"
+                programs.append(Program(probe.name, function, f"{category}:{event}", found.raw, hook))
     constants = {
         "RING_PAGES": ring_pages,
         "MAX_THREADS": MAX_THREADS,
@@ -96,12 +129,8 @@ def build(probes: Iterable[Probe], lookup: Lookup, *, ring_pages: int, defines: 
     parts += [_structure(point) for point in points.values()]
     parts.append(_located("common.h"))
     parts += [f"#define PROBE {probe.name}\n{_located(f'{probe.name}.c')}\n#undef PROBE" for probe in probes]
+    parts += [_at_function(program) for program in programs if program.hook]
     return Source("\n".join(parts) + "\n", tuple(programs))
-
-
-def _parts(tracepoint: str) -> tuple[str, str]:
-    category, _, event = tracepoint.partition(":")
-    return category, event
 
 
 def _text(name: str) -> str:
@@ -110,6 +139,13 @@ def _text(name: str) -> str:
 
 def _located(file: str) -> str:
     return f'#line 1 "{file}"\n{(BPF_FOLDER / file).read_text()}'
+
+
+def _at_function(program: Program) -> str:
+    """Return the program by the name that tells bcc where it belongs; the kernel wants 0 from such ones."""
+    structure = f"struct {program.tracepoint.replace(':', '__')}"
+    body = program.function.replace("on_", "do_", 1)
+    return f"int {program.hook}({structure} *args) {{ {body}(args); return 0; }}"
 
 
 def _structure(point: Tracepoint) -> str:

@@ -34,12 +34,18 @@ class Field:
 
 @dataclass(frozen=True)
 class Tracepoint:
-    """A tracepoint of one kernel with its arguments in order of their offsets; `raw` ones are of raw.py."""
+    """A tracepoint of one kernel with its arguments in order of their offsets; `raw` ones are of raw.py.
+
+    `function` names the kernel's function whose entry, or with `at_return` return, it is in truth
+    (functions.py): its arguments come like raw ones, and then what it returns, `ret`.
+    """
 
     category: str
     event: str
     fields: tuple[Field, ...]
     raw: bool = False
+    function: str = ""
+    at_return: bool = False
 
 
 def parse_format(category: str, text: str) -> Tracepoint:
@@ -48,9 +54,8 @@ def parse_format(category: str, text: str) -> Tracepoint:
     >>> parse_format("kvm", '''name: kvm_page_fault
     ... \\tfield:unsigned short common_type;\\toffset:0;\\tsize:2;\\tsigned:0;
     ... \\tfield:unsigned long fault_address;\\toffset:8;\\tsize:8;\\tsigned:0;
-    ... ''')
-    Tracepoint(category='kvm', event='kvm_page_fault',
-        fields=(Field(name='fault_address', offset=8, size=8, signed=False),), raw=False)
+    ... ''').fields
+    (Field(name='fault_address', offset=8, size=8, signed=False),)
     """
     event = ""
     fields = []

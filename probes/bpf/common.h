@@ -177,3 +177,50 @@ static __always_inline u64 first_gfn(u64 gfn, u8 level)
             submit(_r);                                                                                  \
         }                                                                                                \
     } while (0)
+
+#ifdef MMU_ADDRESS_IS_GPA  // on a host
+
+// The id of the memory cgroup of a structure (struct mem_cgroup) of the kernel.
+#define CGROUP_ID_OF(memcg) \
+    kernel_u64(kernel_u64(kernel_u64((memcg) + MEMCG_CGROUP_OFFSET) + CGROUP_NODE_OFFSET) + NODE_ID_OFFSET)
+
+// In the faulting thread a swap-in knows its address from the fault it serves; `pages` is what was read, with
+// read-ahead. In another (KVM's worker of asynchronous faults) `arg` is the cgroup, of which user space knows the VM.
+static __always_inline void swapped_in(struct thread *t, u64 now, u64 cgroup, u32 pages)
+{
+    if (!t)
+        EMIT_AS(VM_UNKNOWN, -1, KIND_SWAP_IN, now, VALID_ARG, .arg = cgroup, .pages = pages);
+    else if (t->fault_start)
+        EMIT(t, KIND_SWAP_IN, now, VALID_HVA, .hva = t->fault_address, .pages = pages);
+    else if (t->mmu_start && MMU_ADDRESS_IS_GPA)
+        EMIT(t, KIND_SWAP_IN, now, VALID_GFN, .gfn = t->mmu_gva >> 12, .pages = pages);
+    else if (t->mmu_start)
+        EMIT(t, KIND_SWAP_IN, now, VALID_GVA, .gva = t->mmu_gva, .pages = pages);
+    else
+        EMIT(t, KIND_SWAP_IN, now, 0, .pages = pages);
+}
+
+// A swap-out happens in whoever reclaims: `arg` is the cgroup it is charged to, and its address is that of the same
+// thread's last unmapping, if that is of as many pages, not long ago, and no other swap-out's.
+static __always_inline void swapped_out(u64 now, u64 cgroup, u32 pages)
+{
+    struct unmapping *last = unmapping_of(now, pages);
+    u8 set = VALID_ARG;
+    u64 hva = 0;
+    if (last) {
+        set |= VALID_HVA;
+        hva = last->hva;
+        last->pages = 0;
+    }
+    EMIT_AS(VM_UNKNOWN, -1, KIND_SWAP_OUT, now, set, .hva = hva, .arg = cgroup, .pages = pages);
+}
+
+// For the host_fault record that ends the fault.
+static __always_inline void huge_page_given(void)
+{
+    struct thread *t = current_thread();
+    if (t)
+        t->fault_level = 2;
+}
+
+#endif

@@ -7,68 +7,21 @@ tracer's count or from the plan.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import polars as pl
 import pytest
 
-from tracekit.errors import CapabilityError
+from tests.lab.nested import Lab, counts, events
+from tests.live.test_record_kinds import PRELUDE, SWAP
 from tracekit.lab.guest_plan import GuestPlan
-from tracekit.lab.host.machine import KERNELS, HostMachine, HostPlan
-from tracekit.trace import Trace, open_trace
 
 pytestmark = pytest.mark.live("qemu-system-x86_64")
 
 MIB = 1 << 20
-
-SWAPPED_OUT = "sed -n 's/^pswpout //p' /proc/vmstat"
-
-
-class Lab:
-    """A lab host and the folder its results are brought to."""
-
-    def __init__(self, machine: HostMachine, folder: Path) -> None:
-        self.machine = machine
-        self.folder = folder
-
-    def shell(self, script: str) -> str:
-        outcome = self.machine.qemu.execute(script, timeout_s=600)
-        assert outcome.code == 0, outcome.output[-2000:]
-        return outcome.output
-
-    def record(self, name: str, command: str, *options: str) -> tuple[Trace, dict[str, Any]]:
-        """Record a command that prints JSON; returns the trace and what it printed."""
-        recorded = f"sh -c '{command} >/out/{name}.json'"
-        self.shell(f"cd /out && tracekit record -o {name}.trace {' '.join(options)} -- {recorded}")
-        self.machine.fetch(self.folder)
-        trace = open_trace(self.folder / f"{name}.trace")
-        assert trace.lost == 0
-        assert trace.meta.finalised
-        assert trace.meta.host["mmu_mode"] == "npt"
-        return trace, json.loads((self.folder / f"{name}.json").read_text())
-
-
-@pytest.fixture(scope="module", params=list(KERNELS))
-def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    plan = HostPlan(kernel=request.param, swap_bytes=1 << 30)  # one CPU: see docs/lab.md
-    try:
-        machine = HostMachine(plan, say=print)
-    except CapabilityError as error:
-        pytest.skip(f"the lab host can't be made: {error} ({error.hint})")
-    with machine:
-        yield Lab(machine, tmp_path_factory.mktemp("lab"))
-
-
-def events(trace: Trace, kind: str) -> pl.DataFrame:
-    return trace.events.filter(pl.col("kind") == kind).collect()
-
-
-def counts(trace: Trace) -> dict[str, int]:
-    rows = trace.events.group_by("kind").len().collect()
-    return dict(zip(rows["kind"].cast(str), rows["len"], strict=True))
+SWAPS = ("pswpin", "pswpout")
+DEVICES = {
+    "disk": "swapoff /dev/zram0 2>/dev/null; true",
+    "memory": "echo 128M >/sys/block/zram0/disksize; mkswap /dev/zram0 >/dev/null; swapon -p 100 /dev/zram0",
+}
 
 
 @pytest.mark.parametrize(
@@ -112,9 +65,10 @@ def test_asynchronous_page_faults_of_a_guest_that_swaps(lab: Lab, async_faults: 
     events_of = "cd /sys/kernel/tracing; for event in not_present ready completed; do {}; done; true"
     switch = "echo {} >events/kvm/kvm_async_pf_$event/enable"
     lab.shell(f"echo >/sys/kernel/tracing/trace; {events_of.format(switch.format(1))}")
-    before = int(lab.shell(SWAPPED_OUT))
+    before = lab.counters(*SWAPS)
     name, swapping = f"apf-{async_faults}", "tracekit lab swap --json --siblings 2 --touch 80M"
     trace, account = lab.record(name, f"{swapping} --async-faults {async_faults}")
+    after = lab.counters(*SWAPS)
     lab.shell(events_of.format(switch.format(0)))
     seen = lab.shell(events_of.format("grep -c kvm_async_pf_$event: trace"))
     recorded = counts(trace)
@@ -127,14 +81,71 @@ def test_asynchronous_page_faults_of_a_guest_that_swaps(lab: Lab, async_faults: 
     least, most = (2, theirs["apf_ready"]) if async_faults == "on" else (0, 0)
     assert least <= heard <= most, account
     assert events(trace, "apf_completed")["latency_ns"].null_count() == 0
-    # Neither lab kernel has the tracepoint that counts swapping, and the trace says so. Swap-outs are then
-    # what reclaim writes of guest memory: never more than the kernel counts, which has QEMU's own pages too.
-    missing = trace.meta.probes["refused"].get("memcg", "")
-    assert ("swap_in" in recorded) != ("memcg:count_memcg_events" in missing)
-    written = events(trace, "swap_out")
-    assert written["gfn"].null_count() == 0
-    swapped_out = int(lab.shell(SWAPPED_OUT)) - before
-    assert 0.7 * swapped_out <= written["pages"].sum() <= swapped_out
+    # Nothing else swaps in this host.
+    swapped = [events(trace, kind)["pages"].sum() for kind in ("swap_in", "swap_out")]
+    assert swapped == [b - a for a, b in zip(before, after, strict=True)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_swaps_are_the_kernels_count_without_a_tracepoint_for_them(lab: Lab, device: str):
+    """Every eighth page is one of zeros, which Linux since 6.12 does not write."""
+    lab.shell(DEVICES[device])
+    group = f"/sys/fs/cgroup/{device}"
+    lab.shell(
+        f"echo +memory >/sys/fs/cgroup/cgroup.subtree_control; mkdir {group}; echo 16M >{group}/memory.max"
+    )
+    touch = SWAP.replace("= turn", "= turn if page % 32768 else 0")
+    assert touch != SWAP
+    program = lab.script("swap", PRELUDE + touch)
+    before = lab.counters(*SWAPS)
+    trace, account = lab.record(f"swap-{device}", f"{program} /dev/stdout {group}")
+    swapped_in, swapped_out = (b - a for a, b in zip(before, lab.counters(*SWAPS), strict=True))
+    lab.shell(f"rmdir {group}")
+    assert swapped_in > 1000
+    rows, gone = events(trace, "swap_in"), events(trace, "swap_out")
+    assert rows["pages"].sum() == swapped_in
+    assert gone["pages"].sum() == swapped_out
+    # What comes in for a fault of ours has its address; a process's own page is none of the guest's memory.
+    assert rows["gfn"].null_count() <= 16
+    zeros = gone.filter(pl.col("gfn") % 8 == 0).height
+    assert zeros == 0 if lab.kernel == "6.12" else zeros > 500
+    unplaced = trace.losses["reason"].str.extract(r"at most ([\d,]+)", 1).str.replace_all(",", "")
+    assert gone["gfn"].null_count() <= unplaced.cast(pl.Int64).sum() + 16
+    major = events(trace, "host_fault").filter(pl.col("flags") & 1 == 1)
+    assert 0 <= account["major"] - major.height <= 16
+    # The trace says what told it, and that nothing is missing.
+    functions = trace.meta.probes["functions"]["swap_io"]
+    assert functions[:2] == [
+        "swap_readpage" if lab.kernel == "6.1" else "swap_read_folio",
+        "__swap_writepage",
+    ]
+    assert not trace.meta.probes["refused"].keys() & {"memcg", "huge_page", "swap_io", "written_out"}
+
+
+HUGE_PAGES = """
+SIZE, LARGE = 64 << 20, 23 * HUGE
+memory = mmap.mmap(-1, SIZE + HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+skip = -address(memory) % HUGE
+def given(): return int(dict(line.split() for line in open("/proc/vmstat"))["thp_fault_alloc"])
+memory.madvise(mmap.MADV_HUGEPAGE, skip, LARGE)
+with Kvm() as kvm, kvm.create_vm() as vm:
+    vm.set_memslot(0, 0, SIZE, address(memory) + skip)
+    before = given()
+    for page in range(0, SIZE, 4096): memory[skip + page + 5] = 1
+    tell(given=given() - before, at=address(memory) + skip)
+"""
+
+
+def test_huge_pages_of_host_faults_are_the_kernels_count(lab: Lab):
+    trace, account = lab.record("huge", f"{lab.script('huge', PRELUDE + HUGE_PAGES)} /dev/stdout")
+    assert account["given"] == 23
+    faults = events(trace, "host_fault").filter(pl.col("gfn").is_not_null())
+    huge, small = faults.filter(pl.col("level") == 2), faults.filter(pl.col("level").is_null())
+    assert huge["gfn"].to_list() == [512 * at for at in range(23)]
+    assert huge["pages"].unique().to_list() == [512]
+    assert huge["arg"].to_list() == [account["at"] + at * 2 * MIB + 5 for at in range(23)]
+    assert small["gfn"].to_list() == list(range(23 * 512, (64 * MIB) >> 12))
+    assert trace.meta.probes["functions"]["huge_page"] == ["__count_memcg_events"]
 
 
 @pytest.mark.parametrize("lab", ["6.12"], indirect=True)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.live.made_up import made_up_point, run_program
 from tracekit.probes import bcc_package, constants, source, tracefs
 from tracekit.probes.catalogue import HOST_PROBES
 from tracekit.probes.ring import RingReader
@@ -27,7 +28,6 @@ pytestmark = pytest.mark.live("bpf", "root")
 
 RING_BYTES = 1 << 20
 GPA = 0x7_0000_0000  # where the input page's slot begins
-BPF, PROG_TEST_RUN = 321, 10
 FIELDS = ("code", "fast", "var_cnt", "rep_cnt", "rep_idx", "ingpa", "outgpa")
 
 
@@ -35,12 +35,7 @@ class Hypervisor:
     """The decoder loaded, this thread traced as a vCPU, one memslot of one page of ours."""
 
     def __init__(self) -> None:
-        point = tracefs.Tracepoint(
-            "kvm",
-            "kvm_hv_hypercall",
-            tuple(tracefs.Field(name, 8 * at, 8, signed=False) for at, name in enumerate(FIELDS)),
-            raw=True,
-        )
+        point = made_up_point("kvm", "kvm_hv_hypercall", *FIELDS)
 
         def lookup(category: str, event: str) -> tracefs.Tracepoint | None:
             return point if event == point.event else tracefs.tracepoint(category, event)
@@ -63,15 +58,7 @@ class Hypervisor:
 
     def call(self, code: int, *, count: int = 0, fast: bool = False, gpa: int = GPA) -> np.ndarray:
         """Let the program see a hypercall; return the records that it made."""
-        context = (ctypes.c_uint64 * 12)(code, fast, 0, count, 0, gpa, 0)
-        attributes = struct.pack(
-            "<IIIIQQIIIIQQIIII",
-            *(self.fd, 0, 0, 0, 0, 0, 0, 0),
-            *(ctypes.sizeof(context), 0, ctypes.addressof(context), 0, 0, 0, 0, 0),
-        )
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.syscall(BPF, PROG_TEST_RUN, attributes, len(attributes)):
-            raise OSError(ctypes.get_errno(), "BPF_PROG_TEST_RUN")
+        run_program(self.fd, code, fast, 0, count, 0, gpa, 0)
         records = self.ring.read().copy()
         self.ring.free()
         return records

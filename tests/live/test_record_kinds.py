@@ -17,8 +17,8 @@ import pytest
 from tests.live.recording import of_kind, record_command
 from tests.live.second_tracer import field, second_tracer
 from tests.unit.test_probes_source import OLD_PAGE_FAULT
-from tracekit.probes import bcc_package, btf, constants, source, tracefs
-from tracekit.probes.catalogue import HOST_PROBES
+from tracekit.probes import bcc_package, btf, constants, run, source, tracefs
+from tracekit.probes.catalogue import HOST_PROBES, host_probes
 from tracekit.trace import Trace
 
 TRACEPOINT = 5  # BPF_PROG_TYPE_TRACEPOINT
@@ -185,6 +185,31 @@ def test_swap_is_the_kernels_count_and_waited_for_faults_are_major(tmp_path: Pat
     # account that is none of the guest's memory.
     assert faults.height == swapped_in
     assert 0 <= account["major"] - faults.height <= 16
+
+
+def test_what_reclaim_writes_is_the_kernels_count_of_the_guests_swap_outs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The probe `written_out`, which serves where nothing better can run, held against what is better."""
+    serve = [probe for probe in host_probes("shadow") if probe.name not in ("memcg", "swap_io", "huge_page")]
+    monkeypatch.setattr(run, "host_probes", lambda mode: serve)
+    item = btf.enum_value("vm_event_item", "PSWPOUT")
+    with small_cgroup_with_swap("16M") as group:
+        with second_tracer("memcg/count_memcg_events", only=f"item == {item}") as tracer:
+            trace, _ = record_script(tmp_path, SWAP, str(group))
+        mine = group.stat().st_ino
+    counted = sum(
+        int(field(text, "val")) for text in tracer.rows["text"] if int(field(text, "memcg_id")) == mine
+    )
+    gone = of_kind(trace, "swap_out")
+    assert gone["gfn"].null_count() == 0
+    unplaced = trace.losses["reason"].str.extract(r"^swap_out_unplaced \(at most ([\d,]+)\)$", 1)
+    at_most = unplaced.drop_nulls().str.replace_all(",", "").cast(pl.Int64).sum()
+    written = gone["pages"].sum()
+    print(f"written out {written} and at most {at_most}; the kernel counted {counted}")
+    assert written > 5000
+    # The VMM's own pages, which are no guest's, are in the kernel's count.
+    assert written <= counted <= written + at_most + 16
 
 
 KSM = """

@@ -8,13 +8,13 @@ BPF_PROG_TEST_RUN runs a raw tracepoint's program in the calling thread, whose l
 from __future__ import annotations
 
 import ctypes
-import struct
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
+from tests.live.made_up import made_up_point, run_program
 from tracekit.probes import bcc_package, constants, source, tracefs
 from tracekit.probes.catalogue import HOST_PROBES
 from tracekit.probes.raw import raw_tracepoint
@@ -25,17 +25,11 @@ from tracekit.trace.schema import KIND_CODE
 pytestmark = pytest.mark.live("bpf", "root")
 
 RING_BYTES = 1 << 20
-BPF, PROG_TEST_RUN = 321, 10
 HVA = 0x7F00_0000_1000
 ANONYMOUS = 1  # reclaim writes an anonymous page
 JUST_NOW_NS = 1_000_000  # of common.h
 UNPLACED = LOST.index("swap_out_unplaced")
-WRITTEN = tracefs.Tracepoint(
-    "vmscan",
-    "mm_vmscan_write_folio",
-    tuple(tracefs.Field(name, 8 * at, 8, signed=False) for at, name in enumerate(("pfn", "reclaim_flags"))),
-    raw=True,
-)
+WRITTEN = made_up_point("vmscan", "mm_vmscan_write_folio", "pfn", "reclaim_flags")
 
 
 class Reclaim:
@@ -67,16 +61,8 @@ class Reclaim:
 
     def swap_out(self) -> tuple[list[int], int]:
         """Write a page out; return the rows' addresses, and how many the ledger says had none."""
-        context = (ctypes.c_uint64 * 12)(*self.arguments)
-        attributes = struct.pack(
-            "<IIIIQQIIIIQQIIII",
-            *(self.fd, 0, 0, 0, 0, 0, 0, 0),
-            *(ctypes.sizeof(context), 0, ctypes.addressof(context), 0, 0, 0, 0, 0),
-        )
         before = self._lost()
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.syscall(BPF, PROG_TEST_RUN, attributes, len(attributes)):
-            raise OSError(ctypes.get_errno(), "BPF_PROG_TEST_RUN")
+        run_program(self.fd, *self.arguments)
         records = self.ring.read().copy()
         self.ring.free()
         assert (records["kind"] == KIND_CODE["swap_out"]).all()

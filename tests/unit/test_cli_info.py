@@ -48,7 +48,11 @@ def trace(tmp_path):
         },
         vms=[{"pid": 42, "vcpus": 2, "argv": ["qemu", "[bold]x[/bold]", "\x1b[2J\x1b]0;title\x07", "a\nb"]}],
         clock={"name": "CLOCK_MONOTONIC", "realtime_offset_ns": 1_700_000_000_000_000_000},
-        probes={"active": ["kvm_exit"], "refused": {"age": "no \x1b[31mtracepoint[/]"}},
+        probes={
+            "active": ["kvm_exit"],
+            "refused": {"age": "no \x1b[31mtracepoint[/]"},
+            "functions": {"swap_io": ["swap_readpage", "[bold]x"]},
+        },
         command=["tracekit", "record", "[red]"],
     )
     random = np.random.default_rng(4)
@@ -135,6 +139,7 @@ def test_the_page_fits_80_columns_names_the_next_command_and_is_inert(trace):
         "Events over time",
         "█" * TIME_SLICES,
         "kvm_exit",
+        "swap_io: swap_readpage, [bold]x",
     ):
         assert words in shown, words
     assert "\x1b" not in ran.stdout

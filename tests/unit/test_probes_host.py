@@ -13,12 +13,14 @@ import pytest
 
 from tracekit.errors import CapabilityError, UsageError
 from tracekit.probes import bcc_package, btf, constants, doctor, host, samples, slots, target
+from tracekit.probes.catalogue import HOST_PROBES
 from tracekit.probes.filemap import Mapping
 from tracekit.probes.ledger import LossLedger
 from tracekit.probes.losses import Loss, LossReader
 from tracekit.probes.memslots import Memslot, MemslotTable
 from tracekit.probes.plan import RecordPlan, RecordReport
 from tracekit.probes.slots import assume
+from tracekit.probes.tracefs import Tracepoint
 from tracekit.probes.wire import LOST, RECORD, VALID
 from tracekit.trace.schema import KIND_CODE
 
@@ -47,6 +49,9 @@ def test_the_clock_offset_is_right_to_a_millisecond() -> None:
     clock = host.clock()
     error = time.time_ns() - time.monotonic_ns() - clock["realtime_offset_ns"]
     assert abs(error) < 1_000_000
+
+
+ALL_CONSTANTS = {name for probe in HOST_PROBES for name in probe.constants}
 
 
 class Table(dict[int, Any]):
@@ -226,6 +231,48 @@ def test_the_doctor_names_what_mends_each_thing_that_is_not_ok() -> None:
     for check in checks:
         assert (check.state == "ok") == (check.mend == ""), check
         assert check.found
+
+
+@pytest.mark.parametrize(
+    ("hooked", "expected"),
+    [
+        (
+            "swap_readpage",
+            {
+                "memcg": None,
+                "huge_page": ("ok", "huge pages of host_fault (by swap_readpage)"),
+                "swap_io": ("ok", "swap_in, swap_out (by swap_readpage)"),
+                "written_out": None,
+            },
+        ),
+        (
+            "",
+            {
+                "memcg": None,
+                "huge_page": ("limited", "no function __count_memcg_events that can be hooked"),
+                "swap_io": ("limited", "no function swap_readpage or swap_read_folio that can be hooked, "),
+                "written_out": ("ok", "swap_out"),
+            },
+        ),
+    ],
+)
+def test_the_doctor_says_what_tells_swaps_on_a_kernel_without_the_tracepoint(
+    monkeypatch: pytest.MonkeyPatch, hooked: str, expected: dict[str, tuple[str, str] | None]
+) -> None:
+    def kernel(category: str, event: str) -> Tracepoint | None:
+        if category == "memcg" or (category == "function" and not hooked):
+            return None
+        return Tracepoint(category, event, (), function=hooked if category == "function" else "")
+
+    monkeypatch.setattr(doctor, "plain", kernel)
+    monkeypatch.setattr(doctor, "kernel_constants", lambda *_: dict.fromkeys(ALL_CONSTANTS, 0))
+    found = {check.name: check for check in doctor.examine()}
+    for name, says in expected.items():
+        check = found.get(f"probe {name}")
+        assert (check is None) == (says is None), name
+        if check and says:
+            assert check.state == says[0]
+            assert check.found.startswith(says[1])
 
 
 def test_the_doctor_sees_a_missing_bcc(monkeypatch: pytest.MonkeyPatch) -> None:

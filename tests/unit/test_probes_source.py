@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-from tracekit.probes import source
+from tracekit.probes import btf, functions, source
 from tracekit.probes.catalogue import GUEST_PROBES, HOST_PROBES
 from tracekit.probes.raw import raw_tracepoint
 from tracekit.probes.tracefs import Field, Tracepoint, parse_format
@@ -53,14 +54,119 @@ def everything(category: str, event: str) -> Tracepoint:
     return Tracepoint(category, event, tuple(Field(n, 8 + 8 * i, 8, False) for i, n in enumerate(names)))
 
 
-def test_a_probe_that_stands_in_is_needed_where_the_better_tracepoint_is_missing() -> None:
-    def old(category: str, event: str) -> Tracepoint | None:
-        return None if event == "count_memcg_events" else everything(category, event)
+SWAPPING = ("memcg", "huge_page", "swap_io", "written_out")
+CONSTANTS = {name for probe in ALL for name in probe.constants}
 
-    on_new, on_old = ([one.name for one in source.needed(HOST_PROBES, has)] for has in (everything, old))
-    assert "written_out" not in on_new
-    # `memcg` stays, to be refused by name.
-    assert on_old == [one.name for one in HOST_PROBES] == [*on_new, "written_out"]
+
+@pytest.mark.parametrize(
+    ("lacks", "unknown", "needed"),
+    [
+        ((), (), ["memcg"]),
+        (("memcg",), (), ["huge_page", "swap_io"]),
+        # These are left to be refused by name: nothing tells what they would.
+        (("memcg", "function"), (), ["huge_page", "swap_io", "written_out"]),
+        ((), ("ITEM_PSWPIN",), ["huge_page", "swap_io"]),
+        ((), ("ITEM_PSWPIN", "PAGE_MEMCG_OFFSET"), ["huge_page", "swap_io", "written_out"]),
+    ],
+)
+def test_a_probe_stands_in_only_for_one_that_cannot_run(
+    lacks: tuple[str, ...], unknown: tuple[str, ...], needed: list[str]
+) -> None:
+    def lookup(category: str, event: str) -> Tracepoint | None:
+        return None if category in lacks else everything(category, event)
+
+    found = [probe.name for probe in source.needed(HOST_PROBES, lookup, CONSTANTS - {*unknown})]
+    assert [name for name in found if name in SWAPPING] == needed
+    assert [name for name in found if name not in SWAPPING] == [
+        probe.name for probe in HOST_PROBES if probe.name not in SWAPPING
+    ]
+
+
+# Signatures as the kernels' BTF has them: Debian's 6.1.192 and 6.12.117, and 6.18.
+MEMCG = btf.Function(("struct mem_cgroup *", "vm_event_item", "long unsigned int"), "void")
+DEVICE = ("struct block_device *", "sector_t", "struct page *")
+SIGNATURES = {
+    "6.1": {
+        "__count_memcg_events": MEMCG,
+        "swap_readpage": btf.Function(("struct page *", "bool", "struct swap_iocb * *"), "int"),
+        "__swap_writepage": btf.Function(("struct page *", "struct writeback_control *"), "int"),
+        "bdev_read_page": btf.Function(DEVICE, "int"),
+        "bdev_write_page": btf.Function((*DEVICE, "struct writeback_control *"), "int"),
+    },
+    "6.12": {
+        "__count_memcg_events": MEMCG,
+        "swap_read_folio": btf.Function(("struct folio *", "struct swap_iocb * *"), "void"),
+        "__swap_writepage": btf.Function(("struct folio *", "struct writeback_control *"), "void"),
+    },
+    "6.18": {
+        "count_memcg_events": MEMCG,
+        "swap_read_folio": btf.Function(("struct folio *", "struct swap_iocb * *"), "void"),
+        "__swap_writepage": btf.Function(("struct folio *", "struct swap_iocb * *"), "void"),
+    },
+}
+
+
+def hooks(
+    monkeypatch: pytest.MonkeyPatch, signatures: dict[str, btf.Function], hookable: Iterable[str]
+) -> dict[str, Tracepoint]:
+    """Every function that the probes hook on a kernel with these functions."""
+    monkeypatch.setattr(btf, "function", signatures.get)
+    monkeypatch.setattr(functions, "_hookable", lambda: frozenset(hookable))
+    events = {
+        event for probe in ALL for category, event in source.tracepoints_of(probe) if category == "function"
+    }
+    found = {event: functions.plain("function", event) for event in events}
+    return {event: point for event, point in found.items() if point is not None}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "read", "devices"), [("6.1", "swap_readpage", 2), ("6.12", "swap_read_folio", 0)]
+)
+def test_functions_of_both_ages_are_hooked_with_their_arguments(
+    monkeypatch: pytest.MonkeyPatch, kernel: str, read: str, devices: int
+) -> None:
+    found = hooks(monkeypatch, SIGNATURES[kernel], SIGNATURES[kernel])
+    places = {(point.function, point.at_return) for point in found.values()}
+    assert {(name, end) for name in (read, "__swap_writepage") for end in (False, True)} <= places
+    assert [(field.name, field.offset) for field in found["count_memcg_events"].fields] == [
+        ("memcg", 0),
+        ("item", 8),
+        ("val", 16),
+    ]
+    assert len([event for event in found if event.startswith("page_")]) == devices
+    if devices:
+        # What a function returns lies behind all its arguments, known ones or not.
+        assert found["page_read_returns"].fields[-1] == Field("ret", 24, 8, signed=False)
+        assert found["page_write_returns"].fields[-1] == Field("ret", 32, 8, signed=False)
+
+    def lookup(category: str, event: str) -> Tracepoint | None:
+        return found.get(event) if category == "function" else everything(category, event)
+
+    (probe,) = [probe for probe in HOST_PROBES if probe.name == "swap_io"]
+    built = source.build([probe], lookup, ring_pages=16, defines={})
+    programs = {program.hook for program in built.programs if program.hook}
+    assert {f"kfunc__{read}", f"kretfunc__{read}", "kfunc____swap_writepage"} <= programs
+    assert len(programs) == 4 + devices
+    for program in programs:
+        assert built.text.count(f"int {program}(struct function__") == 1
+    assert source.functions_of(probe, lookup)[:2] == [read, "__swap_writepage"]
+
+
+@pytest.mark.parametrize("event", ["count_memcg_events", "swap_read", "swap_write", "page_read_returns"])
+def test_a_function_is_hooked_only_where_it_is_the_expected_one_and_can_be(
+    monkeypatch: pytest.MonkeyPatch, event: str
+) -> None:
+    known = SIGNATURES["6.1"]
+    assert event in hooks(monkeypatch, known, known)
+    assert event not in hooks(monkeypatch, known, ())
+    other = {name: btf.Function(("int", *one.arguments), one.returns) for name, one in known.items()}
+    assert event not in hooks(monkeypatch, other, other)
+
+
+def test_a_tracepoint_serves_where_there_is_one_and_no_function_is_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert "count_memcg_events" not in hooks(monkeypatch, SIGNATURES["6.18"], SIGNATURES["6.18"])
 
 
 def test_formats_of_both_ages_give_their_own_fields_and_offsets() -> None:
@@ -170,12 +276,15 @@ def test_every_probe_file_is_in_the_catalogue_and_its_kinds_exist() -> None:
 
 def test_a_probe_without_its_tracepoints_is_named_with_what_is_missing() -> None:
     (shadow,) = [probe for probe in HOST_PROBES if probe.name == "fault_shadow"]
-    assert "kvmmmu:kvm_mmu_spte_requested" in source.missing_tracepoints(shadow, nothing)
+    (points,) = source.missing(shadow, nothing)
+    assert points.startswith("tracepoint kvmmmu:kvm_mmu_pagetable_walk, kvmmmu:kvm_mmu_spte_requested, ")
     (tdp,) = [probe for probe in HOST_PROBES if probe.name == "fault_tdp"]
-    assert source.missing_tracepoints(tdp, kvm_only) == ("kvmmmu:kvm_mmu_spte_requested",)
+    assert source.missing(tdp, kvm_only) == ("tracepoint kvmmmu:kvm_mmu_spte_requested",)
     # A probe of which every tracepoint is optional still needs one of them.
     (notifier,) = [probe for probe in HOST_PROBES if probe.name == "notifier"]
-    assert source.missing_tracepoints(notifier, nothing) == notifier.optional
+    assert source.missing(notifier, nothing) == (f"tracepoint {', '.join(notifier.optional)}",)
+    (swap_io,) = [probe for probe in HOST_PROBES if probe.name == "swap_io"]
+    assert "function swap_readpage or swap_read_folio that can be hooked" in source.missing(swap_io, nothing)
 
 
 def nothing(_category: str, _event: str) -> None:

@@ -92,6 +92,8 @@ def _fact_rows(summary: Summary) -> list[tuple[str, str]]:
         ("addresses", f"{summary.address_kind}, times by {summary.clock.get('name', 'an unknown clock')}")
     )
     rows.append(("probes", ", ".join(map(str, probes.get("active", []))) or "none"))
+    for name, hooked in probes.get("functions", {}).items():
+        rows.append(("functions", f"{name}: {', '.join(hooked)}"))
     rows += [("refused", f"{name}: {why}") for name, why in probes.get("refused", {}).items()]
     rows += [("mark", f"{mark['name']} at {_since_start(summary, mark['ts_ns'])}") for mark in summary.marks]
     rows += [("note", note) for note in summary.notes]

@@ -41,10 +41,11 @@ class Vm(TypedDict, total=False):
 
 
 class Probes(TypedDict, total=False):
-    """Probes that ran, and those that could not with the reason."""
+    """Probes that ran, those that could not with the reason, and what functions of the kernel they hooked."""
 
     active: list[str]
     refused: dict[str, str]
+    functions: dict[str, list[str]]
 
 
 class Clock(TypedDict, total=False):
@@ -216,7 +217,7 @@ _SHAPES: Final[dict[str, Any]] = {
     },
     "vms": [{"pid": (-1, 1 << 32), "argv": [str], "vcpus": _COUNT, "page_bytes": _COUNT}],
     "address_kind": str,
-    "probes": {"active": [str], "refused": {str: str}},
+    "probes": {"active": [str], "refused": {str: str}, "functions": {str: [str]}},
     "clock": {"name": str, "realtime_offset_ns": _OFFSET, "boot_offset_ns": _OFFSET},
     "filters": dict,
     "sampling": {"gfn_hash": _Share()},

@@ -1,0 +1,112 @@
+"""The programs that see swaps by requests to a block device, run by the kernel on made-up calls.
+
+
+Not every kernel's functions can be hooked: here the programs at them are those of raw tracepoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.live.made_up import made_up_point, run_program
+from tracekit.probes import bcc_package, constants, source, tracefs
+from tracekit.probes.catalogue import HOST_PROBES
+from tracekit.probes.ring import RingReader
+from tracekit.trace.schema import KIND_CODE, KINDS
+
+pytestmark = pytest.mark.live("bpf", "root")
+
+RING_BYTES = 1 << 20
+DEVICE_FULL = -95 & 0xFFFFFFFF  # -EOPNOTSUPP as an int: this device takes no page without a request
+REQUEST = tracefs.Tracepoint(
+    "block",
+    "block_bio_queue",
+    (tracefs.Field("nr_sector", 0, 8, signed=False), tracefs.Field("rwbs", 8, 10, signed=False)),
+    raw=True,
+)
+
+
+class SwapIo:
+    """The programs of the probe, each run by the name of its event."""
+
+    def __init__(self) -> None:
+        def lookup(category: str, event: str) -> tracefs.Tracepoint | None:
+            if category == "function":
+                return made_up_point(category, event, "page", "ret")
+            return REQUEST if event == REQUEST.event else tracefs.tracepoint(category, event)
+
+        chosen = [one for one in HOST_PROBES if one.name in ("process", "notifier", "swap_io")]
+        known = constants.kernel_constants("shadow", "kvm")
+        text = source.build(chosen, lookup, ring_pages=RING_BYTES // 4096, defines=known)
+        self.programs = bcc_package.compile_program(text.text)
+        raw = bcc_package.load_bcc().BPF.RAW_TRACEPOINT
+        self.fds = {
+            one.tracepoint.partition(":")[2]: self.programs.load_func(one.function.encode(), raw).fd
+            for one in text.programs
+            if one.probe == "swap_io"
+        }
+        self.ring = RingReader(self.programs[b"ring"].map_fd, RING_BYTES)
+
+    def see(self, *events: str | tuple[str, int]) -> list[tuple[str, int]]:
+        """Let the events happen in this thread; return (kind, pages) of the rows that come of them.
+
+        An event is a function's, with what it returns, or a request ("R" or "W") of so many pages.
+        """
+        for event in events:
+            name, value = event if isinstance(event, tuple) else (event, 0)
+            if name in ("R", "W"):
+                run_program(self.fds[REQUEST.event], 8 * value, ord(name))
+            else:
+                run_program(self.fds[name], 0, value)
+        records = self.ring.read().copy()
+        self.ring.free()
+        assert set(records["kind"]) <= {KIND_CODE["swap_in"], KIND_CODE["swap_out"]}
+        return [
+            (KINDS[kind], int(pages)) for kind, pages in zip(records["kind"], records["pages"], strict=True)
+        ]
+
+
+@pytest.fixture(scope="module")
+def swap_io() -> Iterator[SwapIo]:
+    made = SwapIo()
+    yield made
+    made.ring.close()
+    made.programs.cleanup()
+
+
+def test_a_request_is_a_swap_only_inside_the_function_that_swaps(swap_io: SwapIo) -> None:
+    assert swap_io.see(("R", 1), ("W", 1)) == []
+    assert swap_io.see("swap_read", ("R", 1), "swap_read_returns") == [("swap_in", 1)]
+    assert swap_io.see("swap_write", ("W", 16), "swap_write_returns") == [("swap_out", 16)]
+    assert swap_io.see(("R", 1), ("W", 1)) == []
+    # The other direction is somebody else's request.
+    assert swap_io.see("swap_read", ("W", 1), "swap_read_returns") == []
+
+
+def test_what_makes_no_request_is_no_swap(swap_io: SwapIo) -> None:
+    # zswap had the page, or it is one of zeros.
+    assert swap_io.see("swap_read", "swap_read_returns", "swap_write", "swap_write_returns", ("R", 1)) == []
+
+
+def test_reclaim_in_the_middle_of_a_read_loses_neither(swap_io: SwapIo) -> None:
+    inner = ("swap_write", ("W", 1), "swap_write_returns")
+    rows = swap_io.see("swap_read", *inner, ("R", 1), "swap_read_returns")
+    assert rows == [("swap_out", 1), ("swap_in", 1)]
+
+
+def test_a_device_made_of_others_makes_one_swap_of_several_requests(swap_io: SwapIo) -> None:
+    assert swap_io.see("swap_read", ("R", 1), ("R", 1), "swap_read_returns") == [("swap_in", 1)]
+
+
+@pytest.mark.parametrize(("direction", "kind"), [("read", "swap_in"), ("write", "swap_out")])
+def test_a_device_that_takes_pages_at_once_counts_where_it_took_it(
+    swap_io: SwapIo, direction: str, kind: str
+) -> None:
+    begin, at_once, end = f"swap_{direction}", f"page_{direction}_returns", f"swap_{direction}_returns"
+    assert swap_io.see(begin, (at_once, 0), end) == [(kind, 1)]
+    request = (direction[0].upper(), 1)
+    assert swap_io.see(begin, (at_once, DEVICE_FULL), request, end) == [(kind, 1)]
+    # A file system reads so too.
+    assert swap_io.see((at_once, 0)) == []
