@@ -25,19 +25,23 @@ _AGE: Final = KIND_CODE["age"]
 _PROCESS_MADVISE: Final = KIND_CODE["process_madvise"]
 _BY_CGROUP: Final = (KIND_CODE["swap_out"], KIND_CODE["swap_in"])
 _CGROUPS: Final = Path("/sys/fs/cgroup")
+_PROCESSES: Final = Path("/proc")
+_ROOT: Final = 0
 
 
-def cgroup_id(pid: int) -> int | None:
-    """Return the id of a process's memory cgroup as tracepoints give it; None for the root's."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if path == "/" or not (controllers == "" or "memory" in controllers.split(",")):
-                continue
-            for root in (_CGROUPS / "memory", _CGROUPS, _CGROUPS / "unified"):
-                with contextlib.suppress(OSError):
-                    return (root / path.lstrip("/")).stat().st_ino
-    return None
+def cgroup_id(pid: int, processes: Path = _PROCESSES, cgroups: Path = _CGROUPS) -> int | None:
+    """Return the id of a process's memory cgroup as tracepoints have it; 0: the root's, None: it ended."""
+    try:
+        lines = (processes / str(pid) / "cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    paths = {controllers: path for _, controllers, path in (line.split(":", 2) for line in lines)}
+    # Version 1 names its controllers, version 2 does not: it has memory where no other has.
+    path = next((path for names, path in paths.items() if "memory" in names.split(",")), paths.get("", "/"))
+    for root in (cgroups / "memory", cgroups, cgroups / "unified") if path != "/" else ():
+        with contextlib.suppress(OSError):
+            return (root / path.lstrip("/")).stat().st_ino
+    return _ROOT
 
 
 class Attribution:
@@ -67,7 +71,10 @@ class Attribution:
         return {name: column[~unknown] for name, column in out.items()}
 
     def note_cgroups(self) -> None:
-        """Remember which cgroup each VM is in: rows of one that has just ended still come."""
+        """Remember which cgroup each VM is in: rows of one that has just ended still come.
+
+        A process may have been in another's for a moment, to start it there.
+        """
         for pid in self._pids():
             if (found := cgroup_id(pid)) is not None:
                 self._cgroups[pid] = found
@@ -90,8 +97,8 @@ class Attribution:
         self.note_cgroups()
         ids = [self._cgroups.get(pid) for pid in self._pids()]
         for vm, own in enumerate(ids):
-            # A cgroup that two traced VMs share says nothing of either.
-            if own is not None and ids.count(own) == 1:
+            # A cgroup that two traced VMs share says nothing of either, and in the root's anybody may be.
+            if own and ids.count(own) == 1:
                 out["vm"][rows[out["arg"][rows] == own]] = vm
         out["arg"][rows] = 0
         out["valid"][rows] &= ~np.uint8(VALID["arg"])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tracekit.probes.attribution import Attribution
+from tracekit.probes.attribution import Attribution, cgroup_id
 from tracekit.probes.filemap import fill_hvas, parse_maps
 from tracekit.probes.memslots import Memslot, MemslotTable
 from tracekit.probes.vmm import Signature, classify, signature_of
@@ -45,6 +45,44 @@ def two_vms() -> MemslotTable:
     for vm, slot, gpa, hva in ((0, 0, 0, 0x10000), (0, 1, 0x100000, 0x20000), (1, 0, 0, 0x50000)):
         table.add(Memslot(vm, slot, gpa, 0x8000, hva, 0, 10, "ioctl"))
     return table
+
+
+@pytest.mark.parametrize(
+    ("text", "group"),
+    [
+        ("0::/vm\n", "vm"),
+        ("0::/\n", ""),
+        ("5:cpu:/c\n4:memory:/vm\n0::/other\n", "memory/vm"),
+        ("4:memory,cpu:/\n0::/other\n", ""),
+        ("4:cpu:/c\n0::/vm\n", "unified/vm"),
+    ],
+)
+def test_a_memory_cgroup_is_found_in_every_layout(tmp_path: Path, text: str, group: str) -> None:
+    (tmp_path / "proc" / "7").mkdir(parents=True)
+    (tmp_path / "proc" / "7" / "cgroup").write_text(text)
+    folder = tmp_path / "cgroup" / group
+    folder.mkdir(parents=True)
+    expected = folder.stat().st_ino if group else 0
+    assert cgroup_id(7, tmp_path / "proc", tmp_path / "cgroup") == expected
+    assert cgroup_id(8, tmp_path / "proc", tmp_path / "cgroup") is None
+
+
+def test_a_process_that_was_in_a_vms_cgroup_for_a_moment_does_not_share_it(
+    two_vms: MemslotTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cgroups: dict[int, int | None] = {100: 77, 200: 77}
+    monkeypatch.setattr("tracekit.probes.attribution.cgroup_id", cgroups.get)
+    attribution = Attribution(two_vms, lambda: [100, 200])
+    gone = rows({"kind": "swap_out", "ts_ns": 20, "vm": VM_UNKNOWN, "arg": 77, "valid": ("arg",)})
+    assert attribution.resolve({name: column.copy() for name, column in gone.items()})["vm"].tolist() == []
+    cgroups[100] = 0  # back in the root's
+    assert attribution.resolve({name: column.copy() for name, column in gone.items()})["vm"].tolist() == [1]
+    cgroups[200] = None  # it has ended, and its last rows come
+    assert attribution.resolve({name: column.copy() for name, column in gone.items()})["vm"].tolist() == [1]
+    # In the root's anybody may be.
+    gone["arg"][:] = 0
+    assert attribution.resolve(gone)["vm"].tolist() == []
+    assert attribution.foreign == 2
 
 
 def test_an_address_tells_the_vm_and_foreign_memory_goes(two_vms: MemslotTable) -> None:
