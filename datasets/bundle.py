@@ -18,7 +18,7 @@ from tracekit.trace import Meta, open_trace
 
 __all__ = ["MAX_BYTES", "bundle"]
 
-MAX_BYTES = 2 << 20
+MAX_BYTES = 3 << 20
 """The most a bundled trace may weigh."""
 
 

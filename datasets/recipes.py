@@ -7,11 +7,13 @@ import ctypes
 import dataclasses
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from tracekit.datasets.memory_limit import join_when_started, memory_limit
 from tracekit.errors import FailedError
+from tracekit.trace.merge import merge
 
 __all__ = ["RECIPES", "Recipe", "record"]
 
@@ -22,7 +24,8 @@ class Recipe:
 
     `command` is traced with its children; a first word `tracekit` is run by this very interpreter.
     `options` go to `tracekit record`; `limit_bytes` is the memory limit of `limited_program`, which the
-    command starts. Without `huge_pages` the kernel gives the command's processes 4 KiB pages only.
+    command starts. Without `huge_pages` the kernel gives the command's processes 4 KiB pages only. The
+    command writes what its guest saw as `guest_trace` in its folder; that is merged with what the host saw.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Recipe:
     limit_bytes: int = 0
     limited_program: str = ""
     huge_pages: bool = True
+    guest_trace: str = ""
     licence: str = "CC0-1.0"
 
     @property
@@ -93,24 +97,30 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             name="linux-balloon-reporting",
-            title="a Linux guest frees 64 MiB, reports it, and is ballooned by 64 MiB",
+            title="a Linux guest frees 64 MiB, reports it, and is ballooned by 64 MiB: host and guest",
             about=(
                 "The same boot with free page reporting on: the guest fills and frees 64 MiB, the reports"
                 " come (QEMU discards those pages), then the balloon takes 64 MiB page by page and gives it"
-                " back."
+                " back. The guest's kernel tells of each page that it gives out or takes back, from early in"
+                " its boot on; that is merged with what the host saw."
             ),
+            huge_pages=False,
             command=(
                 *("tracekit", "lab", "linux", "--memory", "256M", "--free-page-reporting", "on"),
-                *("--alloc", "64M", "--balloon", "192M", "--settle", "5"),
+                *("--alloc", "64M", "--balloon", "192M", "--settle", "5", "--guest-trace", "guest.trace"),
             ),
+            guest_trace="guest.trace",
             can_tell=(
+                "each page that was free in the guest, when, and which of them the host had",
+                "which pages the guest zeroed that had come zeroed: at boot, and after they were given back",
                 "each range that the host dropped: by report, by balloon, and what came back",
                 "how long a freed page stayed resident before its report, and how large reports are",
                 "what the balloon costs per 4 KiB page on the side of the VMM",
             ),
             cannot_tell=(
                 "times under KVM: see linux-boot",
-                "free memory that was never reported: reports are of 2 MiB blocks and larger",
+                "which pages were free before the guest's kernel could tell: the first steps of its boot",
+                "a guest that keeps no account of its pages: 16 MiB of this one's hold its kernel's trace",
             ),
         ),
         Recipe(
@@ -180,6 +190,16 @@ def record(recipe: Recipe, path: Path, *, force: bool = False) -> None:
     Raises FailedError (with what the recorder said) if it did not come to an end; needs what
     `tracekit record` needs: root, eBPF, and for guests under KVM /dev/kvm.
     """
+    if not recipe.guest_trace:
+        _record(recipe, path, force=force)
+        return
+    with tempfile.TemporaryDirectory(prefix="tracekit-sides-") as folder:
+        host = Path(folder) / "host.trace"
+        _record(recipe, host, folder=folder)
+        merge(host, Path(folder) / recipe.guest_trace, path, force=force)
+
+
+def _record(recipe: Recipe, path: Path, *, folder: str | None = None, force: bool = False) -> None:
     tracekit = [sys.executable, "-m", "tracekit"]
     words = [*tracekit, *recipe.command[1:]] if recipe.command[0] == "tracekit" else list(recipe.command)
     options = [*(["-f"] if force else []), *recipe.options, "-o", str(path)]
@@ -190,7 +210,9 @@ def record(recipe: Recipe, path: Path, *, force: bool = False) -> None:
         group = None
         if recipe.limit_bytes:
             group = setting.enter_context(memory_limit(recipe.limit_bytes, 4 * recipe.limit_bytes))
-        run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        run = subprocess.Popen(
+            command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
         if group:
             join_when_started(group, recipe.limited_program, run)
         errors = run.communicate()[1]

@@ -21,8 +21,9 @@ RUNNABLE: Final = 1
 def every_scenario(room: Room) -> tuple[list[Scenario], list[str]]:
     """Return a scenario per mechanism, then all of them combined; and why the others are left out.
 
-    Each has its defaults, but for a policy that the trace lacks the events for: then the first that it has
-    them for. The limit of `swap` is half of the guest's memory.
+    Each has its defaults, but for a policy that the trace lacks the events for (or the memory: a balloon that
+    is to leave all of it free): then the first that it has them for. The limit of `swap` is half of the
+    guest's memory.
     """
     found: list[Scenario] = []
     left_out: list[str] = []
@@ -44,10 +45,12 @@ def _first_that_runs(room: Room, mechanism: Mechanism) -> tuple[Scenario | None,
         given["runnable"] = RUNNABLE
     if mechanism.name == "swap" and room.timeline.memory_bytes:
         given["limit_mib"] = room.timeline.memory_bytes / 2 / (1 << 20)
+    defaults = mechanism.defaults()
+    default = defaults.get("policy")
     policies = next((p.choices for p in mechanism.params if p.name == "policy"), ())
-    default = mechanism.defaults().get("policy")
+    small = mechanism.name == "balloon" and _leaves_all_free(room, float(defaults["free_mib"]))
     why = ""
-    for policy in sorted(policies, key=lambda one: one != default) or [""]:
+    for policy in sorted(policies, key=lambda one: (one == default) is small) or [""]:
         more = {**given, "policy": policy} if policy and policy != default else given
         scenario = Scenario(_name(mechanism, more), (mechanism,), {mechanism.name: more})
         try:
@@ -57,6 +60,11 @@ def _first_that_runs(room: Room, mechanism: Mechanism) -> tuple[Scenario | None,
         else:
             return scenario, ""
     return None, why
+
+
+def _leaves_all_free(room: Room, free_mib: float) -> bool:
+    size = room.timeline.memory_bytes
+    return size is not None and size <= free_mib * (1 << 20)
 
 
 def _name(mechanism: Mechanism, params: Mapping[str, ParamValue]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import polars as pl
 import pytest
 
 from tracekit.datasets.catalog import trace_path
+from tracekit.datasets.recipes import RECIPES, record
 from tracekit.trace import open_trace
+from tracekit.trace.schema import FLAG_ATTACH, FLAG_ZEROED
 
 
 @pytest.mark.live
@@ -32,3 +35,27 @@ def test_small_guest_is_recorded_anew_with_the_same_guest_pages(tmp_path: Path) 
         for path in (out, trace_path(name))
     )
     assert again.equals(bundled)
+
+
+@pytest.mark.live("qemu-system-x86_64")
+def test_a_linux_guest_is_recorded_from_both_sides(tmp_path: Path) -> None:
+    words = ("lab", "linux", "--memory", "160M", "--alloc", "16M", "--balloon", "144M", "--settle", "0")
+    recipe = dataclasses.replace(
+        RECIPES["linux-balloon-reporting"], command=("tracekit", *words, "--guest-trace", "guest.trace")
+    )
+    record(recipe, tmp_path / "both.trace")
+    trace = open_trace(tmp_path / "both.trace")
+    offset = json.loads((trace.path / "meta.json").read_text())["merge"]["offset"]
+    # Thousands of pages that both saw agree on the clocks within some microseconds.
+    assert offset["pairs"] > 5_000
+    assert offset["contradicting"] < offset["pairs"] / 100
+    assert 0 < offset["high_ns"] - offset["low_ns"] < 2_000_000
+    events = trace.events.select("kind", "gfn", "pages", "flags", "tid").collect()
+    allocated = events.filter(pl.col("kind") == "page_alloc")
+    assert set(allocated["flags"]) == {FLAG_ZEROED}  # Debian's kernel: init_on_alloc
+    assert allocated.group_by("tid").agg(pl.col("pages").sum())["pages"].max() >= (16 << 20) // 4096
+    for kind in ("balloon_inflate", "balloon_deflate"):
+        assert events.filter(pl.col("kind") == kind)["pages"].sum() == (16 << 20) // 4096
+    # What was free before the first event, and no more than there is.
+    before = events.filter((pl.col("kind") == "page_free") & (pl.col("flags") == FLAG_ATTACH))
+    assert (64 << 20) // 4096 < before["pages"].sum() < (160 << 20) // 4096

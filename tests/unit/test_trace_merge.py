@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pytest
 
@@ -95,7 +96,9 @@ def test_every_event_once_in_order_with_its_side(sides, tmp_path):
 
 
 def test_side_tables_are_joined_and_the_offset_is_stated(sides, tmp_path):
-    trace, offset = merge(sides / "host.trace", sides / "guest.trace", tmp_path / "both.trace", vm=1)
+    # Of the two VMs only one has memory: that is the guest.
+    trace, offset = merge(sides / "host.trace", sides / "guest.trace", tmp_path / "both.trace")
+    assert set(trace.events.filter(pl.col("kind") == "page_alloc").collect()["vm"]) == {1}
     assert trace.lost == 15
     assert trace.losses["reason"].to_list() == ["ring full", "guest: ring full"]
     assert set(trace.samples["metric"]) == {"rss_bytes", "guest_free_bytes"}
@@ -120,8 +123,10 @@ def test_a_given_offset_is_taken_as_given(sides, tmp_path):
 
 def test_what_is_not_a_pair_is_refused(sides, tmp_path):
     host, guest, out = sides / "host.trace", sides / "guest.trace", tmp_path / "x.trace"
+    with TraceWriter(tmp_path / "two.trace", Meta(vms=[{"pid": 1}, {"pid": 2}])) as writer:
+        writer.append(events_batch(ts_ns=[5], kind="ept_violation", gfn=3))
     with pytest.raises(UsageError, match="2 VMs"):
-        merge(host, guest, out)
+        merge(tmp_path / "two.trace", guest, out)
     with pytest.raises(UsageError, match="no VM 7"):
         merge(host, guest, out, vm=7)
     with pytest.raises(UsageError, match="no host events"):
@@ -134,6 +139,33 @@ def test_what_is_not_a_pair_is_refused(sides, tmp_path):
     with pytest.raises(UsageError, match="exists"):
         merge(host, guest, guest, vm=1)
     assert not out.exists()
+
+
+def test_a_guest_that_zeroes_all_pages_is_bounded_by_what_each_thread_did_before(tmp_path):
+    """Thread 5 allocates every 100 us, and each page is touched 8 to 2 us before it is told of."""
+    gfn = np.arange(3_000)
+    alloc = 50 * SECOND + gfn * 100_000
+    with TraceWriter(tmp_path / "host.trace", Meta()) as writer:
+        writer.append(events_batch(ts_ns=alloc - 2000, kind="ept_violation", gfn=gfn, latency_ns=6000))
+
+    def guest(name, tid, meta):
+        with TraceWriter(tmp_path / name, meta) as writer:
+            for part in np.array_split(gfn, 3):
+                told = {"ts_ns": alloc[part] - 9 * SECOND, "kind": "page_alloc", "gfn": part}
+                writer.append(events_batch(**told, flags=FLAG_ZEROED, tid=tid))
+        return open_trace(tmp_path / name)
+
+    host = open_trace(tmp_path / "host.trace")
+    found = find_offset(host, guest("one.trace", 5, Meta()))
+    assert 9 * SECOND - 2000 <= found.low_ns <= 9 * SECOND <= found.high_ns <= 9 * SECOND + 92_000
+    # Two threads in turn, or one without a number, know less of when each began.
+    in_turn = find_offset(host, guest("two.trace", 5 + gfn[:1000] % 2, Meta()))
+    assert found.high_ns < in_turn.high_ns <= 9 * SECOND + 192_000
+    with pytest.raises(FailedError, match="both sides"):
+        find_offset(host, guest("none.trace", 0, Meta()))
+    # Such a trace may say itself how far its times are from the host's.
+    known = guest("known.trace", 0, Meta(clock={"name": "CLOCK_MONOTONIC", "uncertainty_ns": 700}))
+    assert merge(host.path, known.path, tmp_path / "m.trace")[1] == given_offset(0, 700)
 
 
 def test_compound_pages_count_for_each_of_their_pages(tmp_path):

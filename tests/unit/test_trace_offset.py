@@ -111,7 +111,7 @@ def test_pages_that_the_recorder_itself_used_do_not_pull_the_offset_away(seed):
             np.concatenate([seen.ts, freed]),
             np.concatenate([seen.alloc, none]),
             np.concatenate([seen.zeroed, none]),
-            np.concatenate([seen.fault, none]),
+            np.concatenate([seen.began, none]),
             seen.start_ns,
             seen.stop_ns,
         ),

@@ -179,6 +179,10 @@ def linux(
         bool,
         typer.Option("--page-events", help="The guest's kernel tells of its pages (in --json)."),
     ] = False,
+    guest_trace: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Write what it tells as a trace, for tracekit merge."),
+    ] = None,
     prealloc: Annotated[
         bool, typer.Option("--prealloc", help="The host populates all guest memory first.")
     ] = False,
@@ -197,8 +201,12 @@ def linux(
     json: Annotated[bool, typer.Option("--json", help="Print the steps as JSON.")] = False,
 ) -> None:
     """Boot a real Linux guest in QEMU with virtio-balloon and say what each step left resident."""
+    from tracekit.errors import UsageError
+    from tracekit.lab.guest_pages import GuestPages, as_trace
     from tracekit.lab.linux_guest import LinuxPlan, run_plan
 
+    if guest_trace and guest_trace.exists():
+        raise UsageError(f"{guest_trace} exists", hint="--guest-trace with another path")
     account = run_plan(
         LinuxPlan(
             memory_bytes=memory,
@@ -209,7 +217,7 @@ def linux(
             balloon_bytes=balloon,
             commands=tuple(run or ()),
             settle_s=settle,
-            page_events=page_events,
+            page_events=page_events or guest_trace is not None,
             prealloc=prealloc,
             page_bytes=_PAGE_BYTES[page_size] if page_size else 0,
             cgroup=cgroup,
@@ -217,6 +225,10 @@ def linux(
             kit=kit,
         )
     )
+    if guest_trace:
+        as_trace(GuestPages(**account["guest_pages"]), guest_trace)
+        if not page_events:
+            del account["guest_pages"]
     if json:
         print_json(account)
     else:

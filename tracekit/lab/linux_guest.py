@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from tracekit.datasets.memory_limit import charged_bytes, charged_file_bytes
 from tracekit.errors import FailedError, UsageError
 from tracekit.lab.debian import Kernel, kernel, unpacked
-from tracekit.lab.guest_pages import follow_pages, followed_pages
+from tracekit.lab.guest_pages import KERNEL_ARGUMENTS, follow_pages, followed_pages
 from tracekit.lab.huge_pages import backed_by
 from tracekit.lab.initramfs import Initramfs
 from tracekit.lab.kernel_modules import load_order
@@ -33,12 +33,12 @@ class LinuxPlan:
 
     After boot it runs `commands` (shell), writes and deletes a file of `alloc_bytes` in its memory, then its
     balloon is inflated until `balloon_bytes` of guest memory are left (0: neither), then deflated. With
-    `page_events` the guest's kernel tells which pages it gives out and takes back, from boot on. `kit` is a
-    folder of `make_kit` to boot from; without one, the guest is made of `kernel_package` and busybox.
-    The host populates all guest memory first (`prealloc`); QEMU's memory has pages of `page_bytes` (4096, or
-    2 MiB where transparent huge pages fit; 0: whatever the host gives) and is charged to `cgroup`, a folder
-    (default: the caller's). A `mergeable` guest's memory is open to KSM, and where that runs, `run_plan`
-    waits for ksmd after each command. `qemu_arguments` come after QEMU's others.
+    `page_events` the guest's kernel tells which pages it gives out and takes back, from early in its boot on.
+    `kit` is a folder of `make_kit` to boot from; without one, the guest is made of `kernel_package` and
+    busybox. The host populates all guest memory first (`prealloc`); QEMU's memory has pages of `page_bytes`
+    (4096, or 2 MiB where transparent huge pages fit; 0: whatever the host gives) and is charged to `cgroup`,
+    a folder (default: the caller's). A `mergeable` guest's memory is open to KSM, and where that runs,
+    `run_plan` waits for ksmd after each command. `qemu_arguments` come after QEMU's others.
     """
 
     memory_bytes: int = 1 << 30
@@ -146,6 +146,7 @@ class LinuxGuest:
     def _arguments(self, kit: Path) -> list[str | Path]:
         plan = self.plan
         reporting = "on" if plan.free_page_reporting else "off"
+        told = KERNEL_ARGUMENTS if plan.page_events else ""
         machine = f"q35,mem-merge={'on' if plan.mergeable else 'off'}"
         backend: list[str] = []
         if plan.prealloc:
@@ -163,7 +164,7 @@ class LinuxGuest:
             ),
             *("-m", f"{plan.memory_bytes >> 20}M", "-smp", str(plan.vcpus)),
             *("-kernel", kit / "vmlinuz", "-initrd", kit / "initramfs"),
-            *("-append", f"console=ttyS0 quiet panic=-1 {plan.kernel_arguments}"),
+            *("-append", f"console=ttyS0 quiet panic=-1 {plan.kernel_arguments} {told}".strip()),
             *("-device", f"virtio-balloon-pci,free-page-reporting={reporting}"),
             *plan.qemu_arguments,
         ]

@@ -18,6 +18,7 @@ __all__ = ["WIDTH", "brief_table", "chance_table", "ledger_table"]
 
 WIDTH: Final = 80
 _BAR: Final = 20
+_NAME: Final = 19  # what the brief table has room for: free_page_reporting
 _STYLES: Final = {"measured": "green", "bounded": "yellow", "assumed": "magenta"}
 
 
@@ -66,18 +67,32 @@ def chance_table(rows: pl.DataFrame) -> RenderableType:
 def brief_table(rows: pl.DataFrame) -> RenderableType:
     """Return one line per scenario: what it saves of stall and of mean resident memory, with intervals.
 
-    The label is that of the stall.
+    Each figure's label is its first letter; the legend below names those that occur.
     """
     frame = checked(rows)
     table = Table(box=None, width=WIDTH, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column("scenario", overflow="fold", ratio=1)
-    for name in ("stall saved", "[low, high]", "memory saved", "[low, high]"):
-        table.add_column(Text(name), justify="right", no_wrap=True)
+    table.add_column("saved by", overflow="fold", ratio=1)
+    for name in ("stall", "memory"):
+        for one in (name, "[low, high]", ""):
+            table.add_column(Text(one), justify="right", no_wrap=True)
+    used = set()
     for scenario in scenarios(frame):
         found = {entry.metric: entry for entry in entries(frame, scenario, every=True)}
-        figures = [_saving(found[name]) if name in found else ("", "") for name in ("stall", "resident_mean")]
-        table.add_row(Text(plain(scenario)), *(Text(one) for pair in figures for one in pair))
-    return table
+        cells = []
+        for metric in ("stall", "resident_mean"):
+            label = found[metric].label if metric in found else ""
+            saved = _saving(found[metric]) if metric in found else ("", "")
+            cells += [*map(Text, saved), Text(label[:1], style=_STYLES.get(label, ""))]
+            used.add(label)
+        table.add_row(Text(_in_lines(plain(scenario))), *cells)
+    legend = (Text(f"{name[0]} = {name}: {LABELS[name]}", style="dim") for name in LABELS if name in used)
+    return Group(table, Text(""), *legend)
+
+
+def _in_lines(scenario: str) -> str:
+    """Break a long name where its parameters are."""
+    name, comma, parameters = scenario.partition(",")
+    return f"{name},\n {parameters}" if comma and len(scenario) > _NAME else scenario
 
 
 class _Bars:

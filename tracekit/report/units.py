@@ -38,7 +38,7 @@ _LADDERS: Final[dict[str, tuple[Scale, ...]]] = {
     "count": (Scale(1, ""), Scale(1e6, "M"), Scale(1e9, "G")),
 }
 _COUNT_FROM: Final = 10_000_000  # counts are shown whole below: people check them against other counters
-_SAME_SCALE: Final = 1000  # an end that is so much larger than the value gets a unit of its own
+_SAME_SCALE: Final = 100  # an end that is so much larger than the value gets a unit of its own
 _MOST_SHOWN: Final = 100_000  # of any other unit; above it a number would no longer fit its column
 
 
@@ -72,8 +72,10 @@ def _digits(value: float, scale: Scale, decimals: int | None = None) -> str:
     if abs(shown) >= _MOST_SHOWN:
         return f"{shown:.2e}"
     own = _decimals(shown)
-    if decimals is None or round(shown, decimals) == 0:
+    if decimals is None:
         decimals = own
+    elif round(shown, decimals) == 0:
+        decimals = own - 2
     text = f"{shown:,.{decimals}f}"
     # What is not zero must never be written as zero.
     return text if round(shown, decimals) else f"{shown:.1g}"
@@ -98,7 +100,7 @@ def human(value: float | None, unit: str) -> str:
 
 
 def human_interval(value: float | None, low: float | None, high: float | None, unit: str) -> tuple[str, str]:
-    """Show a value with its unit, and its interval in the same scale without it.
+    """Show a value with its unit, and its interval in the same scale without it, or in another with it.
 
     An end that is null or infinite is written as `?`: the trace does not bound it.
 
@@ -106,6 +108,8 @@ def human_interval(value: float | None, low: float | None, high: float | None, u
     ('774 ms', '[70, 1,200]')
     >>> human_interval(5e6, 0, None, "ns")
     ('5.00 ms', '[0, ?]')
+    >>> human_interval(60 << 10, -1 << 20, 93 << 20, "bytes")
+    ('60.0 KiB', '[-1.0, 93.0] MiB')
     """
     if value is None or math.isnan(value):
         return UNKNOWN, ""
@@ -113,11 +117,17 @@ def human_interval(value: float | None, low: float | None, high: float | None, u
     scale = scale_for(anchor, unit)
     furthest = max((abs(e) for e in (low, high) if e is not None and math.isfinite(e)), default=0.0)
     if furthest > _SAME_SCALE * abs(anchor):
-        return human(value, unit), f"[{human(low, unit)}, {human(high, unit)}]"
+        own = scale_for(furthest, unit)
+        return human(value, unit), f"{_ends(low, high, own, furthest)}{_unit(own)}"
     decimals = _decimals(anchor / scale.divisor)
-    ends = ("?" if e is None or not math.isfinite(e) else _digits(e, scale, decimals) for e in (low, high))
     shown = f"{_digits(value, scale, decimals)}{_unit(scale)}" if math.isfinite(value) else UNBOUNDED
-    return shown, f"[{', '.join(ends)}]"
+    return shown, _ends(low, high, scale, anchor)
+
+
+def _ends(low: float | None, high: float | None, scale: Scale, like: float) -> str:
+    decimals = _decimals(like / scale.divisor)
+    ends = ("?" if e is None or not math.isfinite(e) else _digits(e, scale, decimals) for e in (low, high))
+    return f"[{', '.join(ends)}]"
 
 
 def _first_finite(*values: float | None) -> float:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from tracekit.errors import UsageError
+from tracekit.errors import FailedError, UsageError
 from tracekit.trace.holdback import times
 from tracekit.trace.merging import Source, merge_sources
 from tracekit.trace.meta import Meta, tool_version
@@ -38,8 +38,8 @@ def merge(
 ) -> tuple[Trace, Offset]:
     """Write one trace with all events of both, in time order on the host's clock.
 
-    Guest events get the number of the VM (`vm`; may be left out when the host saw one VM only) and host
-    times; nothing else of a row changes. Side tables are joined too, the guest's metrics with `guest_`
+    Guest events get the number of the VM (`vm`; may be left out when the host saw memory of one only) and
+    host times; nothing else of a row changes. Side tables are joined too, the guest's metrics with `guest_`
     before their names. How the offset was found and how sure it is stands in meta.json under `merge`.
 
     Raises UsageError when the traces are not of these two sides, FailedError when the offset cannot be
@@ -48,7 +48,7 @@ def merge(
     host_trace, guest_trace = open_trace(host), open_trace(guest)
     number = _vm_number(host_trace, vm)
     if offset is None:
-        offset = find_offset(host_trace, guest_trace, number)
+        offset = _offset(host_trace, guest_trace, number)
     meta = _joined_meta(host_trace, guest_trace, number, offset)
     guest_marks = len(host_trace.meta.marks)
     sources = _sources(host_trace) + _sources(
@@ -79,8 +79,22 @@ def find_offset(host: Trace, guest: Trace, vm: int = 0) -> Offset:
     return estimate_offset(touches, pages, _reports(host, vm, pages.gfn))
 
 
+def _offset(host: Trace, guest: Trace, vm: int) -> Offset:
+    """Estimate the offset; where the pages don't tell, a guest's trace in the host's times needs none."""
+    try:
+        return find_offset(host, guest, vm)
+    except FailedError:
+        known = given_offset(0, guest.meta.clock.get("uncertainty_ns"))
+        if known is None or known.low_ns is None:
+            raise
+        return known
+
+
 def _vm_number(host: Trace, vm: int | None) -> int:
     count = len(host.meta.vms)
+    with_memory = host.memslots["vm"].unique().to_list()
+    if vm is None and len(with_memory) == 1:
+        return int(with_memory[0])
     if vm is None and count > 1:
         raise UsageError(f"{host.path} holds {count} VMs", hint=f"say which with --vm 0 … {count - 1}")
     if vm is not None and not 0 <= vm < max(count, 1):
@@ -120,13 +134,15 @@ def _page_events(guest: Trace, touched: np.ndarray) -> PageEvents:
     kept: list[list[np.ndarray]] = []
     rows, step = 0, 1
     faults = _guest_faults(guest)
+    last = _LastOfThread()
     for batch in guest.batches(["ts_ns", "kind", "tid", "gfn", "pages", "flags"]):
         allocs, frees = _is_kind(batch, "page_alloc"), _is_kind(batch, "page_free")
         keep = (allocs | frees) & _valid(batch, "gfn")
         zeroed = (batch.column("flags").to_numpy() & FLAG_ZEROED) != 0
         gfn, pages = batch.column("gfn").fill_null(0).to_numpy(), batch.column("pages").to_numpy()
-        began = _fault_of(batch.column("tid").to_numpy(), times(batch), faults)
-        columns = [column[keep] for column in (gfn, times(batch), allocs, zeroed, began)]
+        tid, when = batch.column("tid").to_numpy()[keep], times(batch)[keep]
+        began = np.maximum(_fault_of(tid, when, faults), last.before(tid, when))
+        columns = [gfn[keep], when, allocs[keep], zeroed[keep], began]
         for part in _expanded(columns, pages[keep]):
             mine = find(touched, part[0])[1] & (part[0] % np.uint64(step) == 0)
             kept.append([column[mine] for column in part])
@@ -172,6 +188,27 @@ def _fault_of(
     found = np.zeros(len(ts), np.uint64)
     found[inside] = begin[last[inside]]
     return found
+
+
+class _LastOfThread:
+    """When each thread was last told of, over the batches of a trace."""
+
+    def __init__(self) -> None:
+        self._last: dict[int, int] = {}
+
+    def before(self, tid: np.ndarray, ts: np.ndarray) -> np.ndarray:
+        """Return the time of the row before each of the same thread, 0 where none is known."""
+        found = np.zeros(len(tid), np.uint64)
+        if not len(tid):
+            return found
+        order = np.argsort(tid, kind="stable")
+        threads, first = np.unique(tid[order], return_index=True)
+        found[order[1:]] = ts[order[:-1]]
+        found[order[first]] = [self._last.get(thread, 0) for thread in threads.tolist()]
+        ends = np.concatenate([first[1:], [len(tid)]]) - 1
+        self._last.update(zip(threads.tolist(), ts[order[ends]].tolist(), strict=True))
+        found[tid == 0] = 0  # the idle task of any CPU
+        return found
 
 
 def _expanded(columns: list[np.ndarray], pages: np.ndarray) -> Iterator[list[np.ndarray]]:

@@ -49,11 +49,15 @@ class Probes(TypedDict, total=False):
 
 
 class Clock(TypedDict, total=False):
-    """The clock of `ts_ns`, and what to add to it for CLOCK_REALTIME and CLOCK_BOOTTIME."""
+    """The clock of `ts_ns`, and what to add to it for CLOCK_REALTIME and CLOCK_BOOTTIME.
+
+    `uncertainty_ns`: the trace is a guest's, its times were made the host's, and may be so far off.
+    """
 
     name: str
     realtime_offset_ns: int
     boot_offset_ns: int
+    uncertainty_ns: int
 
 
 class Mark(TypedDict):

@@ -6,8 +6,8 @@ that they run alike (a constant drift is found). Four facts about a page bound i
 - *touched only while allocated*: between a page_free and the next page_alloc that does not zero, no
   first touch (ept_violation) of the page can fall. A touch lands right after its allocation, so this
   bounds the offset from above, tightly.
-- *zeroed inside a fault*: a page that is zeroed as it is allocated is touched before its page_alloc, but
-  where that lies in a guest_fault of the same thread, not before the fault began.
+- *zeroed as it is allocated*: such a page is touched before its page_alloc, but not before its thread's
+  last page_alloc or page_free, nor, in a guest_fault of the thread, before that fault began.
 - *zeroed means touched*: when page_alloc reports a zeroed page, its first touch is over. Tight from
   below, because the zeroing itself is most often that touch.
 - *reported only while free*: a free_page_report of the page falls outside its allocated times.
@@ -56,14 +56,14 @@ class Touches:
 class PageEvents:
     """Allocations and frees seen by the guest, a row per 4 KiB page; times in guest ns, masks of bool.
 
-    `fault` is when the guest_fault began that an allocation was made for, 0 where it was none.
+    `began` is a time at which the thread had not begun with it yet, 0 where none is known.
     """
 
     gfn: np.ndarray
     ts: np.ndarray
     alloc: np.ndarray
     zeroed: np.ndarray
-    fault: np.ndarray
+    began: np.ndarray
     start_ns: int
     stop_ns: int
 
@@ -109,7 +109,7 @@ def estimate_offset(
     order = np.lexsort((pages.ts, pages.gfn))
     ts = pages.ts[order].astype(np.int64)
     rows = replace(pages, gfn=pages.gfn[order], ts=ts, alloc=pages.alloc[order], zeroed=pages.zeroed[order])
-    rows = replace(rows, fault=pages.fault[order].astype(np.int64))
+    rows = replace(rows, began=pages.began[order].astype(np.int64))
     at, known = find(touches.gfn, rows.gfn)
     if not known.any():
         raise _cannot("no page is in both traces")
@@ -212,8 +212,8 @@ def _touched_before_taken(rows: PageEvents, known: np.ndarray, starts: np.ndarra
     first = np.concatenate([[True], rows.gfn[1:] != rows.gfn[:-1]])
     before = np.where(first, rows.start_ns, np.concatenate([[0], rows.ts[:-1]]))
     was_free = first | ~np.concatenate([[False], rows.alloc[:-1]])
-    # A page that is zeroed is touched before its page_alloc event, though in the fault it was allocated for.
-    until = np.where(rows.zeroed, rows.fault, rows.ts)
+    # A page that is zeroed is touched before its page_alloc event, but not before its thread began with it.
+    until = np.where(rows.zeroed, rows.began, rows.ts)
     taken = known & rows.alloc & (until > before) & was_free
     return (starts - until)[taken], (starts - before)[taken], rows.ts[taken]
 

@@ -12,7 +12,7 @@ from tracekit.lab.validate.case import Prediction, Recording, Run
 from tracekit.lab.validate.curves import resident_at
 from tracekit.replay import Result
 from tracekit.trace import Trace
-from tracekit.trace.merge import given_offset, merge
+from tracekit.trace.merge import merge
 
 __all__ = [
     "WORKLOADS",
@@ -59,20 +59,9 @@ def emulated() -> bool:
 
 def with_its_pages(recording: Recording) -> Trace:
     """Return the recording merged with the page events of its guest's kernel."""
-    told = recording.account["guest_pages"]
-    pages = GuestPages(told["flags"], told["events"], tuple(told["between_ns"]))
     path = recording.path.with_suffix(".guest.trace")
-    as_trace(pages, path)
-    low, high = pages.between_ns
-    merged, _ = merge(
-        recording.path,
-        path,
-        recording.path.with_suffix(".merged.trace"),
-        vm=int(recording.trace.memslots["vm"][0]),
-        offset=given_offset(0, (high - low) // 2),
-        force=True,
-    )
-    return merged
+    as_trace(GuestPages(**recording.account["guest_pages"]), path, force=True)
+    return merge(recording.path, path, recording.path.with_suffix(".merged.trace"), force=True)[0]
 
 
 def end_of(recording: Recording, step: str) -> int:
