@@ -177,3 +177,25 @@ def test_moving_guest_times_to_the_host():
     assert drifting.to_host(np.array([10_000, 20_000], np.uint64)).tolist() == [10_100, 20_110]
     with pytest.raises(FailedError, match="before the start"):
         Offset(-100, None, None, given=True).to_host(np.array([5], np.uint64))
+
+
+def test_what_is_known_of_the_clocks_tells_two_peaks_apart():
+    """Every page is given out twice, the second time just two seconds after the first; odd ones zeroed."""
+    gfn = np.arange(500)
+    at = 1000 * SECOND + gfn * 1_000_000
+    zeroed = gfn % 2 == 1
+    start = np.where(zeroed, at - 3000, at + 1000)
+    touches = Touches(gfn, start, start + 2000)
+    pages = PageEvents(
+        np.tile(gfn, 3),
+        np.concatenate([at, at + SECOND, at + 2 * SECOND]),
+        np.repeat([True, False, True], len(gfn)),
+        np.concatenate([zeroed, zeroed & False, zeroed]),
+        np.zeros(3 * len(gfn), np.int64),
+        int(at[0]) - 1,
+        int(at[-1]) + 3 * SECOND,
+    )
+    with pytest.raises(FailedError, match="no offset stands out"):
+        estimate_offset(touches, pages)
+    found = estimate_offset(touches, pages, within_ns=5_000_000)
+    assert -1000 <= found.low_ns <= 0 <= found.high_ns <= 1000

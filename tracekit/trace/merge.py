@@ -76,7 +76,8 @@ def find_offset(host: Trace, guest: Trace, vm: int = 0) -> Offset:
     """Estimate the offset of the guest's clock from the pages that both traces tell of; see `offset.py`."""
     touches = _touches(host, vm)
     pages = _page_events(guest, touches.gfn)
-    return estimate_offset(touches, pages, _reports(host, vm, pages.gfn))
+    within = guest.meta.clock.get("uncertainty_ns")
+    return estimate_offset(touches, pages, _reports(host, vm, pages.gfn), within_ns=within)
 
 
 def _offset(host: Trace, guest: Trace, vm: int) -> Offset:

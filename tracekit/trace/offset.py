@@ -100,11 +100,16 @@ class Offset:
 
 
 def estimate_offset(
-    touches: Touches, pages: PageEvents, reports: tuple[np.ndarray, np.ndarray] | None = None
+    touches: Touches,
+    pages: PageEvents,
+    reports: tuple[np.ndarray, np.ndarray] | None = None,
+    *,
+    within_ns: int | None = None,
 ) -> Offset:
     """Estimate the offset; `reports` are (gfn, host ns) of free page reports.
 
-    Raises FailedError when the two traces do not show enough of the same pages.
+    `within_ns`: where the offset is known to be no further from 0, touches further from an allocation are
+    not of it. Raises FailedError when the two traces do not show enough of the same pages.
     """
     order = np.lexsort((pages.ts, pages.gfn))
     ts = pages.ts[order].astype(np.int64)
@@ -116,6 +121,8 @@ def estimate_offset(
     starts, ends = touches.start.astype(np.int64)[at], touches.end.astype(np.int64)[at]
     origin = (pages.start_ns + pages.stop_ns) // 2
     pairs = known & rows.alloc
+    if within_ns is not None:
+        pairs &= np.abs(starts - ts) <= within_ns + _PEAK_NS[0]
     drift, spread = _drift((starts - ts)[pairs], ts[pairs], origin)
     ruled_out = [
         _touched_before_taken(rows, known, starts),
