@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ _CGROUP: Final = {
     "memory.usage_in_bytes": "cgroup_memory_bytes",
     "memory.memsw.usage_in_bytes": "cgroup_memory_and_swap_bytes",
 }
+_RUNNING: Final = re.compile(r"^procs_running (\d+)", re.MULTILINE)
 _PRESSURE: Final = re.compile(r"^(some|full) .*total=(\d+)", re.MULTILINE)
 
 
@@ -41,12 +43,19 @@ def sample_process(pid: int, *, pss: bool = True) -> Iterator[tuple[str, float]]
 
 
 def sample_host() -> Iterator[tuple[str, float]]:
-    """Yield (metric, value) of the whole host: memory pressure, available memory and free swap."""
+    """Yield (metric, value) of the whole host: memory pressure, available memory, free swap, its run queue.
+
+    `runnable_threads` are those that run or could, without the one that asks (procs_running in proc(5)).
+    """
     with contextlib.suppress(OSError):
         for kind, total in _PRESSURE.findall(Path("/proc/pressure/memory").read_text()):
             yield f"psi_memory_{kind}_us", float(total)
     wanted = {"MemAvailable": "host_available_bytes", "SwapFree": "host_swap_free_bytes"}
     yield from _table(Path("/proc/meminfo"), wanted)
+    with contextlib.suppress(OSError):
+        for running in _RUNNING.findall(Path("/proc/stat").read_text()):
+            yield "runnable_threads", max(0.0, float(running) - 1)
+        yield "cpus", float(os.sysconf("SC_NPROCESSORS_ONLN"))
 
 
 def _table(path: Path, wanted: dict[str, str]) -> Iterator[tuple[str, float]]:

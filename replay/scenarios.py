@@ -81,6 +81,8 @@ def _checked(mechanism: Mechanism, given: Mapping[str, Any]) -> dict[str, ParamV
 
 def _value(mechanism: Mechanism, param: Param, value: Any) -> ParamValue:
     what = f"{mechanism.name}.{param.name}"
+    if value in param.words:
+        return str(value)
     if isinstance(param.default, str):
         if param.choices and value not in param.choices:
             raise UsageError(f"{what} cannot be {value}", hint=f"{what}={nearest(str(value), param.choices)}")
@@ -95,7 +97,8 @@ def _value(mechanism: Mechanism, param: Param, value: Any) -> ParamValue:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not abs(number) <= MOST.get(param.unit, MOST[""]):
-        raise UsageError(f"{what} must be a number{_unit(param)}, not {value}")
+        instead = "".join(f" or {word}" for word in param.words)
+        raise UsageError(f"{what} must be a number{_unit(param)}{instead}, not {value}")
     if isinstance(param.default, int):
         if number != int(number):
             raise UsageError(f"{what} must be a whole number{_unit(param)}, not {value}")

@@ -88,7 +88,8 @@ class Own(NamedTuple):
 class Param:
     """A parameter of a mechanism: its default, unit, range or choices, and a line of help.
 
-    A `required` one must be given, and stands in the name of every scenario that uses it.
+    A `required` one must be given, and stands in the name of every scenario that uses it. A number may be one
+    of `words` instead.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Param:
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
     required: bool = False
 
 

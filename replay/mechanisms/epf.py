@@ -13,6 +13,10 @@ How much of a wait is overlapped depends on what else could run: `runnable` othe
 fault trace holds. Low: nothing is overlapped, and the switches were made in vain. High: every wait is, if
 there is any other thread. Value: the vCPU goes on until all `runnable` threads wait too. What follows on the
 vCPU in the recording counts as the other threads' work, in the recorded order: nothing is scheduled anew.
+
+With `runnable=recorded` the value takes what the guest's own run queue was (samples of `record --guest`,
+merged into the trace): at each wait the newest sample, its threads shared evenly among the CPUs, less the one
+that waits. Between samples anything may have been, so both ends stay what they are.
 """
 
 from __future__ import annotations
@@ -21,7 +25,10 @@ from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
+import polars as pl
+from numpy.typing import NDArray
 
+from tracekit.errors import UsageError
 from tracekit.replay import events as ev
 from tracekit.replay.accounts import KEPT, OVERLAPPED, REASONS, REFAULT, advance, shorten_added
 from tracekit.replay.events import Event
@@ -40,14 +47,19 @@ from tracekit.replay.pages import (
 __all__ = ["MECHANISM"]
 
 OUTSTANDING_PER_VCPU: Final = 64  # ASYNC_PF_PER_VCPU of KVM
+RECORDED: Final = "recorded"
+_THREADS, _CPUS = "guest_runnable_threads", "guest_cpus"
+_NEVER: Final = 1 << 60
 # m.ints: what is in force; the use of a backed page that may turn out to wait for a device; CLOCK_ADDED
 # before it; then, by mechanism, the time of such waits that was known then; then the lanes.
-RUNNABLE, OVERHEAD, READY_NS, HALTS = range(4)  # HALTS: the bits of an event for which the vCPU halts
-PENDING, PENDING_PAGE, PENDING_LANE, PENDING_START, ADDED, KNOWN = range(4, 10)
+OVERHEAD, READY_NS, HALTS = range(3)  # HALTS: the bits of an event for which the vCPU halts
+PENDING, PENDING_PAGE, PENDING_LANE, PENDING_START, ADDED, KNOWN = range(3, 9)
 MECHANISMS: Final = 256  # at most: the owner of a page is 8 bits
 LANES: Final = KNOWN + MECHANISMS
-# Words of a lane: faults on their way, when the last page-ready event came, then when each page is there.
-COUNT, LAST_READY, QUEUE = range(3)
+# Words of a lane: faults on their way, when the last page-ready event came, how many other threads could run,
+# where in m.ints the next sample of that is (when, how many; the last one never comes), then when each page
+# is there.
+COUNT, LAST_READY, RUNNABLE, NEXT, QUEUE = range(5)
 LANE_WORDS: Final = QUEUE + OUTSTANDING_PER_VCPU
 # Words of a page: when it will be there, and 1 + the lane that waits for it.
 THERE, WAITER, WORDS = range(3)
@@ -76,7 +88,16 @@ def take_ready(m: Own, at: int) -> int:
 
 
 @hot
-def service_of(m: Own, page: int, lane: int, start: int, latency: int) -> int:
+def others_at(m: Own, at: int, recorded: int) -> int:
+    """Return how many other threads a lane had at a time of the recording."""
+    while m.ints[m.ints[at + NEXT]] <= recorded:
+        m.ints[at + RUNNABLE] = m.ints[m.ints[at + NEXT] + 1]
+        m.ints[at + NEXT] += 2
+    return int(m.ints[at + RUNNABLE])
+
+
+@hot
+def service_of(s: World, m: Own, page: int, lane: int, start: int, latency: int) -> int:
     """Return how long a fault that waits for I/O holds up its vCPU; -1 = it halts as without APF."""
     at = LANES + lane * LANE_WORDS
     while m.ints[at + COUNT] > 0:
@@ -87,7 +108,7 @@ def service_of(m: Own, page: int, lane: int, start: int, latency: int) -> int:
     on_its_way = m.page[page * WORDS + THERE] > start and m.page[page * WORDS + WAITER] == lane + 1
     if m.ints[at + COUNT] >= OUTSTANDING_PER_VCPU or on_its_way:
         return -1
-    others_can_run = m.ints[at + COUNT] < m.ints[RUNNABLE]
+    others_can_run = m.ints[at + COUNT] < others_at(m, at, start + s.shift[lane])
     m.ints[at + QUEUE + m.ints[at + COUNT]] = start + latency
     m.ints[at + COUNT] += 1
     m.page[page * WORDS + THERE] = start + latency
@@ -119,7 +140,7 @@ def overlap(s: World, m: Own) -> None:
     for who in range(len(s.added) // (REASONS * ev.CLASSES * 2)):
         ns = s.added[waits_of(s, who)] - m.ints[KNOWN + who]
         if ns > 0:
-            service = service_of(m, m.ints[PENDING_PAGE], lane, start, ns)
+            service = service_of(s, m, m.ints[PENDING_PAGE], lane, start, ns)
             if service >= 0:
                 shorten_added(s, lane, who, REFAULT, MAJOR, ns, service)
                 advance(s, lane, ns - service)
@@ -161,7 +182,7 @@ def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: in
     waits = e.bits & (ev.MAJOR | ev.ON_HOST | m.ints[HALTS]) == ev.MAJOR
     if verdict != KEPT or not waits:
         return w, verdict, service
-    ns = service_of(m, e.page, e.lane, e.start, service)
+    ns = service_of(s, m, e.page, e.lane, e.start, service)
     if ns < 0:
         return w, verdict, service
     return w, OVERLAPPED, ns
@@ -170,28 +191,70 @@ def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: in
 def setup(context: Context) -> Setup:
     """Take the costs and the number of threads, by hypothesis."""
     end = context.hypothesis
-    runnable = context.number("runnable")
-    if end == "low":
-        runnable = 0.0
-    elif end == "high" and runnable > 0:
-        runnable = float(OUTSTANDING_PER_VCPU)
     inject, switch, ready = (
         {"low": cost.high, "high": cost.low}.get(end, cost.ns)
         for cost in (context.profile.costs[f"epf_{name}"] for name in ("inject", "switch", "ready"))
     )
-    lanes = len(context.timeline.lanes.vm)
-    ints = np.zeros(LANES + lanes * LANE_WORDS, np.int64)
-    ints[RUNNABLE] = min(runnable, OUTSTANDING_PER_VCPU)
+    vms, used = context.timeline.lanes.vm, int(context.timeline.lanes.used[0])
+    ends = LANES + len(vms) * LANE_WORDS
+    queues = _queues(context)
+    starts = ends + np.cumsum([0, *(len(queue) for queue in queues)])
+    ints = np.concatenate([np.zeros(ends, np.int64), *queues])
+    lanes = ints[LANES:ends].reshape(-1, LANE_WORDS)
+    lanes[:used, NEXT] = starts[vms[:used]]
     ints[OVERHEAD] = round(inject + 2 * switch + ready)
     ints[READY_NS] = ready
     ints[HALTS] = ev.IN_KERNEL if context.text("mode") == "user" else 0
     return Setup(ints=ints)
 
 
+def _queues(context: Context) -> list[NDArray[np.int64]]:
+    """Return for each VM when (ns) its vCPUs' other threads were how many, as pairs; the last is never."""
+    given = context.params["runnable"]
+    recorded = _recorded(context) if given == RECORDED else None
+    found = []
+    for vm in range(context.timeline.vms):
+        if context.hypothesis == "low":
+            pairs = [-_NEVER, 0]
+        elif context.hypothesis == "high":
+            pairs = [-_NEVER, 0 if given == 0 else OUTSTANDING_PER_VCPU]
+        elif recorded is None:
+            pairs = [-_NEVER, min(int(context.number("runnable")), OUTSTANDING_PER_VCPU)]
+        else:
+            pairs = recorded[vm]
+        found.append(np.array([*pairs, _NEVER, 0], np.int64))
+    return found
+
+
+def _recorded(context: Context) -> list[list[int]]:
+    """Return the guests' own samples of their run queues as `_queues` does, the first from ever on."""
+    trace, start_ns = context.timeline.trace, context.timeline.start_ns
+    samples: pl.DataFrame | None = getattr(trace, "samples", None)
+    found = []
+    for vm in range(context.timeline.vms):
+        mine = []
+        if samples is not None:
+            own = samples.filter(pl.col("vm") == vm).sort("ts_ns")
+            mine = [own.filter(pl.col("metric") == metric) for metric in (_THREADS, _CPUS)]
+        if not mine or any(one.is_empty() for one in mine):
+            raise UsageError(
+                f"the trace holds no samples of the run queue of VM {vm}",
+                hint="epf,runnable=1; or tracekit record --guest in the VM, and tracekit merge",
+            )
+        threads, cpus = mine
+        each = threads["value"].to_numpy() // max(float(cpus["value"][0]), 1.0)
+        others = np.clip(np.nan_to_num(each - 1), 0, OUTSTANDING_PER_VCPU).astype(np.int64)
+        when = threads["ts_ns"].to_numpy().astype(np.int64) - start_ns
+        when[0] = -_NEVER  # a fault may have begun before the recording
+        found.append(np.stack([when, others], axis=1).ravel().tolist())
+    return found
+
+
 def finish(context: Context, world: World, own: Own, me: int) -> None:
     """Work is not done before its last page is there: each vCPU waits for what is outstanding."""
     tick(world, 0, own, me)
-    lanes = own.ints[LANES:].reshape(-1, LANE_WORDS)
+    words = len(context.timeline.lanes.vm) * LANE_WORDS
+    lanes = own.ints[LANES : LANES + words].reshape(-1, LANE_WORDS)
     for lane in np.flatnonzero(lanes[:, COUNT]).tolist():
         there = int(lanes[lane, QUEUE : QUEUE + lanes[lane, COUNT]].max())
         end = int(world.clock[CLOCK_END]) - int(world.shift[lane])
@@ -205,8 +268,8 @@ def bounded(context: Context) -> bool:
 
 
 def label(context: Context) -> str:
-    """The figure stands on `runnable`."""
-    return "assumed"
+    """The figure stands on `runnable`, which somebody said or the guest's samples say."""
+    return "measured" if context.params["runnable"] == RECORDED else "assumed"
 
 
 def calm(context: Context) -> Mapping[int, int]:
@@ -222,8 +285,9 @@ MECHANISM = Mechanism(
         Param(
             "runnable",
             -1,
-            "other threads per vCPU that could run during a wait (0 = none)",
+            "other threads per vCPU that could run during a wait (0 = none; recorded = as the guest sampled)",
             low=0,
+            words=(RECORDED,),
             required=True,
         ),
         Param("mode", "user", "where the guest takes part: user mode only, or any", choices=("user", "any")),

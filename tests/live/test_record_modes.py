@@ -61,6 +61,14 @@ def test_from_inside_a_guest_every_page_handed_out_and_taken_back_is_seen(tmp_pa
     assert trace.events.select("vcpu").unique().collect()["vcpu"].max() < os.cpu_count()
 
 
+def test_a_guest_s_run_queue_is_sampled(tmp_path: Path) -> None:
+    busy = "for n in 1 2 3 4 5 6 7; do timeout 2.5 sh -c 'while :; do :; done' & done; wait"
+    trace, _ = record_command(tmp_path / "busy.trace", "sh", "-c", busy, guest=True)
+    samples = dict(trace.samples.group_by("metric").agg(pl.col("value").max()).iter_rows())
+    assert samples["runnable_threads"] >= 7
+    assert samples["cpus"] == os.cpu_count()
+
+
 @pytest.mark.live("bpf", "root", "qemu-system-x86_64")
 def test_a_qemu_without_kvm_has_gfns_and_a_balloon_counted_to_the_page(tmp_path: Path) -> None:
     path = tmp_path / "qemu.trace"

@@ -44,7 +44,10 @@ US = 1_000
 
 @dataclass
 class Tiny:
-    """A trace of a few rows: dicts of event columns, times in microseconds from its start."""
+    """A trace of a few rows: dicts of event columns, times in microseconds from its start.
+
+    `sampled`: (time, VM, metric, value).
+    """
 
     rows: list[dict[str, Any]]
     memory_pages: int | None = 4096
@@ -58,6 +61,7 @@ class Tiny:
     filters: dict[str, Any] = field(default_factory=dict)
     host: dict[str, Any] = field(default_factory=dict)
     rss_bytes: float | None = None
+    sampled: list[tuple[float, int, str, float]] = field(default_factory=list)
     hva: int = 1 << 40
     known_by: str = "synthetic"
     slots_from_ns: int = 0
@@ -78,13 +82,10 @@ class Tiny:
     @property
     def samples(self) -> pl.DataFrame:
         frame = pl.DataFrame(schema=pl.from_arrow(SAMPLES.empty_table()).schema)  # type: ignore[union-attr]
-        if self.rss_bytes is None:
-            return frame
-        rows = [
-            {"ts_ns": self.start_ns + 5 * US, "vm": vm, "metric": "rss_bytes", "value": self.rss_bytes}
-            for vm in range(self.vms)
-        ]
-        return pl.DataFrame(rows, schema=frame.schema)
+        rows = [(self.start_ns + round(us * US), vm, metric, value) for us, vm, metric, value in self.sampled]
+        if self.rss_bytes is not None:
+            rows += [(self.start_ns + 5 * US, vm, "rss_bytes", self.rss_bytes) for vm in range(self.vms)]
+        return pl.DataFrame(rows, schema=frame.schema, orient="row")
 
     @property
     def memslots(self) -> pl.DataFrame:

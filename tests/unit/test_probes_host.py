@@ -174,7 +174,10 @@ def test_samples_of_this_process_are_what_proc_says() -> None:
     assert metrics["minor_faults"] > 0
     assert metrics["pss_bytes"] <= metrics["rss_bytes"] * 1.2
     assert dict(samples.sample_process(2**22 + 1)) == {}
-    assert dict(samples.sample_host())["host_available_bytes"] > 0
+    of_host = dict(samples.sample_host())
+    assert of_host["host_available_bytes"] > 0
+    assert of_host["runnable_threads"] >= 0
+    assert of_host["cpus"] == os.cpu_count()
 
 
 def test_without_bcc_the_error_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

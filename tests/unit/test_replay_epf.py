@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.replay_kit import Tiny, costs, fault, metrics, replayed
 from tracekit.errors import UsageError
-from tracekit.replay.scenarios import load_scenarios
+from tracekit.replay.scenarios import load_scenarios, parse_scenario
 from tracekit.trace.schema import FLAG_KERNEL, FLAG_MAJOR
 
 PAGE = 1 / 256  # MiB
@@ -151,3 +151,63 @@ def test_the_published_arm64_table_lies_inside_the_interval() -> None:
     value, best, worst = published(rows, round(530.6 * 550), 1)
     assert best < 1 - 0.42 < 1 - 0.406 < worst
     assert value < 1 - 0.4
+
+
+def run_queue(
+    *threads: tuple[float, float], cpus: int = 1, vm: int = 0
+) -> list[tuple[float, int, str, float]]:
+    """A guest's samples: how many threads could run at a time, us."""
+    rows = [(us, vm, "guest_runnable_threads", count) for us, count in threads]
+    return [*rows, *((us, vm, "guest_cpus", float(cpus)) for us, _ in threads)]
+
+
+def test_the_recorded_run_queue_says_at_each_wait_who_else_could_run() -> None:
+    # Waits of 100 us that end at 100, 600, 1100 us; one thread could run until 450 us, then two until 950.
+    queue = run_queue((0, 1), (450, 2), (950, 1))
+    tiny = Tiny(waits(100, 600, 1100), span_us=1500, sampled=queue)
+    row = metrics(replayed(tiny, "epf,runnable=recorded", profile=costs()), "epf,runnable=recorded")["stall"]
+    # Overlapped is the second; the switches of all three (4 us each) are paid.
+    assert row["saved"] == 100_000 - 3 * 4_000
+    assert (row["low"], row["high"]) == (-12_000, 288_000)  # between samples anything may have been
+    assert row["label"] == "bounded"
+
+
+def test_a_wait_looks_at_the_recorded_time_of_the_closed_loop() -> None:
+    # Each wait is followed by 400 us of work. The first, overlapped, lets all later ones begin 96 us sooner:
+    # the second at 404 us, in the recording at 500; the sample of 450 us, when no other could run, holds.
+    tiny = Tiny(waits(100, 600), span_us=1000, sampled=run_queue((0, 2), (450, 1)))
+    row = metrics(replayed(tiny, "epf,runnable=recorded", profile=costs()), "epf,runnable=recorded")["stall"]
+    assert row["saved"] == 100_000 - 2 * 4_000
+
+
+@pytest.mark.parametrize(
+    ("threads", "cpus", "others"),
+    [(4, 2, 1), (3, 2, 0), (2, 2, 0), (0, 2, 0), (9, 2, 3), (1e9, 1, 64), (float("nan"), 1, 0), (3, 0, 2)],
+)
+def test_threads_are_shared_evenly_and_the_one_that_waits_is_no_other(
+    threads: float, cpus: int, others: int
+) -> None:
+    rows = waits(*(100 * (n + 1) for n in range(5)))
+    sampled = run_queue((0, threads), cpus=cpus)
+    recorded = replayed(Tiny(rows, span_us=2000, sampled=sampled), "epf,runnable=recorded", profile=costs())
+    given = replayed(Tiny(rows, span_us=2000), f"epf,runnable={others}", profile=costs())
+    assert (
+        metrics(recorded, "epf,runnable=recorded")["stall"]["counterfactual"]
+        == metrics(given, f"epf,runnable={others}")["stall"]["counterfactual"]
+    )
+
+
+def test_every_vm_needs_samples_of_its_own() -> None:
+    tiny = Tiny(waits(100, 600), span_us=1000, vms=2, sampled=run_queue((0, 2)))
+    with pytest.raises(UsageError, match="run queue of VM 1") as caught:
+        replayed(tiny, "epf,runnable=recorded")
+    assert "record --guest" in (caught.value.hint or "")
+    with pytest.raises(UsageError, match="or recorded"):
+        parse_scenario("epf,runnable=many")
+
+
+def test_vms_have_run_queues_of_their_own() -> None:
+    rows = [{**row, "vm": n % 2} for n, row in enumerate(waits(100, 600, 1100))]
+    tiny = Tiny(rows, span_us=1500, vms=2, sampled=[*run_queue((0, 1)), *run_queue((0, 2), vm=1)])
+    row = metrics(replayed(tiny, "epf,runnable=recorded", profile=costs()), "epf,runnable=recorded")["stall"]
+    assert row["saved"] == 100_000 - 3 * 4_000  # of VM 1 is the second alone
