@@ -3,7 +3,7 @@
 An ordinary tracepoint program costs the traced task, beside itself, the record that the kernel first makes
 of the arguments, for perf. A raw one gets the arguments as they are passed. They are in no `format` file, but
 BTF tells their types: only where these are exactly the expected ones is a tracepoint taken raw. Only events
-that come as often as page faults are worth it.
+that come as often as page faults, or must not be missed, are worth it.
 
 And an ordinary program is skipped wherever another BPF program, or a bpf() call that was preempted, holds its
 CPU; a raw one only where it would interrupt itself.
@@ -27,6 +27,9 @@ OFFSETS: Final[dict[str, tuple[str, str]]] = {
     "CGROUP_NODE_OFFSET": ("cgroup", "kn"),
     "NODE_ID_OFFSET": ("kernfs_node", "id"),
     "PAGE_MEMCG_OFFSET": ("page", "memcg_data"),
+    "BIO_OPERATION_OFFSET": ("bio", "bi_opf"),
+    "BIO_ITERATOR_OFFSET": ("bio", "bi_iter"),
+    "ITERATOR_BYTES_OFFSET": ("bvec_iter", "bi_size"),
 }
 """What the programs look up behind an argument: the constant's name -> (structure, field)."""
 
@@ -49,6 +52,9 @@ _RAW: Final[dict[tuple[str, str], _Raw]] = {
         ("struct mem_cgroup *", "int", "long unsigned int"),
         ("memcg", "item", "val"),
         ("MEMCG_CGROUP_OFFSET", "CGROUP_NODE_OFFSET", "NODE_ID_OFFSET"),
+    ),
+    ("block", "block_bio_queue"): _Raw(
+        ("struct bio *",), ("bio",), ("BIO_OPERATION_OFFSET", "BIO_ITERATOR_OFFSET", "ITERATOR_BYTES_OFFSET")
     ),
     ("kmem", "mm_page_alloc"): _Raw(
         ("struct page *", "unsigned int", "gfp_t", "int"),

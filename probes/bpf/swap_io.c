@@ -46,12 +46,23 @@ ON(function, swap_read_returns) { swap_ends(READS); }
 ON(function, swap_write) { swap_begins(WRITES, args->page); }
 ON(function, swap_write_returns) { swap_ends(WRITES); }
 
+// What a request does, and with how many pages: the arguments, or in the structure of the raw one (struct bio).
+#ifdef RAW_block__block_bio_queue
+#define IS_READ(args) ((u8)kernel_u64((args)->bio + BIO_OPERATION_OFFSET) == 0 /* REQ_OP_READ */)
+#define IS_WRITE(args) ((u8)kernel_u64((args)->bio + BIO_OPERATION_OFFSET) == 1 /* REQ_OP_WRITE */)
+#define PAGES(args) ((u32)kernel_u64((args)->bio + BIO_ITERATOR_OFFSET + ITERATOR_BYTES_OFFSET) >> 12)
+#else
+#define IS_READ(args) ((args)->rwbs[0] == 'R')
+#define IS_WRITE(args) ((args)->rwbs[0] == 'W')
+#define PAGES(args) ((args)->nr_sector >> 3)
+#endif
+
 ON(block, block_bio_queue)
 {
-    if (args->rwbs[0] == 'R')
-        swapped(READS, args->nr_sector >> 3);
-    else if (args->rwbs[0] == 'W')
-        swapped(WRITES, args->nr_sector >> 3);
+    if (IS_READ(args))
+        swapped(READS, PAGES(args));
+    else if (IS_WRITE(args))
+        swapped(WRITES, PAGES(args));
 }
 
 #ifdef HAVE_function__page_read_returns

@@ -1,6 +1,5 @@
 """The programs that see swaps by requests to a block device, run by the kernel on made-up calls.
 
-
 Not every kernel's functions can be hooked: here the programs at them are those of raw tracepoints.
 """
 
@@ -24,7 +23,6 @@ REQUEST = tracefs.Tracepoint(
     "block",
     "block_bio_queue",
     (tracefs.Field("nr_sector", 0, 8, signed=False), tracefs.Field("rwbs", 8, 10, signed=False)),
-    raw=True,
 )
 
 
