@@ -322,10 +322,24 @@ class Ledger:
                 earlier,
                 moved / horizon * PAGE_BYTES,
             ),
-            "resident_peak": self._memory(
-                self.before.peak() * PAGE_BYTES, after_all.peak() * PAGE_BYTES, earlier
-            ),
+            "resident_peak": self._peak(after_all, earlier),
         }
+
+    def _peak(self, after: Residency, earlier: float) -> Figure:
+        """Return the peak; where memory is taken, pages may come and go between two looks, unseen.
+
+        No more than either run gained in such a span, and never above the recorded run's peak.
+        """
+        before, peak = self.before.peak(), after.peak()
+        found = self._memory(before * PAGE_BYTES, peak * PAGE_BYTES, earlier)
+        if not self._takes():
+            return found
+        unseen = max(self.before.most_at_once(), after.most_at_once())
+        unseen = max(min(unseen, before - peak), 0)
+        return replace(found, saved=found.saved._replace(low=found.saved.low - unseen * PAGE_BYTES))
+
+    def _takes(self) -> bool:
+        return any(m.stage is Stage.TAKE for m in self.mechanisms if m.name in self.contexts)
 
     def _memory(self, before: float, after: float, earlier: float, moved: float = 0.0) -> Figure:
         """Return a figure of resident memory, with what may have been `earlier` than the recording.
@@ -337,8 +351,7 @@ class Ledger:
         """
         saved = Amount(before - after, before - after - moved, before - after + moved)
         unsure = bool(earlier) or self.facts.assumed_slots
-        taking = any(m.stage is Stage.TAKE for m in self.mechanisms if m.name in self.contexts)
-        if self.contexts and (before != after or taking):
+        if self.contexts and (before != after or self._takes()):
             saved = saved._replace(high=saved.high + earlier)
         label = weaker(self._label(), "bounded" if unsure else "measured")
         if before != after and self._uses_prices():

@@ -38,3 +38,7 @@ class Residency:
     def peak(self) -> int:
         """Return the most pages that were resident at the end of a bin."""
         return max(int(self.changes.cumsum().max()), 0)
+
+    def most_at_once(self) -> int:
+        """Return the most pages that one bin gained."""
+        return max(int(self.changes.max()), 0)

@@ -13,6 +13,7 @@ from tests.unit.replay_kit import (
     drop,
     fault,
     figure,
+    free,
     metrics,
     ranged,
     replayed,
@@ -308,3 +309,17 @@ def test_lost_events_widen_every_interval_that_they_could_change() -> None:
     assert (none["low"], none["high"], none["label"]) == (2, 2, "assumed")
     assert (some["low"], some["saved"], some["high"], some["label"]) == (-1, 2, 5, "assumed")
     assert (unknown["low"], unknown["high"]) == (None, None)
+
+
+def test_what_came_and_went_between_two_looks_is_in_the_interval_of_the_peak() -> None:
+    # 8,192 us are looked at every 2,048 ns. Two pages come within one such span; freed, they are discarded
+    # before the third comes: 3 pages at once become 2. Within a span two pages may come before others go, so
+    # that all three may have been there for a moment; more than the recorded peak it can't have been.
+    rows = [fault(100.6, 0, 0.1), fault(101.2, 1, 0.1), free(150, 0), free(151, 1), fault(900, 2, 0.1)]
+    trace = Tiny(rows, span_us=8_192)
+    row = figure(trace, "cold_hint,policy=on_free,order=0,delay_ms=0.01", "resident_peak", closed_loop=False)
+    assert (row["baseline"], row["counterfactual"]) == (3 * PAGE_BYTES, 2 * PAGE_BYTES)
+    assert (row["low"], row["high"]) == (0, PAGE_BYTES)
+    # Memory that is only backed in another order has no such moments.
+    row = figure(trace, "prealloc", "resident_peak", closed_loop=False)
+    assert row["low"] == row["high"] == row["saved"]
