@@ -326,20 +326,18 @@ class Ledger:
         }
 
     def _peak(self, after: Residency, earlier: float) -> Figure:
-        """Return the peak; where memory is taken, pages may come and go between two looks, unseen.
+        """Return the peak; where no limit takes memory, pages may come and go between two looks, unseen.
 
         No more than either run gained in such a span, and never above the recorded run's peak.
         """
         before, peak = self.before.peak(), after.peak()
         found = self._memory(before * PAGE_BYTES, peak * PAGE_BYTES, earlier)
-        if not self._takes():
+        on = [m for m in self.mechanisms if m.name in self.contexts]
+        if not any(m.stage is Stage.TAKE and not m.holds_limit for m in on):
             return found
         unseen = max(self.before.most_at_once(), after.most_at_once())
         unseen = max(min(unseen, before - peak), 0)
         return replace(found, saved=found.saved._replace(low=found.saved.low - unseen * PAGE_BYTES))
-
-    def _takes(self) -> bool:
-        return any(m.stage is Stage.TAKE for m in self.mechanisms if m.name in self.contexts)
 
     def _memory(self, before: float, after: float, earlier: float, moved: float = 0.0) -> Figure:
         """Return a figure of resident memory, with what may have been `earlier` than the recording.
@@ -351,7 +349,8 @@ class Ledger:
         """
         saved = Amount(before - after, before - after - moved, before - after + moved)
         unsure = bool(earlier) or self.facts.assumed_slots
-        if self.contexts and (before != after or self._takes()):
+        taking = any(m.stage is Stage.TAKE for m in self.mechanisms if m.name in self.contexts)
+        if self.contexts and (before != after or taking):
             saved = saved._replace(high=saved.high + earlier)
         label = weaker(self._label(), "bounded" if unsure else "measured")
         if before != after and self._uses_prices():

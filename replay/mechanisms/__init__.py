@@ -188,6 +188,7 @@ class Mechanism:
     mechanism that shortens faults to a price holds that price's range in its hypotheses.
     `refault_cost(context)` names the cost of using a page again that it marked C_SWAPPED, for traces that
     hold no such fault. `open_below(context)` says that the trace can't bound the refaults it causes.
+    `holds_limit`: it takes memory before more of it comes, so that a limit holds at any moment.
     `prices_refaults`: it books its refaults at costs of its own, whose range its hypotheses hold.
     `small_pages(context)`: it backs memory ahead in 4 KiB pages, so that each one's first touch misses the
     caches and the TLB (`cold_touch_4k`).
@@ -200,6 +201,7 @@ class Mechanism:
     page_words: int = 0
     block_words: int = 0
     prices_refaults: bool = False
+    holds_limit: bool = False
     refault_cost: Callable[[Context], str] | None = None
     fetch: Callable[..., None] | None = None
     look: Callable[..., int] | None = None

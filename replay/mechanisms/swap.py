@@ -384,6 +384,7 @@ MECHANISM = Mechanism(
     begin=begin,
     costs=costs,
     prices_refaults=True,
+    holds_limit=True,
     bounded=bounded,
     open_below=open_below,
     label=label,
