@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tracekit.errors import CapabilityError, FailedError
+from tracekit.lab import qemu
 from tracekit.lab.debian import kernel, unpacked
 from tracekit.lab.linux_guest import LinuxGuest, LinuxPlan
 
@@ -52,9 +53,13 @@ def test_page_reporting_and_balloon_give_memory_back():
     assert not any(Path(f"/proc/{account['pid']}").exists() for account in accounts)
 
 
-def test_commands_balloon_and_failures_of_one_guest():
+def test_commands_balloon_and_failures_of_one_guest(monkeypatch: pytest.MonkeyPatch):
     with LinuxGuest(LinuxPlan(memory_bytes=256 * MIB, accel="tcg", vcpus=2)) as guest:
         assert guest.qemu.run("nproc").strip() == "2"
+        with monkeypatch.context() as patch:
+            patch.setattr(qemu, "_WAKE_S", 0.1)  # many empty lines, none of which is a command
+            assert guest.qemu.run("sleep 1; echo slept") == "slept\n"
+            assert guest.qemu.run("echo 2") == "2\n"
         with pytest.raises(FailedError, match="failed with 3"):
             guest.qemu.run("echo gone wrong; exit 3")
         total_kib = int(guest.qemu.run("grep MemTotal /proc/meminfo").split()[1])

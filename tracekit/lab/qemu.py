@@ -25,6 +25,7 @@ _READY = "tracekit: ready"
 _DONE = "tracekit: done "
 _OUTLET = "/dev/vport0p1"
 _LINE_AT_ONCE = b"       \n"  # eight bytes: for fewer a serial port waits until 4 more could have come (4 ms)
+_WAKE_S = 20.0  # of silence
 _PANIC = re.compile(r"BUG:|Oops|RIP: |Kernel panic|Out of memory|Call Trace")
 
 Tee = Callable[[str], object]
@@ -41,8 +42,8 @@ class Outcome:
 def guest_init(setup: str) -> bytes:
     """Return an init script for busybox: `setup`, then commands from the second serial port.
 
-    A command is a line of base64; after its output comes a line with its exit code. The first serial port
-    stays the kernel's.
+    A command is a line of base64; after its output comes a line with its exit code; an empty line is nothing.
+    The first serial port stays the kernel's.
     """
     return f"""#!/bin/sh
 /bin/busybox mkdir -p /proc /sys /dev /tmp /run
@@ -54,6 +55,7 @@ exec </dev/ttyS1 >/dev/ttyS1 2>&1
 /bin/busybox stty raw -echo
 echo "{_READY}"
 while IFS= read -r line; do
+  [ -n "$line" ] || continue
   (eval "$(echo "$line" | base64 -d)") </dev/null
   printf '\n{_DONE}%s\n' $?
 done
@@ -238,7 +240,7 @@ class Qemu:
         """
         lines: list[str] = []
         while True:
-            line = self._read_line(timeout_s)
+            line = self._read_line(timeout_s, wake=True)
             if line.startswith(marker):
                 if tee and lines:
                     tee(lines[-1])
@@ -247,14 +249,24 @@ class Qemu:
                 tee(lines[-1] + "\n")
             lines.append(line)
 
-    def _read_line(self, timeout_s: float) -> str:
+    def _read_line(self, timeout_s: float, *, wake: bool = False) -> str:
+        """Return the guest's next line; `wake`: while it says nothing, send it empty ones.
+
+        An emulated host of nested guests has lost an interrupt once: all of it slept, timers and all, until
+        another interrupt, such as a serial port's, would have come.
+        """
         assert self._process.stdout
         fd = self._process.stdout.fileno()
         while (end := self._received.find(b"\n")) < 0:
+            deadline = time.monotonic() + timeout_s
             with selectors.DefaultSelector() as selector:
                 selector.register(fd, selectors.EVENT_READ)
-                if not selector.select(timeout_s):
-                    raise FailedError(f"the guest said nothing for {timeout_s:.0f} s: {self._last_words()}")
+                while not selector.select(min(deadline - time.monotonic(), _WAKE_S if wake else timeout_s)):
+                    if time.monotonic() >= deadline:
+                        raise FailedError(
+                            f"the guest said nothing for {timeout_s:.0f} s: {self._last_words()}"
+                        )
+                    self._write(b"\n")
             if not (chunk := os.read(fd, 65536)):
                 raise FailedError(f"the guest ended: {self._last_words()}")
             self._received += chunk
