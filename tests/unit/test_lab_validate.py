@@ -13,8 +13,10 @@ from tracekit.errors import UsageError
 from tracekit.lab.guest_plan import GuestPlan
 from tracekit.lab.validate.case import GOALS, UNITS, Account, Recording
 from tracekit.lab.validate.check import Check, guest_time, predicted
+from tracekit.lab.validate.linux import with_its_pages
 from tracekit.lab.validate.recording import kept_runs, record_runs, stem_of, was_kept
 from tracekit.lab.validate.running import Validation, mechanisms, runs_here, validate
+from tracekit.lab.validate.small import plan_of
 from tracekit.report.validation import validation_figure, validation_markdown, validation_table
 
 CHECK = Check(
@@ -160,6 +162,11 @@ def test_what_an_older_version_did_not_say_is_a_usage_error(tmp_path):
         reporting.scenario(Recording(tmp_path, Account()))
     with pytest.raises(UsageError, match="'maps_ahead'"):
         mechanisms()["hot_hint"](0)[0].scenario(Recording(tmp_path, Account()))
+    for told in ({"flags": "", "events": "", "between_ns": [0, 1]}, None):
+        with pytest.raises(UsageError, match="'guest_pages'"):
+            with_its_pages(Recording(tmp_path, Account(guest_pages=told)))
+    with pytest.raises(UsageError, match="'plan'"):
+        plan_of(Recording(tmp_path, Account(plan={"pages": 7, "of_tomorrow": 1})))
 
 
 def test_the_table_and_the_chart_say_what_was_found():

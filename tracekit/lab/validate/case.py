@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from tracekit.errors import UsageError
 from tracekit.lab.validate.compared import Compared
@@ -15,6 +15,8 @@ from tracekit.replay import Result
 from tracekit.trace import Trace, open_trace
 
 __all__ = ["GOALS", "UNITS", "Account", "Case", "Prediction", "Recording", "Run", "Runs"]
+
+T = TypeVar("T")
 
 Prediction = Mapping[str, tuple[float, float | None, float | None]]
 """By metric: value, low, high; None: not bounded at that end."""
@@ -61,8 +63,18 @@ class Account(dict[str, Any]):
     """What a run said of itself; `UsageError` for what it did not say."""
 
     def __missing__(self, key: str) -> Any:
-        raise UsageError(
-            f"a recorded run says nothing of {key!r}: another version made it",
+        raise self._of_another_version(key)
+
+    def made(self, kind: type[T], key: str) -> T:
+        """Return what it said under a key as an object of a dataclass; `UsageError` for other fields."""
+        try:
+            return kind(**self[key])
+        except TypeError as error:
+            raise self._of_another_version(key) from error
+
+    def _of_another_version(self, key: str) -> UsageError:
+        return UsageError(
+            f"a recorded run says nothing of {key!r} that this version reads: another one made it",
             hint="tracekit lab validate without --again records anew",
         )
 

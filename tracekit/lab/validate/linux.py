@@ -60,7 +60,7 @@ def emulated() -> bool:
 def with_its_pages(recording: Recording) -> Trace:
     """Return the recording merged with the page events of its guest's kernel."""
     path = recording.path.with_suffix(".guest.trace")
-    as_trace(GuestPages(**recording.account["guest_pages"]), path, force=True)
+    as_trace(recording.account.made(GuestPages, "guest_pages"), path, force=True)
     return merge(recording.path, path, recording.path.with_suffix(".merged.trace"), force=True)[0]
 
 

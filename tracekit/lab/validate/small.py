@@ -57,7 +57,7 @@ def _has(capability: int) -> bool:
 
 def plan_of(recording: Recording) -> GuestPlan:
     """Return the plan of a recorded small guest."""
-    return GuestPlan(**recording.account["plan"])
+    return recording.account.made(GuestPlan, "plan")
 
 
 def with_account(
