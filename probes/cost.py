@@ -11,8 +11,8 @@ import contextlib
 import resource
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Self
 
 from tracekit.probes.catalogue import Probe
@@ -22,6 +22,7 @@ __all__ = ["CostMeter", "StatsSwitch"]
 
 _EVERY_NS: Final = 1_000_000_000
 _FOR_NS: Final = 100_000_000
+_WINDOWS: Final = 600  # the newest, of which a program's time a run is the median: ten minutes
 
 # Keeps CAP_SYS_ADMIN (21) and nothing else. A byte in turns the statistics on and is answered by + or -; the
 # next turns them off; the end of its input ends it. 0 = BPF_STATS_RUN_TIME, 24 = PR_CAPBSET_DROP.
@@ -111,6 +112,9 @@ class CostMeter:
         self._before: tuple[list[ProgramStats], dict[str, int]] = ([], {})
         self._runs: Counter[ProgramName] = Counter()
         self._run_ns: Counter[ProgramName] = Counter()
+        self._windows: defaultdict[ProgramName, deque[tuple[float, int]]] = defaultdict(
+            lambda: deque(maxlen=_WINDOWS)
+        )
         self._rows: Counter[str] = Counter()
         self._measured_ns = 0
         self._cpu_before = _cpu_seconds()
@@ -130,7 +134,9 @@ class CostMeter:
         windows (`measured_s` in all), and `ns_per_row`: the time in BPF programs for a row of that probe,
         of which a part lies inside the row's latency. The kernel's own cost of a tracepoint comes on top.
         `inside_latency_ns` maps kinds to the part that certainly does: that of the programs between the two
-        time stamps (a mean over all their runs, those for untraced tasks, which end at once, included).
+        time stamps (a mean over all their runs in a window, those for untraced tasks, which end at once,
+        included; of the windows the median run's, for where the host of this machine takes the CPU away in
+        the midst of a program, that window's mean is many times too large).
         """
         if self._on:
             self._close(now_ns, rows)
@@ -156,12 +162,8 @@ class CostMeter:
     def _mean_ns(self, tracepoint: str) -> float:
         """Return the time of a tracepoint's program a run; the least one's, where several probes have one."""
         ending = "_" + tracepoint.replace(":", "__")
-        means = [
-            self._run_ns[name] / runs
-            for name, runs in self._runs.items()
-            if runs and name.function.endswith(ending)
-        ]
-        return min(means, default=0.0)
+        found = (_of_median_run(w) for name, w in self._windows.items() if name.function.endswith(ending))
+        return min(found, default=0.0)
 
     def _open(self, now_ns: int, rows: Mapping[str, int]) -> None:
         self._on, self._opened_ns = self._switch.on(), now_ns
@@ -173,12 +175,31 @@ class CostMeter:
         stats_before, rows_before = self._before
         for before, after in zip(stats_before, self._probes.program_stats(), strict=True):
             name = ProgramName(after.probe, after.function)
-            self._runs[name] += after.runs - before.runs
-            self._run_ns[name] += after.run_ns - before.run_ns
+            runs, run_ns = after.runs - before.runs, after.run_ns - before.run_ns
+            self._runs[name] += runs
+            self._run_ns[name] += run_ns
+            if runs:
+                self._windows[name].append((run_ns / runs, runs))
         self._rows.update({kind: count - rows_before.get(kind, 0) for kind, count in rows.items()})
         self._measured_ns += now_ns - self._opened_ns
         self._switch.off()
         self._on = False
+
+
+def _of_median_run(windows: Iterable[tuple[float, int]]) -> float:
+    """Return of windows (mean, runs) the mean of the one that holds the median run.
+
+    >>> _of_median_run([(180.0, 1000), (9000.0, 900), (170.0, 50)])
+    180.0
+    """
+    ranked = sorted(windows)
+    half = sum(runs for _, runs in ranked) / 2
+    so_far = 0
+    for mean, runs in ranked:
+        so_far += runs
+        if so_far >= half:
+            return mean
+    return 0.0
 
 
 def _cpu_seconds() -> float:

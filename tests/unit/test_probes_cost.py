@@ -66,6 +66,21 @@ def test_a_window_counts_what_happened_in_it_and_what_lies_inside_a_latency() ->
     assert cost["inside_latency_ns"] == {"ept_violation": 80.0, "host_fault": 20.0}
 
 
+def test_a_window_in_which_the_cpu_was_taken_away_does_not_count() -> None:
+    # Three windows of 10 runs of 80 ns; in the middle one, a run was interrupted for 10 us.
+    readings = [(0, 0), (10, 800), (10, 800), (20, 11_600), (20, 11_600), (30, 12_400)]
+    probes: Any = Counted(*(((runs, ns), (0, 0), (0, 0), (0, 0)) for runs, ns in readings))
+    switch: Any = Always()
+    meter = CostMeter(probes, PROBES, switch)
+    tenth = 100_000_000
+    for window in range(1, 4):
+        meter.step(10 * window * tenth, {"ept_violation": 4 * (window - 1)})
+        meter.step((10 * window + 1) * tenth, {"ept_violation": 4 * window})
+    cost = meter.finish(40 * tenth, {})
+    assert cost["inside_latency_ns"]["ept_violation"] == 80.0
+    assert cost["probes"]["fault_shadow"]["run_ns"] == 12_400  # what was measured stays in the sum
+
+
 def test_what_did_not_run_has_no_cost() -> None:
     still = ((100, 9000), (50, 5000), (7, 700), (1000, 30_000))
     cost = measured(still, still)

@@ -107,7 +107,7 @@ class Qemu:
             )
             cleanup.callback(self._end)
             self._received = bytearray()
-            self.qmp = cleanup.enter_context(self._connect(socket))
+            self.qmp = cleanup.enter_context(self._connect(socket, boot_timeout_s))
             self._read_until(_READY, boot_timeout_s)
             self._cleanup = cleanup.pop_all()
 
@@ -190,7 +190,7 @@ class Qemu:
         else:
             self.close()
 
-    def _connect(self, monitor: Path, timeout_s: float = 60.0) -> Qmp:
+    def _connect(self, monitor: Path, timeout_s: float) -> Qmp:
         deadline = time.monotonic() + timeout_s
         while True:
             try:

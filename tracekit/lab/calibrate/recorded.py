@@ -1,7 +1,8 @@
 """Costs as a recorder sees them: what a trace's latencies hold of a fault, and what they leave out.
 
-Replay sets prices beside recorded latencies, so these are taken from a recording: small guests touch fresh
-memory and memory populated ahead, twice each, and the trace says how long their faults took.
+Replay sets prices beside recorded latencies, so these are taken from a recording, less the recorder's own
+time as there: small guests touch fresh memory and memory populated ahead, twice each, and the trace says how
+long their faults took.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from tracekit.errors import FailedError
 from tracekit.lab.calibrate.measure import Sample, Samples
 from tracekit.lab.guest_plan import GuestPlan
 from tracekit.lab.small_guest import SmallGuest
+from tracekit.lab.validate.compared import TIMES
 from tracekit.probes.plan import RecordPlan
 from tracekit.probes.run import record
+from tracekit.replay.own_time import own_time
 from tracekit.trace import open_trace
 
 __all__ = ["RECORDED", "measure_recorded"]
@@ -56,10 +59,11 @@ def measure_recorded(rounds: int) -> Samples:
                 break
         else:
             raise FailedError(f"the recording of small guests was not whole: {'; '.join(report.where)}")
+        trace = open_trace(path)
+        own_ns = own_time(trace.meta).get("ept_violation", 0)
         faults = (
-            open_trace(path)
-            .events.filter(pl.col("kind") == "ept_violation")
-            .select("ts_ns", "latency_ns")
+            trace.events.filter(pl.col("kind") == "ept_violation")
+            .select("ts_ns", pl.col("latency_ns").cast(pl.Int64) - own_ns)
             .collect()
         )
         samples = Samples()
@@ -81,7 +85,8 @@ def _round(phases: Mapping[str, Mapping[str, Any]], faults: pl.DataFrame) -> Ite
         )
         took = here["latency_ns"].to_numpy().astype(float)
         # A fault that took ten times as long waited for a CPU: the thread's CPU time does not hold that.
-        count[kind], latency[kind] = len(took), float(np.minimum(took, 10 * np.median(took)).sum())
+        usual = float(np.median(took))
+        count[kind], latency[kind] = len(took), float(np.where(took > TIMES * usual, usual, took).sum())
         beside[kind] = cold["cpu_ns"] - warm["cpu_ns"] - latency[kind]
     leaving = max(0.0, beside["fresh"] / count["fresh"])
     yield "exit", leaving
@@ -101,13 +106,20 @@ def _guests(rounds: int) -> list[dict[str, Any]]:
                 order="random" if turn % 2 else "seq",
                 seed=turn + 1,
                 prealloc=kind == "populated",
+                warm_up=True,
             )
             with SmallGuest(plan) as guest:
                 run = guest.run()
             phases |= {f"{kind}.{name}": vars(phase) for name, phase in run.vcpus[0].phases.items()}
             phases[kind] = {"prealloc_ns": run.prealloc_ns, "pages": plan.memory_bytes >> 12}
         hinting = GuestPlan(
-            pages=PAGES, think=_THINK, enlightened="port", hint="hot", hint_batch=_HINT_PAGES, hint_lead=1
+            pages=PAGES,
+            think=_THINK,
+            enlightened="port",
+            hint="hot",
+            hint_batch=_HINT_PAGES,
+            hint_lead=1,
+            warm_up=True,
         )
         with SmallGuest(hinting) as guest:
             phases["hinting"] = {"waits_ns": guest.run().hint_waits_ns}
