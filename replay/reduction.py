@@ -15,6 +15,7 @@ from tracekit.replay.jit import compiled, hot
 from tracekit.trace import schema
 
 __all__ = [
+    "DONE",
     "FULL",
     "NEED_BLOCKS",
     "NEED_LANES",
@@ -254,6 +255,7 @@ def put(out: ev.Columns, o: int, page: int, part: int, latency: int, bits: int) 
 
 def reduce_rows(
     raw: Raw,
+    limits: NDArray[np.int64],
     row: int,
     o: int,
     out: ev.Columns,
@@ -265,7 +267,8 @@ def reduce_rows(
 ) -> tuple[int, int, int]:
     """Translate rows from `row` on into `out[o:]`; return (next row, next o, why it stopped).
 
-    See `COUNTS` for what `counts` counts, `Stalls` for `ends`.
+    `limits` has the end of each VM's memory (a gfn), where events are cut off. See `COUNTS` for what `counts`
+    counts, `Stalls` for `ends`.
     """
     while row < len(raw.ts):
         kind = int(raw.kind[row])
@@ -280,7 +283,7 @@ def reduce_rows(
             return row, o, NEED_LANES
         vm = int(raw.vm[row])
         gfn = int(raw.gfn[row])
-        n = max(int(raw.pages[row]), 1)
+        n = min(max(int(raw.pages[row]), 1), max(int(limits[vm]) - max(gfn, 0), 1))
         latency = int(raw.latency[row])
         bits = flag_bits(kind, arg, int(raw.access[row]), int(raw.flags[row]), latency)
         if int(raw.vcpu[row]) < 0 and op != ev.FAULT:

@@ -6,7 +6,8 @@ that spans several blocks becomes one row per block. Hooks see every number as i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -21,18 +22,22 @@ from tracekit.replay.index import MAX_GFN, TOPS, PageIndex
 from tracekit.replay.own_time import own_time, without_own_time
 from tracekit.replay.reduction import (
     COUNTS,
+    DONE,
     FULL,
     MAX_VCPU,
     NEED_BLOCKS,
     NEED_LANES,
     OUTSIDE_ROWS,
     OWN_FAULTS,
+    PLAIN_ROWS,
     Lanes,
     Raw,
     Stalls,
     kernel,
     new_lanes,
 )
+from tracekit.trace import Trace
+from tracekit.trace.ahead import ahead
 from tracekit.trace.room import require_memory
 from tracekit.trace.sampling import scale_of
 from tracekit.trace.schema import KIND_CODE, PAGE_BYTES
@@ -43,7 +48,12 @@ MADVISES: Final = (KIND_CODE["madvise"], KIND_CODE["process_madvise"])
 COLUMNS: Final = ["ts_ns", "kind", "vm", "tid", "vcpu", "gfn", "hva", "pages", "level", "access", "flags",
                   "latency_ns", "arg"]  # fmt: skip
 
-_PIECE_ROWS: Final = 1 << 20
+BATCH_ROWS: Final = 1 << 20
+"""Rows of a batch of columns: enough for sorting by block to pay. A trace may have another `batch_rows`."""
+READ_AHEAD: Final = 16
+"""Batches that another thread reads ahead: of 64 Ki rows in the file, together a batch of columns."""
+READ_ALONE: Final = 1 << 16
+"""Up to so many rows a thread costs more than it saves."""
 _ROW_BYTES: Final = 43
 _VM_BYTES: Final = 4 * (TOPS + MAX_VCPU)  # of the tables that every VM has
 _MOST_ROWS: Final = 1 << 28
@@ -88,10 +98,10 @@ class Timeline:
     faults of the VMM on memory that is not the guest's (left out). `own_ns` is what own_time.py takes off.
     """
 
-    def __init__(self, trace: TraceLike, *, batch_rows: int = 1 << 20, keep_rows: int = 1 << 24) -> None:
+    def __init__(self, trace: TraceLike, *, keep_rows: int = 1 << 24) -> None:
         """Read the memslots and the time bounds; the events are only read on iteration."""
         self.trace = trace
-        self.batch_rows = batch_rows
+        self.batch_rows = int(getattr(trace, "batch_rows", BATCH_ROWS))
         self.slots = _slots(trace.memslots)
         vms = max(len(trace.meta.vms), 1)
         if len(trace.memslots):
@@ -173,25 +183,22 @@ class Timeline:
         if not first_pass and self._kept is not None:
             yield from self._kept
             return
-        stalls = Stalls(len(self.lanes.vm))
-        for raw in self._rows(first_pass):
-            for columns in self._columns(raw, stalls, count=first_pass):
-                if first_pass and self._kept is not None:
-                    self._room -= len(columns.t)
-                    self._kept = [*self._kept, columns] if self._room >= 0 else None
-                yield columns
+        for columns in self._columns(count=first_pass):
+            if first_pass and self._kept is not None:
+                self._room -= len(columns.t)
+                self._kept = [*self._kept, columns] if self._room >= 0 else None
+            yield columns
 
     def raw(self) -> Iterator[Raw]:
         """Yield the rows as they stand in the trace, for what the columns do not hold."""
-        return self._rows(first_pass=False)
+        return map(self._within_memory, self._rows(first_pass=False))
 
-    def _rows(self, first_pass: bool) -> Iterator[Raw]:
+    def _rows(self, first_pass: bool) -> Generator[Raw]:
         previous = -1
-        for batch in self.trace.batches(COLUMNS, self.batch_rows):
+        for batch in self.trace.batches(COLUMNS, 0):
             if batch.num_rows == 0:
                 continue
-            whole = self._within_memory(_raw(batch, self.trace.memslots, self.vms))
-            raw = without_own_time(whole, self.own_ns)
+            raw = without_own_time(_raw(batch, self.trace.memslots, self.vms), self.own_ns)
             if raw.ts[0] < previous or np.any(raw.ts[1:] < raw.ts[:-1]):
                 raise DamagedError(
                     "the events of the trace are not in time order", hint="tracekit recover TRACE"
@@ -212,41 +219,60 @@ class Timeline:
             return raw
         return raw._replace(pages=np.minimum(raw.pages, room).astype(np.uint32))
 
-    def _columns(self, raw: Raw, stalls: Stalls, *, count: bool) -> Iterator[Columns]:
-        """Yield a batch as columns: at once, or in pieces where its events span very many blocks."""
-        needed = _rows_needed(raw)
-        room = min(needed, max(2 * len(raw.ts), _PIECE_ROWS))
-        reduce = kernel(needed)
-        out = _new_columns(room)
-        at, filled = 0, 0
+    def _columns(self, *, count: bool) -> Iterator[Columns]:
+        """Yield the events as columns, `batch_rows` rows at a time."""
+        with closing(self._read_ahead(count)) as rows:
+            yield from self._reduced(rows, count=count)
+
+    def _read_ahead(self, first_pass: bool) -> Generator[Raw]:
+        rows = self._rows(first_pass)
+        long = isinstance(self.trace, Trace) and self.trace.rows > READ_ALONE
+        return ahead(rows, READ_AHEAD) if long else rows
+
+    def _reduced(self, rows: Iterable[Raw], *, count: bool) -> Iterator[Columns]:
+        stalls = Stalls(len(self.lanes.vm))
         counts = np.zeros(COUNTS, np.int64)
-        while True:
-            at, filled, why = reduce(
-                raw, at, filled, out, self.index.directory, self.lanes, stalls.ends, self.start_ns, counts
-            )
-            if why == NEED_BLOCKS:
-                self.index.grow()
-            elif why == NEED_LANES:
-                self.lanes = self.lanes.grown()
-                stalls.grow(len(self.lanes.vm))
-            elif why == FULL and not filled:
-                if room >= needed:
-                    raise FailedError("a batch of events did not fit its own count: a bug in tracekit")
-                room = min(needed, room * 4)  # one event spans more blocks than a piece has rows
-                require_memory(room * _ROW_BYTES, "one event of the trace")
-                out = _new_columns(room)
-            else:
-                if count:
-                    self._note(out, filled)
-                whole: Any = [column[:filled] for column in out]
-                yield Columns(*whole)
-                if why != FULL:
-                    break
-                out, filled = _new_columns(room), 0
+        out, filled, needed = _new_columns(self.batch_rows), 0, 0
+        for raw in rows:
+            if needed <= PLAIN_ROWS:
+                needed += _rows_needed(self._within_memory(raw))
+            reduce, at, why = kernel(needed), 0, FULL
+            while why != DONE:
+                at, filled, why = reduce(
+                    raw,
+                    self._ends,
+                    at,
+                    filled,
+                    out,
+                    self.index.directory,
+                    self.lanes,
+                    stalls.ends,
+                    self.start_ns,
+                    counts,
+                )
+                if why == NEED_BLOCKS:
+                    self.index.grow()
+                elif why == NEED_LANES:
+                    self.lanes = self.lanes.grown()
+                    stalls.grow(len(self.lanes.vm))
+                elif why == FULL and not filled:  # one event spans more blocks than a batch has rows
+                    out = _larger(out, self._within_memory(raw))
+                elif why == FULL:
+                    yield self._whole(out, filled, counts, count=count)
+                    out, filled = _new_columns(self.batch_rows), 0
+        last = self._whole(out, filled, counts, count=count)
+        if filled:
+            yield last
+
+    def _whole(self, out: Columns, filled: int, counts: NDArray[np.int64], *, count: bool) -> Columns:
         if count:
+            self._note(out, filled)
             self.seen += counts[:OUTSIDE_ROWS]
             self.outside_rows += int(counts[OUTSIDE_ROWS])
             self.own_faults += int(counts[OWN_FAULTS])
+        counts[:] = 0
+        whole: Any = [column[:filled] for column in out]
+        return Columns(*whole)
 
     def _note(self, out: Columns, filled: int) -> None:
         if not self.levels_known:
@@ -273,6 +299,15 @@ def _new_columns(rows: int) -> Columns:
         cls=np.empty(rows, np.uint8),
         calm=np.empty(rows, np.uint8),
     )
+
+
+def _larger(out: Columns, raw: Raw) -> Columns:
+    rows, needed = len(out.t), _rows_needed(raw)
+    if rows >= needed:
+        raise FailedError("a batch of events did not fit its own count: a bug in tracekit")
+    rows = min(needed, rows * 4)
+    require_memory(rows * _ROW_BYTES, "one event of the trace")
+    return _new_columns(rows)
 
 
 def _guest_faults(c: Columns, rows: int) -> NDArray[np.bool_]:

@@ -116,7 +116,7 @@ class Tiny:
         self, columns: Sequence[str] | None = None, batch_rows: int = 1 << 20
     ) -> Iterator[pa.RecordBatch]:
         rows = sorted(self.rows, key=lambda row: row["us"])
-        size = min(batch_rows, self.batch_rows)
+        size = min(batch_rows or self.batch_rows, self.batch_rows)
         for at in range(0, len(rows), size):
             yield self._batch(rows[at : at + size])
 

@@ -53,6 +53,9 @@ def test_rows_come_back_as_they_were_and_polars_reads_the_parts(tmp_path):
     trace = written(tmp_path / "x.trace", [batch])
     assert in_order(trace).combine_chunks().equals(pa.Table.from_batches([batch]))
     assert [b.num_rows for b in trace.batches(batch_rows=70_000)] == [70_000, 70_000, 60_003]
+    as_written = list(trace.batches(batch_rows=0))
+    assert pa.Table.from_batches(as_written).combine_chunks().equals(pa.Table.from_batches([batch]))
+    assert min(b.num_rows for b in as_written[:-1]) >= 1 << 14
     frame = pl.scan_ipc(f"{tmp_path}/x.trace/events/*.arrow").collect()
     assert frame.equals(trace.events.collect())
     assert frame["gfn"].to_list() == batch.column("gfn").to_pylist()

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from tracekit.replay.jit import compiled
+from tracekit.trace.ahead import ahead
 from tracekit.trace.schema import FLAG_PRESENT, KIND_CODE
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from tracekit.trace import Trace
 
 __all__ = ["Grid", "count_touches"]
@@ -44,7 +41,7 @@ def count_touches(trace: Trace, kind: str, grid: Grid, vms: int) -> tuple[Ints, 
     """
     seen = np.zeros(vms * grid.pages, np.bool_)
     first, every = np.zeros((2, grid.gfn_bins * grid.time_bins), np.int64)
-    for batch in _ahead(trace.batches(COLUMNS)):
+    for batch in ahead(trace.batches(COLUMNS)):
         ts, kinds, vm, gfn, pages, flags = (batch.column(name) for name in COLUMNS)
         _kernel()(
             ts.to_numpy().view(np.int64),
@@ -94,12 +91,3 @@ def _count(  # noqa: PLR0917  a compiled loop takes its columns one by one
         if not seen[at]:
             seen[at] = True
             first[cell] += pages[i]
-
-
-def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Decode the next batch on another core while this one is counted."""
-    with ThreadPoolExecutor(1) as other:
-        coming = other.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = other.submit(next, batches, None)
-            yield batch

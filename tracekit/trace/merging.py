@@ -10,7 +10,7 @@ import pyarrow as pa
 from tracekit.errors import DamagedError
 from tracekit.trace.holdback import concat, goes_back, sort_by_time, times
 
-__all__ = ["Source", "merge_sources", "rebatch"]
+__all__ = ["Source", "joined", "merge_sources", "rebatch"]
 
 
 class Source:
@@ -74,6 +74,20 @@ def merge_sources(sources: Sequence[Source]) -> Iterator[pa.RecordBatch]:
         taken = [source.take_until(bound) for source in active]
         taken = [rows for rows in taken if rows.num_rows]
         yield taken[0] if len(taken) == 1 else sort_by_time(concat(taken))
+
+
+def joined(batches: Iterable[pa.RecordBatch], least: int) -> Iterator[pa.RecordBatch]:
+    """Yield the same rows, small batches joined until they have `least` rows, others as they are."""
+    pending: list[pa.RecordBatch] = []
+    held = 0
+    for batch in batches:
+        pending.append(batch)
+        held += batch.num_rows
+        if held >= least:
+            yield concat(pending)
+            pending, held = [], 0
+    if held:
+        yield concat(pending)
 
 
 def rebatch(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
 
@@ -18,13 +18,16 @@ from tracekit.trace.decode import check_crc, check_part, part_batches
 from tracekit.trace.folder import EVENTS_DIR, Folder, part_name
 from tracekit.trace.journal import read_table
 from tracekit.trace.lazy import current_kinds, scan_in_order
-from tracekit.trace.merging import Source, merge_sources, rebatch
+from tracekit.trace.merging import Source, joined, merge_sources, rebatch
 from tracekit.trace.meta import Meta
 from tracekit.trace.part import PartLine
 from tracekit.trace.schema import EVENTS
 
 if TYPE_CHECKING:
     import polars as pl
+
+_LEAST_ROWS: Final = 1 << 14
+"""Batches of fewer rows cost more than their rows do."""
 
 __all__ = ["Trace", "open_folder", "open_trace", "read_manifest", "read_meta"]
 
@@ -114,21 +117,23 @@ class Trace:
     ) -> Iterator[pa.RecordBatch]:
         """Stream all events in time order, every batch checked before it is decoded.
 
-        `columns` in the order wanted (default: all); each batch has `batch_rows` rows but the last.
+        `columns` in the order wanted (default: all); each batch has `batch_rows` rows but the last, or with
+        `batch_rows` = 0 as many as cost least: those of the file, small ones joined.
         Memory: a few batches, whatever the length of the trace. Raises DamagedError at the first byte
         that is not what was written, UsageError for an unknown column.
         """
         names = list(EVENTS.names if columns is None else columns)
         if unknown := [name for name in names if name not in EVENTS.names]:
             raise UsageError(f"no such event column: {', '.join(unknown)}", hint=", ".join(EVENTS.names))
-        if batch_rows < 1:
-            raise UsageError("batch_rows must be at least 1")
+        if batch_rows < 0:
+            raise UsageError("batch_rows must be at least 1, or 0")
         wanted = sorted({"ts_ns", *names}, key=EVENTS.get_field_index)
         sources = [
             Source(first, last, partial(part_batches, self.path / EVENTS_DIR, part, wanted))
             for first, last, part in self._by_time()
         ]
-        for batch in rebatch(merge_sources(sources), batch_rows):
+        rows = merge_sources(sources)
+        for batch in rebatch(rows, batch_rows) if batch_rows else joined(rows, _LEAST_ROWS):
             yield batch if wanted == names else batch.select(names)
 
     def verify(self) -> None:
