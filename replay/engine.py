@@ -57,16 +57,6 @@ def touch(s: World, w: int, end: int, spared: bool) -> int:
 
 
 @hot
-def maps(s: World, bits: int) -> bool:
-    """Say whether a fault mapped its page.
-
-    KVM leaves no level where nothing was mapped (MMIO, write protection, a fault put off); importers' layouts
-    may hold no levels at all.
-    """
-    return bits & ev.MAPPED != 0 or s.clock[pg.CLOCK_LEVELS] == 0
-
-
-@hot
 def at_first_touch(s: World, w: int, bits: int, latency: int) -> tuple[int, int, int]:
     """Return verdict, who gets the credit, and service time of a fault on a page new to the baseline.
 
@@ -179,7 +169,7 @@ def make_drive(
             page, n = int64(c.page[i]), int64(c.pages[i])
             bits, cls = int64(c.bits[i]), int64(c.cls[i])
             level = cls % ev.LEVELS
-            mapped = maps(s, bits)
+            mapped = pg.maps(bits, s.clock[pg.CLOCK_LEVELS])
             end = t
             if in_order:
                 tick(s, t - int64(s.shift[lane]), on, own)

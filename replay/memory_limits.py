@@ -16,6 +16,7 @@ from tracekit.replay.events import Columns
 from tracekit.replay.jit import compiled, int64
 from tracekit.replay.missratio import MissRatioCurve, Shards, StackDistances
 from tracekit.replay.missratio.references import FORGET, TOUCH
+from tracekit.replay.pages import maps
 from tracekit.replay.reduction import PLAIN_ROWS
 from tracekit.replay.running import Room
 from tracekit.replay.scenarios import Scenario
@@ -86,17 +87,17 @@ def seen_uses(timeline: Timeline) -> Iterator[tuple[NDArray[np.int64], NDArray[n
         room = int(columns.pages[columns.page >= 0].sum(dtype=np.int64))
         pages, ops = np.empty(room, np.int64), np.empty(room, np.uint8)
         work = _compiled() if len(columns.t) > PLAIN_ROWS else _uses_of
-        filled = work(columns, timeline.levels_known, there, pages, ops)
+        filled = work(columns, int(timeline.levels_known), there, pages, ops)
         yield pages[:filled], ops[:filled]
 
 
-def _uses_of(c: Columns, levels_known: bool, there: Any, pages: Any, ops: Any) -> int:
+def _uses_of(c: Columns, levels_known: int, there: Any, pages: Any, ops: Any) -> int:
     filled = 0
     for i in range(len(c.t)):
         op, first, n = int64(c.op[i]), int64(c.page[i]), int64(c.pages[i])
         if first < 0:
             continue
-        mapped = c.bits[i] & ev.MAPPED != 0 or not levels_known  # as engine.maps
+        mapped = maps(int64(c.bits[i]), levels_known)
         brings = op in (ev.POPULATE, ev.SWAP_IN) or (op == ev.FAULT and mapped)
         ends = op in (ev.DROP, ev.SWAP_OUT)
         if not (brings or ends or op in (ev.FAULT, ev.ACCESSED, ev.ALLOC)):

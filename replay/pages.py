@@ -29,6 +29,7 @@ __all__ = [
     "drop_pages",
     "gfn_of",
     "map_around",
+    "maps",
     "neighbour",
     "owner_of",
 ]
@@ -126,20 +127,33 @@ _CALM: Final[Mapping[int, tuple[int, int]]] = {
 """By CALM_ kind: bits of a word, and their values where the event loop itself leaves the page as it is."""
 
 
-def calm_table(wanted: Sequence[Mapping[int, int]]) -> NDArray[np.int32]:
+def calm_table(wanted: Sequence[Mapping[int, int]], *, around: bool) -> NDArray[np.int32]:
     """Return for each CALM_ kind which bits of a page's word say that it changes nothing, and their values.
 
     Each mechanism that is on says on which kinds it has nothing to do for such a page, if these further bits
     are clear (`Mechanism.calm`). Such an event, most of many traces, is done with one look at the word.
+    `around`: any fault of the guest may map neighbours of its page (`map_around`), so each is looked at.
     """
     table = np.zeros((ev.CALM_KINDS, 2), np.int32)
     table[:, 1] = 1  # no word has this value of no bits: never
     for kind, (bits, value) in _CALM.items():
+        if around and kind in (ev.CALM_FAULT, ev.CALM_MAJOR):
+            continue
         if all(kind in calm for calm in wanted):
             clear = reduce(or_, (calm[kind] for calm in wanted), 0)
             if not clear & value:
                 table[kind] = bits | clear, value
     return table.reshape(-1)
+
+
+@hot
+def maps(bits: int, levels_known: int) -> bool:
+    """Say whether a fault mapped its page; `levels_known`: the trace names levels (0 = none).
+
+    KVM leaves no level where nothing was mapped (MMIO, write protection, a fault put off); importers' layouts
+    may hold no levels at all.
+    """
+    return bits & ev.MAPPED != 0 or levels_known == 0
 
 
 @hot

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
-from tracekit.errors import FailedError, UsageError
 from tracekit.replay.curves import CURVES
 from tracekit.trace.fingerprint import fingerprint
 from tracekit.trace.schema import PAGE_BYTES
+from tracekit.trace.whole_file import write_file
 
 if TYPE_CHECKING:
     from tracekit.replay.costs import Profile
@@ -93,14 +93,8 @@ class Result:
         }
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Write rows and provenance as one JSON file. Raises UsageError if it exists and not `force`."""
-        path = Path(path)
-        if path.exists() and not force:
-            raise UsageError(f"{path} exists already", hint="-f to overwrite, or another -o")
-        try:
-            path.write_text(json.dumps(self.document(), indent=2) + "\n")
-        except OSError as error:
-            raise FailedError(f"cannot write {path}: {error.strerror}") from None
+        """Put rows and provenance in place as one JSON file; UsageError if it exists and not `force`."""
+        write_file(Path(path), (json.dumps(self.document(), indent=2) + "\n").encode(), force=force)
 
 
 def provenance(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from tracekit.replay.abreast import Walk, walks_of
 from tracekit.replay.blocks import IN_ORDER, block_order, replay_blocks
 from tracekit.replay.chain import Chain
 from tracekit.replay.events import BLOCK_PAGES, CLASSES, Columns
-from tracekit.replay.mechanisms import Context, Own, Setup
+from tracekit.replay.mechanisms import Context, Own, Setup, Stage
 from tracekit.replay.pages import World
 from tracekit.replay.reduction import OWN_CLOCK
 from tracekit.replay.survey import Recorded, Totals, add_batch
@@ -152,11 +152,14 @@ class Replay:
         for begin in range(0, len(walks), at_once):
             some = walks[begin : begin + at_once]
             kernels = [
-                partial(
-                    walk.chain.kernel,
-                    one.mask(chain),
-                    plain=plain,
-                    special=special or walk.how is not None,
+                # Which of both loops a pass needs its batches tell; each is asked for (and compiled) once.
+                cache(
+                    partial(
+                        walk.chain.kernel,
+                        one.mask(chain),
+                        plain=plain,
+                        special=special or walk.how is not None,
+                    )
                 )
                 for walk, one in zip(some, firsts[begin:], strict=False)
             ]
@@ -218,6 +221,7 @@ class Replay:
         contexts = setting.contexts
         mechanisms = chain.mechanisms
         on = np.array([m.name in contexts for m in mechanisms], np.int64)
+        chosen = [m for m in mechanisms if m.name in contexts]
         setups = [
             (given.get(m.name) or m.setup(contexts[m.name])) if m.name in contexts else Setup()
             for m in mechanisms
@@ -244,7 +248,10 @@ class Replay:
             cost=setting.costs,
             directory=index.directory,
             clock=np.zeros(pg.CLOCK_CELLS, np.int64),
-            calm=pg.calm_table([m.calm(contexts[m.name]) for m in mechanisms if m.name in contexts]),
+            calm=pg.calm_table(
+                [m.calm(contexts[m.name]) for m in chosen],
+                around=setting.around > 1 and any(m.stage == Stage.BACK for m in chosen),
+            ),
         )
         world.clock[pg.CLOCK_BIN_SHIFT] = max(int(span).bit_length() - 12, 0)
         world.clock[pg.CLOCK_CLOSED] = int(setting.closed)

@@ -39,7 +39,8 @@ too: how one walk through the events answers many settings, what these must have
 place in their order; None where it must go alone. `calm(context)` is for speed: on which kinds of events
 (`events.CALM_…`) the hooks do nothing where the page is as the event leaves it, backed in both worlds if the
 event uses it (`pages.calm_table`), and which further bits of its word must be clear for that. Kinds that are
-not named are always shown.
+not named are always shown. That a fault may map neighbours of its page the engine knows itself: only a
+mechanism of stage BACK may leave pages that are backed and not mapped.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.errors import UsageError
+from tracekit.replay import delays
 from tracekit.replay import events as ev
 from tracekit.replay.accounts import (
     HIT,
@@ -73,7 +74,6 @@ FREE_AT, IN_CALL, TO_JOIN, BATCHES, UP_AT, STREAMS = range(7, 13)
 LAST, STRIDE_OF, RUN, EXPECTED, STREAM_WORDS = 0, 1, 2, 3, 4
 LANE_SLOTS = 4096
 REACH = ev.BLOCK_PAGES  # a stride is no longer than this
-NO_END = 1 << 62
 WAKES = STREAMS + LANE_SLOTS * STREAM_WORDS
 WAKES_KEPT, WAKES_STEP = 64, 39  # so many equally likely values, taken in an order without a trend
 # Under shadow paging one fault maps 2^GROUP_SHIFT pages; m.block: 1 + when an exit last mapped each group.
@@ -304,7 +304,7 @@ def setup(context: Context) -> Setup:
     wake = wakes(context.profile.costs["worker_wake"], context.hypothesis)
     ints = np.append(np.zeros(WAKES, np.int64), wake)
     ints[POLICY] = policy
-    ints[LEAD] = min(context.number("lead_ms") * 1e6, NO_END)
+    ints[LEAD] = delays.whole(context.number("lead_ms") * 1e6)
     ints[WINDOW] = context.number("n")
     ints[COST_4K] = of_4k
     ints[BATCH] = context.number("batch")
@@ -373,8 +373,7 @@ def label(context: Context) -> str:
 
 def calm(context: Context) -> Mapping[int, int]:
     """A page that is backed needs no hint; of an earlier run, pages are begun at any event."""
-    maps_neighbours = context.text("via") == "populate" and context.timeline.mapped_around > 1
-    kinds = {ev.CALM_HOST_FAULT, *ev.CALM_OTHERS} if maps_neighbours else set(ev.CALM_ALL)
+    kinds = set(ev.CALM_ALL)
     if context.text("policy") == "previous":
         kinds -= {ev.CALM_FREE, ev.CALM_ACCESSED}
     return dict.fromkeys(kinds, 0)

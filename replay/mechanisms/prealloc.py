@@ -108,10 +108,8 @@ def label(context: Context) -> str:
 
 
 def calm(context: Context) -> Mapping[int, int]:
-    """Only the first touch of a page counts; where it maps its neighbours too, so does any."""
-    maps_neighbours = context.text("via") == "populate" and context.timeline.mapped_around > 1
-    kinds = (ev.CALM_HOST_FAULT, *ev.CALM_OTHERS) if maps_neighbours else ev.CALM_ALL
-    return dict.fromkeys(kinds, 0)
+    """Only the first touch of a page counts."""
+    return dict.fromkeys(ev.CALM_ALL, 0)
 
 
 MECHANISM = Mechanism(

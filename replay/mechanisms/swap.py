@@ -37,11 +37,14 @@ from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, St
 from tracekit.replay.pages import (
     B_BACKED,
     C_BACKED,
+    C_DEFERRED,
     C_READ_AT_ONCE,
     C_TAKEN,
+    CLOCK_LEVELS,
     World,
     back,
     drop,
+    maps,
     owner_of,
 )
 from tracekit.replay.swapping import DEVICES, mark_of, swap_in_cost, swap_out_cost
@@ -229,7 +232,8 @@ def look(s: World, e: Event, w: int, m: Own, me: int) -> int:
         ours = w & (B_BACKED | C_TAKEN) == B_BACKED | C_TAKEN and owner_of(w) == me
         if fault and not e.bits & ev.CONTINUED and not w & B_BACKED:
             return w  # a first touch: `fault` sees whether it happens at all
-        if not (w & B_BACKED or (fault and m.ints[SPARED] == 0) or e.op in (ev.POPULATE, ev.SWAP_IN)):
+        comes = fault and m.ints[SPARED] == 0 and maps(e.bits, s.clock[CLOCK_LEVELS])
+        if not (w & B_BACKED or comes or e.op in (ev.POPULATE, ev.SWAP_IN)):
             return w
         make_room(s, e, fault or ours, m, me)
         if ours:
@@ -249,10 +253,15 @@ def fetch(page: int, m: Own) -> None:
 
 @hot
 def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
-    """A recorded fault backs its page, unless it is spared altogether."""
+    """A recorded fault backs its page, unless it is spared altogether.
+
+    One that maps nothing and found an entry shows a page that had been there: Linux charged it when it came,
+    so this fault reclaims nothing. From now on it counts.
+    """
     m.ints[SPARED] = 1 if verdict == SKIPPED else 0
     if verdict != SKIPPED:
-        if not w & C_BACKED:
+        brings = w & C_DEFERRED or maps(e.bits, s.clock[CLOCK_LEVELS])
+        if not w & C_BACKED and brings:
             make_room(s, e, True, m, me)
         note_use(m, e.page)
     return w & ~C_READ_AT_ONCE, verdict, service

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from tracekit.replay import delays
 from tracekit.replay import events as ev
 from tracekit.replay.accounts import (
     CANDIDATES,
@@ -59,7 +60,6 @@ __all__ = ["MECHANISM"]
 # memory), then each: VM, first gfn, its end.
 SPARED, PUT_OFF, UNKNOWN_IS_ZEROING, UNTIL, NEVER_WRITTEN, NOT_BY_GUEST, RANGES = range(7)
 RANGE_WORDS = 3
-NO_END = 1 << 62
 
 
 @hot
@@ -178,7 +178,7 @@ def setup(context: Context) -> Setup:
     told = told_ranges(context.timeline, context.text("memory"), context.text("ranges"))
     ints = np.zeros(RANGES + 1, np.int64)
     ints[UNKNOWN_IS_ZEROING] = unknown
-    ints[UNTIL] = min(until, NO_END) if until > 0 else NO_END
+    ints[UNTIL] = delays.whole(until) if until > 0 else delays.NEVER
     ints[NEVER_WRITTEN] = never
     ints[NOT_BY_GUEST] = context.timeline.not_by_the_guest
     ints[RANGES] = len(told)

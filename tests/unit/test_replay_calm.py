@@ -100,8 +100,20 @@ def test_passing_over_calm_events_changes_nothing(
     trace = Tiny(events(seed), memory_pages=8 * 512, batch_rows=60, host=host)
     room = Room.of(trace, profile=costs(ept_4k=3_000))
     quick = all_ends(room, text, plain=True)
-    monkeypatch.setattr(pg, "calm_table", lambda wanted: np.tile(np.array([0, 1], np.int32), ev.CALM_KINDS))
+    never = np.tile(np.array([0, 1], np.int32), ev.CALM_KINDS)
+    monkeypatch.setattr(pg, "calm_table", lambda wanted, *, around: never)
     assert all_ends(room, text, plain=True) == quick
+
+
+def test_a_fault_that_may_map_its_neighbours_is_always_looked_at() -> None:
+    """Page 0 is there and mapped; whoever backed page 1 ahead need not know that page 0's faults map it."""
+    table = pg.calm_table([dict.fromkeys(ev.CALM_ALL, 0)], around=True).reshape(-1, 2)
+    alone = pg.calm_table([dict.fromkeys(ev.CALM_ALL, 0)], around=False).reshape(-1, 2)
+    guest = [ev.CALM_FAULT, ev.CALM_MAJOR]
+    assert (table[guest] == [0, 1]).all()
+    assert (alone[guest, 0] != 0).all()
+    others = [kind for kind in range(ev.CALM_KINDS) if kind not in guest]
+    assert (table[others] == alone[others]).all()
 
 
 def test_some_events_are_passed_over() -> None:

@@ -157,8 +157,11 @@ KINDS = (
 )  # fmt: skip
 
 
-def random_trace(rng: Random) -> Tiny:
-    """Faults of every kind on few pages and vCPUs, and every other event that changes a page."""
+def random_trace(rng: Random, *, present: float = 0.1) -> Tiny:
+    """Faults of every kind on few pages and vCPUs, and every other event that changes a page.
+
+    `present`: share of the faults that found an entry.
+    """
     rows: list[dict[str, Any]] = []
     now = 0.0
     levels = rng.choice([[1], [1, 1, 1, 2], [1, 2], [1, 1, None], [None]])
@@ -177,7 +180,7 @@ def random_trace(rng: Random) -> Tiny:
                     now, gfn - gfn % 512 if level == 2 else gfn,
                     rng.choice([None, rng.randint(0, 60), rng.randint(0, 60)]),
                     vcpu=vcpu, level=level, write=rng.random() < 0.6, major=rng.random() < 0.3,
-                    present=rng.random() < 0.1,
+                    present=rng.random() < present,
                 )  # fmt: skip
                 row["flags"] |= FLAG_KERNEL * (rng.random() < 0.1)
                 if rng.random() < 0.15:
@@ -236,9 +239,9 @@ ONE_EACH = (
 )  # fmt: skip
 
 
-def compare(seed: int, scenario: str, closed: bool) -> None:
+def compare(seed: int, scenario: str, closed: bool, **how: float) -> None:
     """Raise with the smallest part of the trace that still disagrees."""
-    trace = random_trace(Random(seed))
+    trace = random_trace(Random(seed), **how)
     try:
         said = disagreement(trace, scenario, closed)
         smaller = said is not None
@@ -252,6 +255,13 @@ def compare(seed: int, scenario: str, closed: bool) -> None:
     except UsageError:  # the trace lacks what the policy needs
         return
     assert said is None, "\n".join([said, f"{closed=} memory={trace.memory_pages}", *map(str, trace.rows)])
+
+
+@pytest.mark.parametrize("scenario", ["swap,limit_mib=0.008", "zeroing+swap,swap.limit_mib=0.008"])
+def test_faults_that_map_nothing_under_a_limit(scenario: str) -> None:
+    """Half of the faults find an entry, and where the trace names levels some have none."""
+    for seed in range(60):
+        compare(seed, scenario, closed=True, present=0.5)
 
 
 def disagreement(trace: Tiny, scenario: str, closed: bool) -> str | None:

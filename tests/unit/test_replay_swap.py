@@ -160,6 +160,21 @@ def test_what_else_is_charged_and_what_is_charged_ahead_leave_guest_memory_less(
     assert (row["baseline"] - row["high"], row["baseline"] - row["low"]) == (3 * PAGE_BYTES, 4 * PAGE_BYTES)
 
 
+def test_a_fault_that_maps_nothing_reclaims_nothing() -> None:
+    # Room for two pages. The fault on page 9 finds its entry (write protection): it had been charged before.
+    rows = [fault(1 * S, 1, 0), fault(2 * S, 2, 0), fault(3 * S, 9, 0, level=None, present=True)]
+    row = found(rows, f"swap,limit_mib={2 * PAGE}", 9 * S)
+    assert row["stall"]["saved"] == 0
+    assert row["resident_peak"]["counterfactual"] == 3 * PAGE_BYTES
+    # Page 3 makes room for itself and for what is too much: two swap-outs, at 1 + 1 us each, in its fault.
+    row = found([*rows, fault(4 * S, 3, 0)], f"swap,limit_mib={2 * PAGE}", 9 * S)
+    assert row["stall"]["saved"] == -4_000
+    # One that maps nothing and finds nothing (MMIO) is no use of memory at all.
+    rows[2] = fault(3 * S, 9, 0, level=None)
+    row = found([*rows, fault(4 * S, 3, 0)], f"swap,limit_mib={2 * PAGE}", 9 * S)
+    assert (row["stall"]["saved"], row["resident_peak"]["counterfactual"]) == (-2_000, 2 * PAGE_BYTES)
+
+
 def test_an_allocation_of_a_swapped_page_waits_for_it_too() -> None:
     rows = [fault(1, 1, 0.005), fault(2, 2, 0.005), alloc(3, 1), alloc(4, 9)]
     # Page 9 was never backed: its allocation is no use of memory of the host.

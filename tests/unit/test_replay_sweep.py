@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,21 @@ def test_the_commands_questions_and_their_mistakes(tmp_path: Path) -> None:
         assert done.exit_code == 0
         return done.stdout
 
+    def suggested(*more: str) -> list[str]:
+        done = CliRunner().invoke(app, [*base, *more], catch_exceptions=False)
+        (line,) = (one for one in done.stderr.splitlines() if one.startswith("next: tracekit "))
+        return shlex.split(line.removeprefix("next: tracekit "))
+
+    # What it names next can be typed, and asks about the same.
+    assert suggested("--set", "batch=8", "--metric", "exits") == [
+        *base[:4],
+        *("--set", "batch=8"),
+        *base[4:],
+        *("--metric", "exits", "--tornado"),
+    ]
+    assert suggested("--tornado") == [*base, "--break-even"]
+    assert suggested("--break-even") == ["replay", base[1], "-s", "hot_hint"]
+    assert CliRunner().invoke(app, suggested(), catch_exceptions=False).exit_code == 0
     assert "by chance alone" in said("--bootstrap", "99")
     assert "workers" in said("--vary", "workers=1:4", "--tornado", "--open-loop", "--set", "batch=8")
     assert "hot_hint,lead_ms=0.01" in said("--phase", "most=0:0.00004", "--metric", "stall:most")

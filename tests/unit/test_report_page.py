@@ -13,14 +13,14 @@ import polars as pl
 import pytest
 
 from tests.unit.report_example import HOSTILE, MS, START, command, example_meta, result_rows, write_example
-from tracekit.errors import FailedError, UsageError
+from tracekit.errors import UsageError
 from tracekit.report.figure import Figure
 from tracekit.report.figures import draw
 from tracekit.report.limits import fault_curve
 from tracekit.report.outline import Outline
 from tracekit.report.page import render
 from tracekit.report.study import Study, load_result
-from tracekit.report.write import write_file, write_report
+from tracekit.report.write import write_report
 from tracekit.trace import TraceWriter, events_batch, open_trace
 
 CURVES = pl.DataFrame(
@@ -332,24 +332,6 @@ def test_more_memory_is_told_from_faults_and_evictions(tmp_path: Path) -> None:
 
 
 # -- writing
-
-
-def test_a_page_is_put_in_place_whole_and_never_through_a_link(tmp_path: Path) -> None:
-    victim, link = tmp_path / "victim", tmp_path / "page.html"
-    victim.write_text("precious")
-    link.symlink_to(victim)
-    with pytest.raises(UsageError, match="exists"):
-        write_file(link, b"x", force=False)
-    write_file(link, b"x", force=True)
-    assert victim.read_text() == "precious"
-    assert not link.is_symlink()
-    assert link.read_bytes() == b"x"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["page.html", "victim"]
-
-
-def test_a_folder_that_is_not_there_is_said_before_anything_else(tmp_path: Path) -> None:
-    with pytest.raises(FailedError, match="cannot write"):
-        write_file(tmp_path / "no" / "page.html", b"x", force=False)
 
 
 def test_figures_are_written_as_svg_and_png(tmp_path: Path) -> None:

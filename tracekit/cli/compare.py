@@ -41,7 +41,7 @@ def compare(
         found = compare_sides(sides, force=force, tolerance=tolerance, alpha=alpha, seed=seed)
         if output is not None:
             from tracekit.report.page import render_comparison
-            from tracekit.report.write import write_file
+            from tracekit.trace.whole_file import write_file
 
             write_file(output, render_comparison(found).encode(), force=replace)
     except FailedError as error:

@@ -113,7 +113,17 @@ def sweep(
             stdout().print(part, markup=False, highlight=False)
     for note in [*room.notes(), *answer.notes]:
         stderr().print(f"note: {note}", markup=False, highlight=False)
-    next_command(f"tracekit sweep {quoted(trace)} -s {quoted(Path(scenario))} --vary … --tornado")
+    ranges = not any(isinstance(one.values, tuple) for one in variations)
+    question = "--break-even" if tornado else "--tornado"
+    if break_even or sobol or not ranges:
+        next_command(f"tracekit replay {quoted(trace)} -s {quoted(scenario)}")
+        return
+    words = ["tracekit", "sweep", quoted(trace), "-s", quoted(scenario)]
+    words += [word for one in set_ or [] for word in ("--set", quoted(one))]
+    words += [word for one in vary for word in ("--vary", quoted(one))]
+    words += [] if curve else [word for one in phase or [] for word in ("--phase", quoted(one))]
+    words += [] if metric == "stall" else ["--metric", quoted(metric)]
+    next_command(" ".join([*words, question]))
 
 
 @dataclass(frozen=True)

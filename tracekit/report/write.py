@@ -16,8 +16,9 @@ from tracekit.report.page import render
 from tracekit.report.study import Study, open_study
 from tracekit.report.text import plain
 from tracekit.report.units import human
+from tracekit.trace.whole_file import write_file
 
-__all__ = ["Written", "write_file", "write_report"]
+__all__ = ["Written", "write_report"]
 
 _SUFFIXES: Final = (".trace", ".json")
 
@@ -90,25 +91,3 @@ def write_report(
 def _stem(source: Path) -> str:
     name = source.absolute().name
     return next((name.removesuffix(end) for end in _SUFFIXES if name.endswith(end)), name) or "report"
-
-
-def write_file(path: Path, content: bytes, *, force: bool) -> None:
-    """Put a whole file in place at once; a link at `path` is replaced, never written through.
-
-    Raises UsageError when `path` exists (unless `force`), FailedError when the disk refuses.
-    """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("xb") as file:
-            file.write(content)
-        try:
-            if force:
-                draft.replace(path)
-            else:
-                os.link(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
-    except FileExistsError as error:
-        raise UsageError(f"{plain(path)} exists", hint="give another name, or -f to replace it") from error
-    except OSError as error:
-        raise FailedError(f"cannot write {plain(path)}: {error.strerror}", hint="-o FILE") from error

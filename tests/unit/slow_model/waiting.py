@@ -157,17 +157,25 @@ class Swap(Mechanism):
             self.note(page)
         elif e.what == "fault" and e.page is e.pages[0] and e.first and not page.there:
             return
-        elif page.there or (e.what == "fault" and not self.w.spared) or e.what in ("populate", "swap_in"):
+        elif (
+            page.there
+            or (e.what == "fault" and not self.w.spared and self.maps(e))
+            or e.what in ("populate", "swap_in")
+        ):
             self.room(page, e)
             self.note(page)
 
     def fault(self, e: Step, page: Page, verdict: str, service: int) -> tuple[str, int]:
         if verdict != "skipped":
-            if not page.backed:
+            if not page.backed and (page.put_off or self.maps(e)):
                 self.room(page, e)
             self.note(page)
         page.read_at_once = False
         return verdict, service
+
+    def maps(self, e: Step) -> bool:
+        """Whether a fault brings a page: one without a level found what was there, where levels are known."""
+        return e.level > 0 or e.on_host or not self.w.levels
 
     def event(self, e: Step, page: Page) -> None:
         if e.what in ("drop", "swap_out"):

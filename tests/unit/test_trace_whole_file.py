@@ -1,0 +1,42 @@
+"""A file is put in place whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from tracekit.errors import FailedError, UsageError
+from tracekit.trace.whole_file import write_file
+
+
+def test_a_page_is_put_in_place_whole_and_never_through_a_link(tmp_path: Path) -> None:
+    victim, link = tmp_path / "victim", tmp_path / "page.html"
+    victim.write_text("precious")
+    link.symlink_to(victim)
+    with pytest.raises(UsageError, match="exists"):
+        write_file(link, b"x", force=False)
+    write_file(link, b"x", force=True)
+    assert victim.read_text() == "precious"
+    assert not link.is_symlink()
+    assert link.read_bytes() == b"x"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["page.html", "victim"]
+
+
+def test_a_folder_that_is_not_there_is_said_before_anything_else(tmp_path: Path) -> None:
+    with pytest.raises(FailedError, match="cannot write"):
+        write_file(tmp_path / "no" / "page.html", b"x", force=False)
+
+
+def test_a_named_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read: list[bytes] = []
+    other = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    other.start()
+    write_file(pipe, b"x", force=True)
+    other.join(5)
+    assert read == [b"x"]
+    assert pipe.is_fifo()
