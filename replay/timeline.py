@@ -221,15 +221,18 @@ class Timeline:
 
     def _columns(self, *, count: bool) -> Iterator[Columns]:
         """Yield the events as columns, `batch_rows` rows at a time."""
-        with closing(self._read_ahead(count)) as rows:
-            yield from self._reduced(rows, count=count)
-
-    def _read_ahead(self, first_pass: bool) -> Generator[Raw]:
-        rows = self._rows(first_pass)
         long = isinstance(self.trace, Trace) and self.trace.rows > READ_ALONE
-        return ahead(rows, READ_AHEAD) if long else rows
+        columns = self._reduced(long=long, count=count)
+        # A first pass gives out numbers to pages and lanes: nobody may see more of them than of the events.
+        with closing(ahead(columns) if long and not count else columns) as one_after_another:
+            yield from one_after_another
 
-    def _reduced(self, rows: Iterable[Raw], *, count: bool) -> Iterator[Columns]:
+    def _reduced(self, *, long: bool, count: bool) -> Generator[Columns]:
+        rows = self._rows(count)
+        with closing(ahead(rows, READ_AHEAD) if long else rows) as read:
+            yield from self._reduce(read, count=count)
+
+    def _reduce(self, rows: Iterable[Raw], *, count: bool) -> Iterator[Columns]:
         stalls = Stalls(len(self.lanes.vm))
         counts = np.zeros(COUNTS, np.int64)
         out, filled, needed = _new_columns(self.batch_rows), 0, 0
