@@ -256,13 +256,13 @@ def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: in
     """A recorded fault backs its page, unless it is spared altogether.
 
     One that maps nothing and found an entry shows a page that had been there: Linux charged it when it came,
-    so this fault reclaims nothing. From now on it counts.
+    and reclaimed for it then. Room is made for it, but not in this fault.
     """
     m.ints[SPARED] = 1 if verdict == SKIPPED else 0
     if verdict != SKIPPED:
-        brings = w & C_DEFERRED or maps(e.bits, s.clock[CLOCK_LEVELS])
-        if not w & C_BACKED and brings:
-            make_room(s, e, True, m, me)
+        brings = w & C_DEFERRED != 0 or maps(e.bits, s.clock[CLOCK_LEVELS])
+        if not w & C_BACKED:
+            make_room(s, e, brings, m, me)
         note_use(m, e.page)
     return w & ~C_READ_AT_ONCE, verdict, service
 

@@ -124,8 +124,8 @@ class Swap(Mechanism):
         following = self.next_use[page]
         return float("inf") if following is None else following
 
-    def room(self, page: Page, e: Step) -> None:
-        """Evict; a direct reclaim is work of the lane that faults."""
+    def room(self, page: Page, e: Step, *, earlier: bool = False) -> None:
+        """Evict; a direct reclaim is work of the lane that faults, unless the page came before."""
         at, evicted = e.start, 0
         self.forget(page)
         while self.w.resident["counterfactual"] >= self.limit and self.held:
@@ -138,7 +138,7 @@ class Swap(Mechanism):
                 goes.read_at_once = self.params["device"] == "zram"
                 evicted += 1
         refault = page.there and page.taken and page.owner == self.name
-        if evicted * self.out_ns and (e.what == "fault" or refault):
+        if evicted * self.out_ns and (e.what == "fault" or refault) and not earlier:
             self.w.lengthened[self.name, "refault"] += evicted * self.out_ns
             self.w.advance(e.lane, e.vm, -evicted * self.out_ns)
 
@@ -167,8 +167,8 @@ class Swap(Mechanism):
 
     def fault(self, e: Step, page: Page, verdict: str, service: int) -> tuple[str, int]:
         if verdict != "skipped":
-            if not page.backed and (page.put_off or self.maps(e)):
-                self.room(page, e)
+            if not page.backed:
+                self.room(page, e, earlier=not page.put_off and not self.maps(e))
             self.note(page)
         page.read_at_once = False
         return verdict, service
