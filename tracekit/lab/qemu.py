@@ -121,7 +121,7 @@ class Qemu:
         resident_pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         return resident_pages * os.sysconf("SC_PAGE_SIZE")
 
-    def execute(self, command: str, *, timeout_s: float = 120.0, tee: Tee | None = None) -> Outcome:
+    def execute(self, command: str, *, timeout_s: float = 600.0, tee: Tee | None = None) -> Outcome:
         """Run a shell command in the guest; `tee` gets its output line by line as it comes.
 
         Raises `FailedError` where the guest is gone, or says nothing for `timeout_s` (it is then ended).
@@ -130,7 +130,7 @@ class Qemu:
         output, code = self._read_until(_DONE, timeout_s, tee)
         return Outcome(int(code), output)
 
-    def run(self, command: str, *, timeout_s: float = 120.0) -> str:
+    def run(self, command: str, *, timeout_s: float = 600.0) -> str:
         """Run a shell command in the guest and return its output; `FailedError` where it fails."""
         outcome = self.execute(command, timeout_s=timeout_s)
         if outcome.code:
@@ -139,7 +139,7 @@ class Qemu:
             )
         return outcome.output
 
-    def timed(self, command: str, count: int, *, timeout_s: float = 120.0) -> list[tuple[int, int]]:
+    def timed(self, command: str, count: int, *, timeout_s: float = 600.0) -> list[tuple[int, int]]:
         """Run a command that prints nothing `count` times (which: $i); return the host's times around each.
 
         The guest's shell waits for a line of its own each time, so only that, and what the command takes,
@@ -158,7 +158,7 @@ class Qemu:
             raise FailedError(f"in the guest, {command!r} failed with {code}")
         return times
 
-    def take(self, command: str, *, timeout_s: float = 120.0) -> bytes:
+    def take(self, command: str, *, timeout_s: float = 600.0) -> bytes:
         """Run a shell command in the guest and return its output, which leaves by the outlet.
 
         A guest's serial port takes it an exit or more for every byte, an outlet one for many pages: use this

@@ -88,7 +88,8 @@ class HostMachine:
             self.qemu = cleanup.enter_context(
                 Qemu(
                     [
-                        *("-M", "q35,mem-merge=off", "-accel", how, "-cpu", "host" if accel == "kvm" else "max"),
+                        *("-M", "q35,mem-merge=off", "-accel", how),
+                        *("-cpu", "host" if accel == "kvm" else "max"),
                         *("-m", f"{plan.memory_bytes >> 20}M", "-smp", str(plan.vcpus)),
                         *("-kernel", kernel.image, "-initrd", folder / "initramfs"),
                         *("-append", "console=ttyS0 quiet panic=-1"),
