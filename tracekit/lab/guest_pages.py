@@ -72,13 +72,13 @@ def follow_pages(qemu: Qemu) -> list[tuple[int, int]]:
 def followed_pages(qemu: Qemu, begun: list[tuple[int, int]]) -> GuestPages:
     """End: return all that the guest's kernel said. Raises `FailedError` where its buffer was too small."""
     ended = _mark(qemu, _MARKS)
-    losses = qemu.run(_END, timeout_s=600)
+    losses = qemu.run(_END)
     if any(int(line.split()[-1]) for line in losses.splitlines() if "overrun" in line):
         raise FailedError(
             "the guest's trace buffer was too small for its pages' events", hint="a smaller --alloc"
         )
-    flags = _packed(qemu.take("cat /proc/kpageflags", timeout_s=600))
-    events = qemu.take("cat /sys/kernel/tracing/trace", timeout_s=600)
+    flags = _packed(qemu.take("cat /proc/kpageflags"))
+    events = qemu.take("cat /sys/kernel/tracing/trace")
     zeroes_all = "heap alloc:on" in qemu.run("dmesg | grep 'mem auto-init' || true")
     return GuestPages(flags, _packed(events), [*begun, *ended], zeroes_all)
 

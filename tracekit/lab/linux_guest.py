@@ -189,7 +189,7 @@ def run_plan(plan: LinuxPlan) -> dict[str, Any]:
         sharing = Sharing(guest.qemu.pid) if plan.mergeable else None
         begun = follow_pages(guest.qemu) if plan.page_events else None
         for turn, command in enumerate(plan.commands, 1):
-            outputs.append(guest.qemu.run(command, timeout_s=600))
+            outputs.append(guest.qemu.run(command))
             step("run")
             if sharing:
                 sharing.sample(f"run{turn}")
