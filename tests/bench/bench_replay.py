@@ -116,12 +116,22 @@ def test_by_block(benchmark: Any, room: Room, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("closed", "settings"), [(False, 8), (False, 33), (True, 8)], ids=["open", "open-33", "closed"]
+    ("text", "closed", "settings"),
+    [
+        ("cold_hint,policy=idle,idle_s={}", False, 8),
+        ("cold_hint,policy=idle,idle_s={}", False, 33),
+        ("cold_hint,policy=idle,idle_s={}", True, 8),
+        ("cold_hint,order=9,delay_ms={}e3", False, 8),
+        ("cold_hint,order=0,delay_ms={}e3", False, 8),
+        ("free_page_reporting,delay_s={}", False, 8),
+        ("zeroing,until_ms={}e3", False, 8),
+    ],
+    ids=["idle", "idle-33", "idle-closed", "on_free-9", "on_free-0", "reports", "not-abreast"],
 )
-def test_sweep(benchmark: Any, room: Room, closed: bool, settings: int) -> None:
-    """Idle times of 1 to 120 s (33: the grid of a break-even): events x scenarios a second."""
+def test_sweep(benchmark: Any, room: Room, text: str, closed: bool, settings: int) -> None:
+    """Delays of 1 to 120 s (33: the grid of a break-even): events x scenarios a second."""
     delays = np.geomspace(1, 120, settings)
-    asked = [setting(room, f"cold_hint,policy=idle,idle_s={delay}", closed=closed) for delay in delays]
+    asked = [setting(room, text.format(delay), closed=closed) for delay in delays]
     benchmark.pedantic(replay, args=(room, asked), rounds=2, warmup_rounds=1)
     rate(benchmark, rows(room) * settings)
 
@@ -143,7 +153,10 @@ def test_two_cores(benchmark: Any, mixed: Room) -> None:
 
 @pytest.mark.parametrize("shape", ["mix", "rand"])
 def test_end_to_end(benchmark: Any, shape: str) -> None:
-    """From the files on disk to the rows of a scenario: survey and every hypothesis, columns not kept."""
+    """From the files on disk to the rows of a scenario: survey and every hypothesis, columns not kept.
+
+    By the clock on the wall (the default timer): other threads read.
+    """
     trace = bench_trace(shape, EVENTS)
     benchmark.pedantic(lambda: running.run(trace, ["zeroing"]), rounds=2)
     rate(benchmark, EVENTS)
