@@ -16,7 +16,7 @@ import polars as pl
 import pytest
 
 from tracekit.errors import CapabilityError
-from tracekit.lab.host.machine import HostMachine, HostPlan
+from tracekit.lab.host.machine import KERNELS, HostMachine, HostPlan
 from tracekit.probes.plan import RecordPlan
 from tracekit.probes.run import record
 from tracekit.trace import open_trace
@@ -44,10 +44,11 @@ def small_pages() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("small_pages")
-def test_the_offset_of_a_real_guest_is_inside_what_asking_allows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_offset_of_a_real_guest_is_inside_what_asking_allows(tmp_path: Path, kernel: str) -> None:
     (tmp_path / "work.sh").write_text(WORK)
     try:
-        machine = HostMachine(HostPlan(put=(tmp_path / "work.sh",)), say=print)
+        machine = HostMachine(HostPlan(kernel=kernel, put=(tmp_path / "work.sh",)), say=print)
     except CapabilityError as error:
         pytest.skip(f"the lab host can't be made: {error} ({error.hint})")
     host, guest, both = (tmp_path / f"{name}.trace" for name in ("host", "guest", "both"))

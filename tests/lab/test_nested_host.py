@@ -98,7 +98,7 @@ def test_swaps_are_the_kernels_count_without_a_tracepoint_for_them(lab: Lab, dev
     assert touch != SWAP
     program = lab.script("swap", PRELUDE + touch)
     before = lab.counters(*SWAPS)
-    trace, account = lab.record(f"swap-{device}", f"{program} /dev/stdout {group}")
+    trace, account = lab.record(f"swap-{device}", f"{program} /proc/self/fd/1 {group}")
     swapped_in, swapped_out = (b - a for a, b in zip(before, lab.counters(*SWAPS), strict=True))
     lab.shell(f"rmdir {group}")
     assert swapped_in > 1000
@@ -137,7 +137,7 @@ with Kvm() as kvm, kvm.create_vm() as vm:
 
 
 def test_huge_pages_of_host_faults_are_the_kernels_count(lab: Lab):
-    trace, account = lab.record("huge", f"{lab.script('huge', PRELUDE + HUGE_PAGES)} /dev/stdout")
+    trace, account = lab.record("huge", f"{lab.script('huge', PRELUDE + HUGE_PAGES)} /proc/self/fd/1")
     assert account["given"] == 23
     faults = events(trace, "host_fault").filter(pl.col("gfn").is_not_null())
     huge, small = faults.filter(pl.col("level") == 2), faults.filter(pl.col("level").is_null())
