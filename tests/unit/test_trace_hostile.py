@@ -88,6 +88,8 @@ META: list[tuple[str, Any]] = [
     ("probes", {"refused": []}),
     ("host", {"cpus": "2"}),
     ("clock", {"realtime_offset_ns": 10**40}),
+    ("clock", {"uncertainty_ns": "1"}),
+    ("clock", {"uncertainty_ns": -1}),
     ("start_ns", -1),
     ("stop_ns", 1 << 64),
     ("tables", {"losses.arrow": 3}),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -40,3 +43,38 @@ def test_a_named_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
     other.join(5)
     assert read == [b"x"]
     assert pipe.is_fifo()
+
+
+def test_a_disk_that_is_full_keeps_neither_half_a_file_nor_a_draft(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(FailedError, match="cannot write"):
+            write_file(page, bytes(100_000), force=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert page.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_a_private_file_stays_private(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("old")
+    page.chmod(0o600)
+    write_file(page, b"new", force=True)
+    assert page.stat().st_mode & 0o777 == 0o600
+    assert page.read_bytes() == b"new"
+
+
+def test_a_link_to_the_standard_output_is_written_to_and_stays(tmp_path: Path) -> None:
+    # As /dev/stdout is: a link to a link of /proc, which leads to a file where the output is redirected.
+    out = tmp_path / "out"
+    command = (
+        "from pathlib import Path; from tracekit.trace.whole_file import write_file; "
+        "write_file(Path('/dev/fd/1'), b'x', force=True)"
+    )
+    with out.open("wb") as file:
+        subprocess.run([sys.executable, "-c", command], stdout=file, check=True)
+    assert out.read_bytes() == b"x"

@@ -207,6 +207,8 @@ def linux(
 
     if guest_trace and guest_trace.exists():
         raise UsageError(f"{guest_trace} exists", hint="--guest-trace with another path")
+    if guest_trace and not guest_trace.parent.is_dir():
+        raise UsageError(f"no folder {guest_trace.parent}", hint=f"mkdir -p {guest_trace.parent}")
     account = run_plan(
         LinuxPlan(
             memory_bytes=memory,

@@ -222,7 +222,12 @@ _SHAPES: Final[dict[str, Any]] = {
     "vms": [{"pid": (-1, 1 << 32), "argv": [str], "vcpus": _COUNT, "page_bytes": _COUNT}],
     "address_kind": str,
     "probes": {"active": [str], "refused": {str: str}, "functions": {str: [str]}},
-    "clock": {"name": str, "realtime_offset_ns": _OFFSET, "boot_offset_ns": _OFFSET},
+    "clock": {
+        "name": str,
+        "realtime_offset_ns": _OFFSET,
+        "boot_offset_ns": _OFFSET,
+        "uncertainty_ns": _COUNT,
+    },
     "filters": dict,
     "sampling": {"gfn_hash": _Share()},
     "start_ns": _Optional(_TIME),

@@ -63,7 +63,7 @@ def measure_recorded(rounds: int) -> Samples:
         own_ns = own_time(trace.meta).get("ept_violation", 0)
         faults = (
             trace.events.filter(pl.col("kind") == "ept_violation")
-            .select("ts_ns", pl.col("latency_ns").cast(pl.Int64) - own_ns)
+            .select("ts_ns", (pl.col("latency_ns").cast(pl.Int64) - own_ns).clip(0))
             .collect()
         )
         samples = Samples()
