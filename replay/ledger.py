@@ -328,7 +328,8 @@ class Ledger:
     def _peak(self, after: Residency, earlier: float) -> Figure:
         """Return the peak; where no limit takes memory, pages may come and go between two looks, unseen.
 
-        No more than either run gained in such a span, and never above the recorded run's peak.
+        No more than either run gained in such a span, and never above the recorded run's peak. That is on
+        balance: of memory taken back sooner after its use than a span lasts, more may have come.
         """
         before, peak = self.before.peak(), after.peak()
         found = self._memory(before * PAGE_BYTES, peak * PAGE_BYTES, earlier)
