@@ -12,6 +12,7 @@ import pytest
 from tracekit.errors import FailedError, UsageError
 from tracekit.trace import Meta, TraceWriter, events_batch, open_trace
 from tracekit.trace.merge import find_offset, given_offset, merge
+from tracekit.trace.offset import ContradictedError
 from tracekit.trace.schema import FLAG_PRESENT, FLAG_ZEROED
 
 SECOND = 1_000_000_000
@@ -141,7 +142,7 @@ def test_what_is_not_a_pair_is_refused(sides, tmp_path):
     assert not out.exists()
 
 
-def test_a_guest_that_zeroes_all_pages_is_bounded_by_what_each_thread_did_before(tmp_path):
+def test_a_guest_that_zeroes_all_pages_is_bounded_by_what_each_thread_did_before(tmp_path, monkeypatch):
     """Thread 5 allocates every 100 us, and each page is touched 8 to 2 us before it is told of."""
     gfn = np.arange(3_000)
     alloc = 50 * SECOND + gfn * 100_000
@@ -166,6 +167,14 @@ def test_a_guest_that_zeroes_all_pages_is_bounded_by_what_each_thread_did_before
     # Such a trace may say itself how far its times are from the host's.
     known = guest("known.trace", 0, Meta(clock={"name": "CLOCK_MONOTONIC", "uncertainty_ns": 700}))
     assert merge(host.path, known.path, tmp_path / "m.trace")[1] == given_offset(0, 700)
+
+    # Where the pages tell, and against each other, a clock that both share is no excuse.
+    def contradicted(*_: object) -> None:
+        raise ContradictedError("they contradict the others")
+
+    monkeypatch.setattr("tracekit.trace.merge.find_offset", contradicted)
+    with pytest.raises(FailedError, match="contradict"):
+        merge(host.path, known.path, tmp_path / "wrong.trace")
 
 
 def test_compound_pages_count_for_each_of_their_pages(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tracekit.errors import FailedError
-from tracekit.trace.offset import Offset, PageEvents, Touches, estimate_offset
+from tracekit.trace.offset import ContradictedError, Offset, PageEvents, Touches, estimate_offset
 
 SECOND = 1_000_000_000
 
@@ -155,7 +155,7 @@ def test_events_that_contradict_each_other_are_refused():
     """Said to be zeroed or not as if by chance: the most likely offset would be narrow, and wrong."""
     touches, pages = simulate(5 * SECOND, zeroing=1.0, recycled=0.0, in_faults=True, seed=3)
     half = replace(pages, zeroed=pages.gfn % 2 == 0)
-    with pytest.raises(FailedError, match="contradict"):
+    with pytest.raises(ContradictedError, match="contradict"):
         estimate_offset(touches, half)
 
 

@@ -15,7 +15,7 @@ from tracekit.errors import FailedError, UsageError
 from tracekit.trace.holdback import times
 from tracekit.trace.merging import Source, merge_sources
 from tracekit.trace.meta import Meta, tool_version
-from tracekit.trace.offset import Offset, PageEvents, Touches, estimate_offset, find
+from tracekit.trace.offset import ContradictedError, Offset, PageEvents, Touches, estimate_offset, find
 from tracekit.trace.reader import Trace, open_trace
 from tracekit.trace.schema import EVENTS, FLAG_ATTACH, FLAG_PRESENT, FLAG_ZEROED, KIND_CODE
 from tracekit.trace.writer import TraceWriter
@@ -84,6 +84,8 @@ def _offset(host: Trace, guest: Trace, vm: int) -> Offset:
     """Estimate the offset; where the pages don't tell, a guest's trace in the host's times needs none."""
     try:
         return find_offset(host, guest, vm)
+    except ContradictedError:
+        raise
     except FailedError:
         known = given_offset(0, guest.meta.clock.get("uncertainty_ns"))
         if known is None or known.low_ns is None:

@@ -26,7 +26,7 @@ import numpy as np
 
 from tracekit.errors import FailedError
 
-__all__ = ["Offset", "PageEvents", "Touches", "estimate_offset", "find"]
+__all__ = ["ContradictedError", "Offset", "PageEvents", "Touches", "estimate_offset", "find"]
 
 _PEAK_NS: Final = (1_000_000, 10_000_000, 100_000_000)
 _DRIFT_WINDOWS_NS: Final = (1_000_000, 200_000, 50_000, 10_000)
@@ -66,6 +66,10 @@ class PageEvents:
     began: np.ndarray
     start_ns: int
     stop_ns: int
+
+
+class ContradictedError(FailedError):
+    """The pages tell, and against each other: the two traces are hardly of one guest."""
 
 
 @dataclass(frozen=True)
@@ -267,7 +271,7 @@ def _agreeing(found: Offset, allocated: list[_Ruled]) -> Offset:
     at = found.offset_ns + _shift(when, found.drift_ppm * 1e-6, found.at_ns)
     wrong = int(np.count_nonzero((low < at) & (at < high)))
     if wrong > _MOST_WRONG * len(low):
-        raise _cannot(f"{wrong:,} of {len(low):,} allocations contradict the others")
+        raise _cannot(f"{wrong:,} of {len(low):,} allocations contradict the others", ContradictedError)
     return found
 
 
@@ -293,5 +297,5 @@ def _least_ruled_out(low: np.ndarray, high: np.ndarray, left: int, right: int) -
     return int(start[before[-1] + 1]), int(end[after[0] - 1]), fewest
 
 
-def _cannot(why: str) -> FailedError:
-    return FailedError(f"the clocks' offset cannot be estimated: {why}", hint="give it with --offset-ns N")
+def _cannot(why: str, kind: type[FailedError] = FailedError) -> FailedError:
+    return kind(f"the clocks' offset cannot be estimated: {why}", hint="give it with --offset-ns N")

@@ -20,7 +20,7 @@ __all__ = ["is_lab_host", "kept_runs", "record_in_lab_host", "record_runs", "ste
 _ATTEMPTS: Final = 3
 _UNPLACED: Final = "swap_out_unplaced"
 _SWAP_BYTES: Final = 1 << 30
-_SILENCE_S: Final = 900.0
+_SILENCE_S: Final = 1800.0
 
 
 def stem_of(case: Case, seed: int) -> str:
