@@ -122,9 +122,12 @@ class Ledger:
     def _added_table(self) -> NDArray[np.int64]:
         return self.replay.world.added.reshape(len(self.mechanisms) + 1, ac.REASONS, ev.CLASSES, 2)
 
+    def _on(self) -> list[Mechanism]:
+        return [m for m in self.mechanisms if m.name in self.contexts]
+
     def _label(self) -> str:
         """Return what the counts rest on: the weakest of the mechanisms that are on."""
-        on = [m for m in self.mechanisms if m.name in self.contexts]
+        on = self._on()
         labels = [m.label(self.contexts[m.name]) for m in on]
         guessed = "bounded" if on and self.facts.assumed_slots else "measured"
         return weaker(guessed, *labels)
@@ -297,7 +300,7 @@ class Ledger:
         if self._priced("on_path").high or self._beside_stall(vcpu_lanes(self.timeline)) != Amount.exact(0):
             return True
         # Work beside the guest sets a time only where it makes memory ready.
-        ahead = [m for m in self.mechanisms if m.name in self.contexts and m.stage is Stage.BACK]
+        ahead = [m for m in self._on() if m.stage is Stage.BACK]
         return bool(self._priced("hypercall_time").high or self._priced("host_cpu_background", ahead).high)
 
     # -- memory
@@ -333,8 +336,7 @@ class Ledger:
         """
         before, peak = self.before.peak(), after.peak()
         found = self._memory(before * PAGE_BYTES, peak * PAGE_BYTES, earlier)
-        on = [m for m in self.mechanisms if m.name in self.contexts]
-        if not any(m.stage is Stage.TAKE and not m.holds_limit for m in on):
+        if not any(m.stage is Stage.TAKE and not m.holds_limit for m in self._on()):
             return found
         unseen = max(self.before.most_at_once(), after.most_at_once())
         unseen = max(min(unseen, before - peak), 0)
@@ -350,7 +352,7 @@ class Ledger:
         """
         saved = Amount(before - after, before - after - moved, before - after + moved)
         unsure = bool(earlier) or self.facts.assumed_slots
-        taking = any(m.stage is Stage.TAKE for m in self.mechanisms if m.name in self.contexts)
+        taking = any(m.stage is Stage.TAKE for m in self._on())
         if self.contexts and (before != after or taking):
             saved = saved._replace(high=saved.high + earlier)
         label = weaker(self._label(), "bounded" if unsure else "measured")

@@ -29,6 +29,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tracekit.errors import UsageError
+from tracekit.replay import delays
 from tracekit.replay import events as ev
 from tracekit.replay.accounts import KEPT, OVERLAPPED, REASONS, REFAULT, advance, shorten_added
 from tracekit.replay.events import Event
@@ -49,7 +50,6 @@ __all__ = ["MECHANISM"]
 OUTSTANDING_PER_VCPU: Final = 64  # ASYNC_PF_PER_VCPU of KVM
 RECORDED: Final = "recorded"
 _THREADS, _CPUS = "guest_runnable_threads", "guest_cpus"
-_NEVER: Final = 1 << 60
 # m.ints: what is in force; the use of a backed page that may turn out to wait for a device; CLOCK_ADDED
 # before it; then, by mechanism, the time of such waits that was known then; then the lanes.
 OVERHEAD, READY_NS, HALTS = range(3)  # HALTS: the bits of an event for which the vCPU halts
@@ -215,14 +215,14 @@ def _queues(context: Context) -> list[NDArray[np.int64]]:
     found = []
     for vm in range(context.timeline.vms):
         if context.hypothesis == "low":
-            pairs = [-_NEVER, 0]
+            pairs = [-delays.NEVER, 0]
         elif context.hypothesis == "high":
-            pairs = [-_NEVER, 0 if given == 0 else OUTSTANDING_PER_VCPU]
+            pairs = [-delays.NEVER, 0 if given == 0 else OUTSTANDING_PER_VCPU]
         elif recorded is None:
-            pairs = [-_NEVER, min(int(context.number("runnable")), OUTSTANDING_PER_VCPU)]
+            pairs = [-delays.NEVER, min(int(context.number("runnable")), OUTSTANDING_PER_VCPU)]
         else:
             pairs = recorded[vm]
-        found.append(np.array([*pairs, _NEVER, 0], np.int64))
+        found.append(np.array([*pairs, delays.NEVER, 0], np.int64))
     return found
 
 
@@ -245,7 +245,7 @@ def _recorded(context: Context) -> list[list[int]]:
         each = threads["value"].to_numpy() // max(float(cpus["value"][0]), 1.0)
         others = np.clip(np.nan_to_num(each - 1), 0, OUTSTANDING_PER_VCPU).astype(np.int64)
         when = threads["ts_ns"].to_numpy().astype(np.int64) - start_ns
-        when[0] = -_NEVER  # a fault may have begun before the recording
+        when[0] = -delays.NEVER  # a fault may have begun before the recording
         found.append(np.stack([when, others], axis=1).ravel().tolist())
     return found
 

@@ -87,10 +87,10 @@ def _offset(host: Trace, guest: Trace, vm: int) -> Offset:
     except ContradictedError:
         raise
     except FailedError:
-        known = given_offset(0, guest.meta.clock.get("uncertainty_ns"))
-        if known is None or known.low_ns is None:
+        within_ns = guest.meta.clock.get("uncertainty_ns")
+        if within_ns is None:
             raise
-        return known
+        return Offset(0, -within_ns, within_ns, given=True)
 
 
 def _vm_number(host: Trace, vm: int | None) -> int:
