@@ -27,10 +27,15 @@ _BY_CGROUP: Final = (KIND_CODE["swap_out"], KIND_CODE["swap_in"])
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _PROCESSES: Final = Path("/proc")
 _ROOT: Final = 0
+_EXITING: Final = 0x4  # PF_EXITING (include/linux/sched.h), of the flags in /proc/PID/stat
+_FLAGS_FIELD: Final = 6  # of stat, from the state on, which follows the name
 
 
 def cgroup_id(pid: int, processes: Path = _PROCESSES, cgroups: Path = _CGROUPS) -> int | None:
-    """Return the id of a process's memory cgroup as tracepoints have it; 0: the root's, None: it ended."""
+    """Return the id of a process's memory cgroup as tracepoints have it; 0: the root's, None: it ended.
+
+    In a hierarchy of version 1 a process that is exiting, or not waited for yet, is shown in the root's.
+    """
     try:
         lines = (processes / str(pid) / "cgroup").read_text().splitlines()
     except OSError:
@@ -41,7 +46,15 @@ def cgroup_id(pid: int, processes: Path = _PROCESSES, cgroups: Path = _CGROUPS) 
     for root in (cgroups / "memory", cgroups, cgroups / "unified") if path != "/" else ():
         with contextlib.suppress(OSError):
             return (root / path.lstrip("/")).stat().st_ino
-    return _ROOT
+    return None if path == "/" and _is_exiting(pid, processes) else _ROOT
+
+
+def _is_exiting(pid: int, processes: Path) -> bool:
+    try:
+        behind_the_name = (processes / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return True
+    return bool(int(behind_the_name[_FLAGS_FIELD]) & _EXITING)
 
 
 class Attribution:

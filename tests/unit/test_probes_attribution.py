@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,27 @@ def two_vms() -> MemslotTable:
 def test_a_memory_cgroup_is_found_in_every_layout(tmp_path: Path, text: str, group: str) -> None:
     (tmp_path / "proc" / "7").mkdir(parents=True)
     (tmp_path / "proc" / "7" / "cgroup").write_text(text)
+    (tmp_path / "proc" / "7" / "stat").write_text("7 (a) b) S 1 7 7 0 -1 4194304 97 0")
     folder = tmp_path / "cgroup" / group
     folder.mkdir(parents=True)
     expected = folder.stat().st_ino if group else 0
     assert cgroup_id(7, tmp_path / "proc", tmp_path / "cgroup") == expected
     assert cgroup_id(8, tmp_path / "proc", tmp_path / "cgroup") is None
+
+
+@pytest.mark.parametrize(("text", "group"), [("4:memory:/\n0::/\n", None), ("0::/vm\n", "vm")])
+def test_where_an_exiting_process_was_is_not_known_by_the_root_that_version_1_shows(
+    tmp_path: Path, text: str, group: str | None
+) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # not yet waited for
+        stat = Path(f"/proc/{ended.pid}/stat").read_text()
+    (tmp_path / "proc" / "7").mkdir(parents=True)
+    (tmp_path / "proc" / "7" / "stat").write_text(stat)
+    (tmp_path / "proc" / "7" / "cgroup").write_text(text)
+    (tmp_path / "cgroup" / "vm").mkdir(parents=True)
+    expected = (tmp_path / "cgroup" / group).stat().st_ino if group else None
+    assert cgroup_id(7, tmp_path / "proc", tmp_path / "cgroup") == expected
 
 
 def test_a_process_that_was_in_a_vms_cgroup_for_a_moment_does_not_share_it(
