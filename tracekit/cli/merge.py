@@ -14,9 +14,20 @@ __all__ = ["merge"]
 
 def merge(
     host: Annotated[Path, typer.Argument(help="The trace recorded on the host.")],
-    guest: Annotated[Path, typer.Argument(help="The trace recorded inside the VM (record --guest).")],
+    guest: Annotated[
+        Path,
+        typer.Argument(
+            help="The trace recorded inside the VM (record --guest), or written by lab linux --guest-trace."
+        ),
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The trace to write.")],
-    vm: Annotated[int | None, typer.Option(min=0, help="Which VM of the host trace the guest is.")] = None,
+    vm: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Which VM of the host trace it is (default: the only one, or the only one with memslots).",
+        ),
+    ] = None,
     offset_ns: Annotated[
         int | None, typer.Option(help="What to add to guest times (default: estimated from both traces).")
     ] = None,
