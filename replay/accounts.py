@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tracekit.replay.events import CLASSES
 from tracekit.replay.jit import hot, rare
-from tracekit.replay.pages import CLOCK_ADDED, CLOCK_CLOSED, World
+from tracekit.replay.pages import CLOCK_ADDED, CLOCK_CLOSED, CLOCK_UNPLACED, World
 
 __all__ = [
     "add_fault",
@@ -107,9 +107,16 @@ def count(s: World, who: int, item: int, n: int) -> None:
 
 @hot
 def advance(s: World, lane: int, gain: int) -> None:
-    """Let a lane run ahead of the recording by `gain` ns more; its VM's own clock follows."""
-    s.shift[lane] += gain * s.clock[CLOCK_CLOSED]
-    s.shift[s.host_of[lane]] = s.shift[lane]
+    """Let a lane run ahead of the recording by `gain` ns more; its VM's own clock follows.
+
+    Where an event is on that clock itself, nobody knows which vCPU is ahead or late, so none is.
+    """
+    clock, gain = s.host_of[lane], gain * s.clock[CLOCK_CLOSED]
+    if lane == clock:
+        s.clock[CLOCK_UNPLACED] += gain
+        return
+    s.shift[lane] += gain
+    s.shift[clock] = s.shift[lane]
 
 
 @hot

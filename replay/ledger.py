@@ -16,6 +16,7 @@ from tracekit.replay import accounts as ac
 from tracekit.replay import events as ev
 from tracekit.replay.amounts import Amount
 from tracekit.replay.mechanisms import Context, Mechanism, Stage
+from tracekit.replay.pages import CLOCK_UNPLACED
 from tracekit.replay.pricing import Prices, class_name
 from tracekit.replay.quantiles import moved, quantile
 from tracekit.replay.residency import Residency
@@ -256,12 +257,25 @@ class Ledger:
         spread, _ = self._spread(np.ones(ev.CLASSES, bool))
         calls = self._priced("hypercall_time")
         others = self._beside_stall(lanes)
+        # What events of no known vCPU take longer may all be on the critical path, or none of it.
+        unplaced = int(world.clock[CLOCK_UNPLACED])
         # Work that the vCPUs do themselves; a vCPU that would have been idle loses nothing by it.
         work = self._priced("on_path")
         saved = Amount(
             value + others.value - work.value / len(lanes),
-            min(value, int(shift.min())) + spread.low + calls.value - calls.high + others.low - work.high,
-            max(value, int(shift.max()), union) + spread.high + calls.value - calls.low + others.high,
+            min(value, int(shift.min()))
+            + min(unplaced, 0)
+            + spread.low
+            + calls.value
+            - calls.high
+            + others.low
+            - work.high,
+            max(value, int(shift.max()), union)
+            + max(unplaced, 0)
+            + spread.high
+            + calls.value
+            - calls.low
+            + others.high,
         ).minus(startup)
         label = weaker(self._label(), "bounded" if saved.low < saved.high else "measured")
         figures = {"critical_path": Figure.of(span, saved, "assumed" if self._uses_prices() else label)}
@@ -315,15 +329,23 @@ class Ledger:
         # Prices move each change of what is resident by as much as they move the stall before it.
         spread = self._spread(np.ones(ev.CLASSES, bool))[0] if self.contexts else Amount.exact(0)
         moved = max(-spread.low, spread.high) * float(np.abs(world.curve).sum())
+        most = self.timeline.memory_bytes or self.timeline.index.pages * PAGE_BYTES
         earlier = self.facts.earlier_bytes
         longest = earlier and earlier / (1 << 30) * span / 1e9
         return {
-            "resident_time": self._memory(before / GIB_S, after / GIB_S, longest, moved / GIB_S),
+            "resident_time": self._memory(
+                before / GIB_S,
+                after / GIB_S,
+                longest,
+                moved / GIB_S,
+                most / PAGE_BYTES * (horizon - spread.low) / GIB_S,
+            ),
             "resident_mean": self._memory(
                 before / span * PAGE_BYTES,
                 after / horizon * PAGE_BYTES,
                 earlier,
                 moved / horizon * PAGE_BYTES,
+                most,
             ),
             "resident_peak": self._peak(after_all, earlier),
         }
@@ -342,15 +364,18 @@ class Ledger:
         unseen = max(min(unseen, before - peak), 0)
         return replace(found, saved=found.saved._replace(low=found.saved.low - unseen * PAGE_BYTES))
 
-    def _memory(self, before: float, after: float, earlier: float, moved: float = 0.0) -> Figure:
+    def _memory(
+        self, before: float, after: float, earlier: float, moved: float = 0.0, most: float = 0.0
+    ) -> Figure:
         """Return a figure of resident memory, with what may have been `earlier` than the recording.
 
-        Prices may move it by `moved` either way.
+        Prices may move it by `moved` either way, but not below none, nor above the `most` that there can be.
 
         Pages that were there before add to the baseline; a mechanism that takes memory could save them, one
         that backs memory ahead finds them there.
         """
-        saved = Amount(before - after, before - after - moved, before - after + moved)
+        more, less = min(moved, max(most - after, 0.0)), min(moved, max(after, 0.0))
+        saved = Amount(before - after, before - after - more, before - after + less)
         unsure = bool(earlier) or self.facts.assumed_slots
         taking = any(m.stage is Stage.TAKE for m in self._on())
         if self.contexts and (before != after or taking):

@@ -106,7 +106,8 @@ CLOCK_SPARED: Final = 3  # 1 = the last fault was SKIPPED (for its further block
 CLOCK_LEVELS: Final = 4  # 1 = the trace names levels: a guest's fault without one mapped nothing
 CLOCK_AROUND: Final = 5  # pages of the aligned group that one fault of the guest maps where the host has them
 CLOCK_ADDED: Final = 6  # faults and waits that the recording does not have, so far
-CLOCK_CELLS: Final = 7
+CLOCK_UNPLACED: Final = 7  # ns that events of no known vCPU take longer: no lane is later for it
+CLOCK_CELLS: Final = 8
 
 
 _STAYS_BACKED: Final = (

@@ -12,6 +12,7 @@ from tracekit.errors import UsageError
 from tracekit.replay import accounts as ac
 from tracekit.replay.amounts import Amount
 from tracekit.replay.ledger import Figure, Ledger
+from tracekit.replay.pages import CLOCK_UNPLACED
 from tracekit.replay.state import Stand, vcpu_lanes
 from tracekit.replay.survey import Recorded
 from tracekit.replay.timeline import TraceLike
@@ -116,17 +117,20 @@ def _between(ledger: Ledger, phase: Phase) -> Ledger:
     before: Stand | None = stands.get(phase.start_ns) if phase.start_ns else None
     after = stands[phase.end_ns]
     shift, faults, added, tally = after.shift, after.faults, after.added, after.tally
-    union, recorded = after.union_ns, after.recorded
+    union, unplaced, recorded = after.union_ns, after.unplaced_ns, after.recorded
     if before is not None:
         shift, faults = shift - before.shift, faults - before.faults
         added, tally = added - before.added, tally - before.tally
         union -= before.union_ns
+        unplaced -= before.unplaced_ns
         last = recorded.last_ns
         recorded = Recorded(*(b - a for a, b in zip(before.recorded, recorded, strict=True)))
         recorded = recorded._replace(last_ns=last)
     spans = np.zeros_like(world.spans)
     spans[0] = union
-    part = world._replace(shift=shift, faults=faults, added=added, tally=tally, spans=spans)
+    clock = world.clock.copy()
+    clock[CLOCK_UNPLACED] = unplaced
+    part = world._replace(shift=shift, faults=faults, added=added, tally=tally, spans=spans, clock=clock)
     return replace(
         ledger,
         replay=replace(ledger.replay, world=part),

@@ -76,13 +76,14 @@ class Stand:
     added: NDArray[np.int64]
     tally: NDArray[np.int64]
     union_ns: int
+    unplaced_ns: int
     recorded: Recorded
 
     @classmethod
     def of(cls, world: World, recorded: Recorded) -> Stand:
         """Copy what will change."""
         copies = (world.shift.copy(), world.faults.copy(), world.added.copy(), world.tally.copy())
-        return cls(*copies, union_ns(world), recorded)
+        return cls(*copies, union_ns(world), int(world.clock[pg.CLOCK_UNPLACED]), recorded)
 
 
 @dataclass

@@ -6,7 +6,8 @@ Policies:
   longest until `free_mib` stay free (with `target_mib`: all that the VM has above it, and first what was
   freed last, as Linux gives it out), at most `step_mib` a time, and gives back in the same way. A page that
   is allocated out of the balloon faults again; if nothing else was free, the allocation waits for the next
-  sample too (the reaction lag).
+  sample too (the reaction lag). A guest with free memory gives out that first, whatever page the recording
+  names: at the worst (low) it waits once as many were allocated since a sample as it left free.
 - `recorded`: the discards of the trace, without the lag of the monitor that made them: up to one `interval_s`
   earlier, but not before the page's last visible use. Half an interval is the mean lag of a periodic sample.
 
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from tracekit.errors import UsageError
 from tracekit.replay import events as ev
-from tracekit.replay.accounts import RANGES, REFAULT, UNMAPS, add_fault, advance, count
+from tracekit.replay.accounts import RANGES, REFAULT, UNMAPS, add_fault, advance, count, wait
 from tracekit.replay.events import Event
 from tracekit.replay.jit import hot, prefetch
 from tracekit.replay.mechanisms import Context, Mechanism, Own, Param, Setup, Stage
@@ -35,12 +36,15 @@ __all__ = ["MECHANISM"]
 
 # m.par
 MONITOR, GROUP, STEP, LEAVE, TARGET, SIZE, WAITS, LAG, GOES = range(9)
-NEVER, WHEN_NOTHING_IS_FREE, ALWAYS = range(3)  # of WAITS: when an allocation waits for the next sample
+# Of WAITS: when an allocation waits for the next sample.
+NEVER, WHEN_NONE_IS_SEEN_FREE, WHEN_NONE_IS_LEFT = range(3)
 FREE_LONGEST, FREED_LAST, FREED_LAST_AND_BACKED = range(3)  # of GOES: what goes into the balloon first
-# m.ints: time of the next sample, interval, then head, tail and length of two lists
-NEXT_SAMPLE, INTERVAL, LISTS = 0, 1, 2
+# m.ints: time of the next sample, interval; of the groups allocated out of the balloon, for how many the
+# guest took others that were free; head, tail and length of two lists; by lane the sample it waited for last.
+NEXT_SAMPLE, INTERVAL, INSTEAD, LISTS = range(4)
 FREE, BALLOON = 0, 1  # the lists of groups: free in the guest, in the balloon
 HEAD, TAIL, LENGTH, LIST_CELLS = range(4)
+WAITED: Final = LISTS + 2 * LIST_CELLS
 # Words of a page: what it is, then (of the first page of a group) its neighbours in a list, + 1; 0 = none.
 INFO, BEFORE, AFTER, WORDS = range(4)
 IS_FREE: Final = 1  # of INFO: the page is free in the guest
@@ -96,20 +100,22 @@ def note_free(m: Own, page: int) -> None:
 
 
 @hot
-def note_used(m: Own, page: int) -> bool:
-    """A page is in use; say whether that took it out of the balloon."""
+def note_used(m: Own, page: int) -> int:
+    """A page is in use; return in which list its group was until now (IN_LIST << which; 0 = in none)."""
     group = page - page % int(m.par[GROUP])
     if not m.page[page * WORDS + INFO] & IS_FREE:
-        return False
+        return 0
     m.page[page * WORDS + INFO] &= ~IS_FREE
     m.page[group * WORDS + INFO] -= ONE_FREE
-    listed = m.page[group * WORDS + INFO] & LISTED
+    listed = int(m.page[group * WORDS + INFO] & LISTED)
+    left = m.ints[LISTS + LENGTH] - m.ints[INSTEAD]
     if listed == IN_LIST << FREE:
         remove(m, FREE, group)
+        m.ints[INSTEAD] -= left <= 0  # nothing is left to be taken: this one comes out of the balloon instead
     elif listed == IN_LIST << BALLOON:
         remove(m, BALLOON, group)
-        return True
-    return False
+        m.ints[INSTEAD] += left > 0
+    return listed
 
 
 @hot
@@ -125,6 +131,21 @@ def next_to_go(s: World, m: Own, group: int) -> int:
 
 
 @hot
+def settle(m: Own, wanted: int, step: int) -> None:
+    """Say for how many groups others stay taken after a sample that moves `wanted` groups by the lists.
+
+    A guest that has free memory gives out that, and not what is in its balloon: so fewer groups are free than
+    the list says. A sample sees it and moves fewer; then as many are free either way, unless the step or the
+    balloon's size stopped one of the two.
+    """
+    free, held = m.ints[LISTS + LENGTH], m.ints[LISTS + LIST_CELLS + LENGTH]
+    instead = m.ints[INSTEAD]
+    by_list = max(min(wanted, step, free), -min(step, held))
+    really = max(min(wanted - instead, step, free - instead), -min(step, held + instead))
+    m.ints[INSTEAD] = max(instead + really - by_list, 0)
+
+
+@hot
 def sample(s: World, at: int, m: Own, me: int) -> None:
     """Look once: inflate or deflate by as many groups as the target asks and the step allows."""
     size = int(m.par[GROUP])
@@ -137,6 +158,7 @@ def sample(s: World, at: int, m: Own, me: int) -> None:
     else:
         wanted = (int(m.par[SIZE]) - int(m.par[TARGET])) // size - held
     step = int(m.par[STEP]) // size
+    settle(m, wanted, step)
     oldest = m.par[GOES] == FREE_LONGEST
     following = m.ints[LISTS + (HEAD if oldest else TAIL)] - 1
     for _ in range(min(wanted, step, free)):
@@ -200,15 +222,33 @@ def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
     if e.op == ev.FREE:
         note_free(m, e.page)
     elif e.op == ev.ALLOC:
-        nothing_free = m.ints[LISTS + LENGTH] == 0
-        out_of_balloon = note_used(m, e.page)
-        waits = m.par[WAITS] == ALWAYS or (nothing_free and m.par[WAITS] != NEVER)
-        if out_of_balloon and waits and w & B_BACKED and not w & C_BACKED:
-            cls = ev.EPT * ev.LEVELS + 1
-            ns = s.cost[cls] + max(m.ints[NEXT_SAMPLE] - e.end, 0)
-            add_fault(s, e.lane, me, REFAULT, cls, ns)
-            advance(s, e.lane, -ns)
-            w = back(s, w, e.end + ns, 0)
+        w = allocate(s, e, w, m, me)
+    return w
+
+
+@hot
+def allocate(s: World, e: Event, w: int, m: Own, me: int) -> int:
+    """Take a page into use; one that must come out of the balloon waits for the sample that gives it back."""
+    free, instead = m.ints[LISTS + LENGTH], m.ints[INSTEAD]
+    listed = note_used(m, e.page)
+    comes_back = listed == IN_LIST << BALLOON and w & B_BACKED != 0 and not w & C_BACKED
+    if m.par[WAITS] == WHEN_NONE_IS_LEFT:
+        waits = listed != 0 and free <= instead
+    else:
+        waits = comes_back and free == 0 and m.par[WAITS] == WHEN_NONE_IS_SEEN_FREE
+    # A lane waits once for a sample: what it asks for afterwards comes after it, in an open loop too.
+    if not waits or m.ints[WAITED + e.lane] == m.ints[NEXT_SAMPLE]:
+        return w
+    m.ints[WAITED + e.lane] = m.ints[NEXT_SAMPLE]
+    cls = ev.EPT * ev.LEVELS + 1
+    ns = max(m.ints[NEXT_SAMPLE] - e.end, 0)
+    if comes_back:
+        ns += s.cost[cls]
+        add_fault(s, e.lane, me, REFAULT, cls, ns)
+        advance(s, e.lane, -ns)
+        w = back(s, w, e.end + ns, 0)
+    else:
+        wait(s, e.lane, me, cls, ns)
     return w
 
 
@@ -236,7 +276,7 @@ def setup(context: Context) -> Setup:
     group = ev.BLOCK_PAGES if context.text("page") == "2m" else 1
     step = context.number("step_mib") * mib or float(1 << 62)
     end = context.hypothesis
-    ints = np.zeros(LISTS + 2 * LIST_CELLS, np.int64)
+    ints = np.zeros(WAITED + len(context.timeline.lanes.vm), np.int64)
     ints[NEXT_SAMPLE] = ints[INTERVAL] = interval
     return Setup(
         par=[
@@ -246,7 +286,7 @@ def setup(context: Context) -> Setup:
             context.number("free_mib") * mib,
             target * mib if target > 0 else -1.0,
             float((size or 0) // PAGE_BYTES) if end != "low" else -1.0,
-            {"low": ALWAYS, "high": NEVER}.get(end, WHEN_NOTHING_IS_FREE),
+            {"low": WHEN_NONE_IS_LEFT, "high": NEVER}.get(end, WHEN_NONE_IS_SEEN_FREE),
             interval * {"low": 0.0, "high": 1.0}.get(end, 0.5),
             {"low": FREE_LONGEST, "high": FREED_LAST_AND_BACKED}.get(end, FREED_LAST)
             if target > 0

@@ -170,6 +170,7 @@ class Balloon(Mechanism):
         self.waiting: list[list[Page]] = []  # groups that are free in the guest, longest first
         self.inflated: list[list[Page]] = []
         self.last: dict[Page, int] = {}
+        self.waited: dict[object, int] = {}  # by vCPU: the sample it waited for last
 
     def group(self, page: Page) -> list[Page]:
         return self.w.blocks[page.block] if self.size == BLOCK else [page]
@@ -223,8 +224,11 @@ class Balloon(Mechanism):
             if all(one in self.free for one in self.group(page)):
                 self.waiting.append(self.group(page))
         elif e.what == "page_alloc":
-            nothing_free = not self.waiting
-            if self.used(page) and nothing_free and page.there and not page.backed:
+            if not self.used(page):
+                return
+            waits = not self.waiting and self.waited.get((e.vm, e.lane)) != self.next
+            if waits and page.there and not page.backed:
+                self.waited[e.vm, e.lane] = self.next
                 ns = self.w.price["ept", 1] + max(self.next - e.end, 0)
                 self.w.add_fault(self.name, "refault", "ept", ns)
                 self.w.advance(e.lane, e.vm, -ns)
