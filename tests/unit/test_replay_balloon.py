@@ -55,7 +55,7 @@ def test_an_allocation_waits_at_the_worst_when_as_many_were_allocated_as_were_fr
 
 
 def test_what_waits_on_no_known_vcpu_may_all_be_on_the_critical_path() -> None:
-    # As before, but nobody knows which CPU asks. 0.75 s later than the recording is one of them, or none (what
+    # As before, but nobody knows which CPU asks. 0.75 s later than recorded is one of them, or none (what
     # the vCPU that faulted last gained: 0). No clock runs away, so memory is taken from 1 s to 3 s, of 4.
     rows = [free(100, 0) | {"vcpu": None}, alloc(2.25 * S, 0) | {"vcpu": None}]
     row = found(Tiny([*used(1), *rows], span_us=4 * S), "balloon,interval_s=1,free_mib=0")
