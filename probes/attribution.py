@@ -16,6 +16,7 @@ import numpy as np
 
 from tracekit.probes.memslots import Memslot, MemslotTable
 from tracekit.probes.wire import VALID, VM_UNKNOWN
+from tracekit.trace.repeated import writable
 from tracekit.trace.schema import KIND_CODE, PAGE_BYTES
 
 __all__ = ["Attribution", "cgroup_id"]
@@ -101,7 +102,7 @@ class Attribution:
         ts = out["ts_ns"][rows]
         for slot in self._memslots.slots:
             inside = (first < slot.hva + slot.size_bytes) & (end > slot.hva) & _is_in_time(slot, ts)
-            out["vm"][rows[inside]] = slot.vm
+            writable(out, "vm")[rows[inside]] = slot.vm
 
     def _by_cgroup(self, out: dict[str, np.ndarray]) -> None:
         rows = np.flatnonzero((out["vm"] == VM_UNKNOWN) & np.isin(out["kind"], _BY_CGROUP))
@@ -112,9 +113,9 @@ class Attribution:
         for vm, own in enumerate(ids):
             # A cgroup that two traced VMs share says nothing of either, and in the root's anybody may be.
             if own and ids.count(own) == 1:
-                out["vm"][rows[out["arg"][rows] == own]] = vm
-        out["arg"][rows] = 0
-        out["valid"][rows] &= ~np.uint8(VALID["arg"])
+                writable(out, "vm")[rows[out["arg"][rows] == own]] = vm
+        writable(out, "arg")[rows] = 0
+        writable(out, "valid")[rows] &= ~np.uint8(VALID["arg"])
 
     def _by_pidfd(self, out: dict[str, np.ndarray]) -> None:
         rows = np.flatnonzero(out["kind"] == _PROCESS_MADVISE)
@@ -128,8 +129,8 @@ class Attribution:
             target = _process_of(caller, pidfd)
             if target in pids:
                 same = rows[(callers == caller) & (pidfds == pidfd)]
-                out["vm"][same] = pids.index(target)
-        out["rip"][rows] = 0
+                writable(out, "vm")[same] = pids.index(target)
+        writable(out, "rip")[rows] = 0
 
     def _cut_to_memslots(self, out: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Replace notifier rows by their parts inside memslots: outside is not the guest's memory."""

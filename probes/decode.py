@@ -13,9 +13,10 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from tracekit.probes.record_loops import transpose
+from tracekit.probes.record_loops import overtaken, transpose
 from tracekit.probes.wire import HEADER_BYTES, NULLABLE, RECORD, VALID
 from tracekit.trace.batch import events_batch
+from tracekit.trace.repeated import repeated, writable
 from tracekit.trace.schema import (
     ACCESS_EXECUTE,
     ACCESS_READ,
@@ -114,24 +115,31 @@ def columns(records: np.ndarray, mmu_mode: str) -> dict[str, np.ndarray]:
 
     Faults get `access` and `flags` from their error code; `gfn` (of a host_fault `hva`) and `pages` become
     those of the whole page that was mapped, and of a large one `arg` says which gfn (hva) was touched. Rows
-    come in the order of time.
+    come in the order of time. Columns that stay the same may be shared (trace/repeated.py): whoever alters
+    one takes it by `writable`.
     """
+    in_order = False
     if transpose.compiled is not None and len(records):
-        out = _transposed(records, mmu_mode)
+        out, in_order = _transposed(records, mmu_mode)
     else:
         out = _split(records)
-        kind = out["kind"]
-        for code, mode in (
-            (_GUEST_FAULT_KIND, mmu_mode),
-            (_HOST_FAULT_KIND, "host"),
-            (_OWN_FAULT_KIND, "host"),
-        ):
-            rows = _rows(kind == code)
-            if rows is not None:
-                _explain(out, rows, mode)
+        _explain_all(out, mmu_mode)
     _whole_pages(out)
-    _order(out)
+    if not in_order:
+        _order(out)
     return out
+
+
+def _explain_all(out: dict[str, np.ndarray], mmu_mode: str) -> None:
+    kind = out["kind"]
+    for code, mode in (
+        (_GUEST_FAULT_KIND, mmu_mode),
+        (_HOST_FAULT_KIND, "host"),
+        (_OWN_FAULT_KIND, "host"),
+    ):
+        rows = _rows(kind == code)
+        if rows is not None:
+            _explain(out, rows, mode)
 
 
 def _order(out: dict[str, np.ndarray]) -> None:
@@ -139,19 +147,29 @@ def _order(out: dict[str, np.ndarray]) -> None:
     ts = out["ts_ns"]
     if (ts[1:] >= ts[:-1]).all():
         return
+    rows = _overtaken(ts)
+    order = rows[np.argsort(ts[rows], kind="stable")]
+    for column in out.values():
+        if column.flags.writeable:  # else all its values are the same
+            column[rows] = column[order]
+
+
+def _overtaken(ts: np.ndarray) -> np.ndarray:
+    """Return the rows that are not where they belong in the order of time, in order."""
+    if overtaken.compiled is not None:
+        places = np.empty(len(ts), np.int64)
+        count = overtaken.compiled(ts, len(ts), np.empty(len(ts), np.uint64), places)
+        return places[:count][::-1]
     # Between two rows nothing moves if all before are no later than all behind.
     apart = np.maximum.accumulate(ts)[:-1] <= np.minimum.accumulate(ts[::-1])[::-1][1:]
     moving = np.ones(len(ts), bool)
     moving[1:-1] = ~(apart[1:] & apart[:-1])
     moving[0], moving[-1] = not apart[0], not apart[-1]
-    rows = np.flatnonzero(moving)
-    order = rows[np.argsort(ts[rows], kind="stable")]
-    for column in out.values():
-        column[rows] = column[order]
+    return np.flatnonzero(moving)
 
 
-def _transposed(records: np.ndarray, mmu_mode: str) -> dict[str, np.ndarray]:
-    """Do what `columns` does for small pages, in one go."""
+def _transposed(records: np.ndarray, mmu_mode: str) -> tuple[dict[str, np.ndarray], bool]:
+    """Do what `columns` does for small pages, in one go; returns whether the rows are in time order, too."""
     rows = len(records)
     assert transpose.compiled is not None
     assert records.dtype == RECORD
@@ -166,7 +184,16 @@ def _transposed(records: np.ndarray, mmu_mode: str) -> dict[str, np.ndarray]:
     out |= zip(("tid", "pages", "flags"), narrow32, strict=True)
     out["vm"], out["vcpu"] = narrow16[0], narrow16[1].view(np.int16)
     out |= zip(("kind", "level", "valid", "access"), narrow8, strict=True)
-    return out
+    in_order, *alike = same.tolist()
+    if any(alike):
+        first = _split(records[:1])
+        if alike[-1] and alike[len(_WIDE) - 1]:
+            _explain_all(first, mmu_mode)
+        fields = [*((name,) for name in _WIDE), _NARROW[0], (*_NARROW[1], "access")]
+        for names, is_alike in zip(fields, alike, strict=True):
+            for name in names if is_alike else ():
+                out[name] = repeated(int(first[name][0]), out[name].dtype, rows)
+    return out, bool(in_order)
 
 
 @cache
@@ -253,11 +280,11 @@ def _whole_pages(out: dict[str, np.ndarray]) -> None:
         pages = np.uint64(1) << (np.uint64(9) * (level - np.uint64(1)))
         unit = pages if column == "gfn" else pages * np.uint64(PAGE_BYTES)
         exact = out[column][large]
-        out[column][large] = exact & ~(unit - np.uint64(1))
-        out["pages"][large] = pages
+        writable(out, column)[large] = exact & ~(unit - np.uint64(1))
+        writable(out, "pages")[large] = pages
         if code != _MAP_KIND:
-            out["arg"][large] = exact
-            out["valid"][large] |= np.uint8(VALID["arg"])
+            writable(out, "arg")[large] = exact
+            writable(out, "valid")[large] |= np.uint8(VALID["arg"])
 
 
 def _rows(mask: np.ndarray) -> slice | np.ndarray | None:

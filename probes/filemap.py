@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 
 from tracekit.probes.wire import VALID
+from tracekit.trace.repeated import writable
 from tracekit.trace.schema import KIND_CODE
 
 __all__ = ["Mapping", "fill_hvas", "parse_maps"]
@@ -69,9 +70,9 @@ def fill_hvas(out: dict[str, np.ndarray], pids: Sequence[int]) -> np.ndarray:
     if not len(rows):
         return hugetlb
     offset = out["hva"][rows]
-    out["hva"][rows] = 0
+    writable(out, "hva")[rows] = 0
     vm, fd = out["vm"][rows], out["rip"][rows]
-    out["rip"][rows] = 0
+    writable(out, "rip")[rows] = 0
     for one_vm, one_fd in {(int(v), int(f)) for v, f in zip(vm, fd, strict=True)}:
         mine = (vm == one_vm) & (fd == one_fd)
         if one_vm >= len(pids):
@@ -80,8 +81,8 @@ def fill_hvas(out: dict[str, np.ndarray], pids: Sequence[int]) -> np.ndarray:
         for mapping in _mappings_of(pids[one_vm], one_fd):
             first, size = np.uint64(mapping.offset), np.uint64(mapping.end - mapping.start)
             inside = mine & (offset >= first) & (offset - first < size)
-            out["hva"][rows[inside]] = offset[inside] - first + np.uint64(mapping.start)
-            out["valid"][rows[inside]] |= np.uint8(VALID["hva"])
+            writable(out, "hva")[rows[inside]] = offset[inside] - first + np.uint64(mapping.start)
+            writable(out, "valid")[rows[inside]] |= np.uint8(VALID["hva"])
     return hugetlb
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from tracekit.probes.wire import VALID
 from tracekit.trace.memslots import MemslotMap, is_memory
+from tracekit.trace.repeated import writable
 from tracekit.trace.schema import KIND_CODE, PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -104,9 +105,9 @@ class MemslotTable:
                     known_by="ioctl",
                 )
             )
-        out["arg"][rows] &= np.uint64(_SLOT)
-        out["pages"][rows] = out["rip"][rows] // PAGE_BYTES
-        out["rip"][rows] = 0
+        writable(out, "arg")[rows] &= np.uint64(_SLOT)
+        writable(out, "pages")[rows] = out["rip"][rows] // PAGE_BYTES
+        writable(out, "rip")[rows] = 0
 
     def fill_gfns(self, out: dict[str, np.ndarray]) -> None:
         """Give rows with an hva inside a memslot of their time its gfn."""
@@ -119,8 +120,8 @@ class MemslotTable:
             mine = rows[out["vm"][rows] == vm]
             gfn, known = self._lookup(vm).gfn_of_hva(out["hva"][mine], ts_ns=out["ts_ns"][mine], vm=vm)
             found = mine[known]
-            out["gfn"][found] = gfn[known]
-            out["valid"][found] |= np.uint8(VALID["gfn"])
+            writable(out, "gfn")[found] = gfn[known]
+            writable(out, "valid")[found] |= np.uint8(VALID["gfn"])
 
     def _lookup(self, vm: int) -> MemslotMap:
         """Return one VM's memslots: where thousands come and go, those of all would be made for ever."""

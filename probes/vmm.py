@@ -27,6 +27,7 @@ from typing import Final
 import numpy as np
 
 from tracekit.probes.wire import VALID
+from tracekit.trace.repeated import writable
 from tracekit.trace.schema import KIND_CODE
 
 __all__ = ["Signature", "classify", "signature_of"]
@@ -103,6 +104,6 @@ def classify(out: dict[str, np.ndarray], signatures: Sequence[Signature], hugetl
             single = (out["pages"] == 1) | (hugetlb & (signature.reports is not True))
             inflated = mine & taken & single
             reported = mine & taken & ~single & (signature.reports is not False)
-            kind[mine & given] = _DEFLATE
-        kind[inflated] = _INFLATE
-        kind[reported] = _REPORT
+            writable(out, "kind")[mine & given] = _DEFLATE
+        writable(out, "kind")[inflated] = _INFLATE
+        writable(out, "kind")[reported] = _REPORT

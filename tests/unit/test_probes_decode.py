@@ -13,6 +13,7 @@ from tracekit.probes.decode import access_and_flags, columns, to_batch
 from tracekit.probes.record_loops import transpose
 from tracekit.probes.wire import NULLABLE, RECORD, RECORD_BYTES, VALID
 from tracekit.trace.loops import plain, quicken
+from tracekit.trace.repeated import is_shared, repeated, writable
 from tracekit.trace.schema import (
     ACCESS_EXECUTE,
     ACCESS_READ,
@@ -25,6 +26,7 @@ from tracekit.trace.schema import (
     KIND_CODE,
     KINDS,
 )
+from tracekit.trace.splice import compress
 
 
 def records(*rows: dict[str, Any]) -> np.ndarray:
@@ -161,6 +163,7 @@ def test_the_loop_decodes_as_numpy_does(seed: int, count: int, mode: str) -> Non
     faults = [KIND_CODE[kind] for kind in ("ept_violation", "host_fault", "guest_fault")]
     made["kind"] = (made["kind"] % len(KINDS), *faults)[rng.integers(0, 4)]
     made["level"] %= 4
+    made["ts_ns"] += np.cumsum(rng.integers(0, 2, count)).astype(np.uint64) << np.uint64(rng.integers(50, 63))
     by_loop = columns(made.copy(), mode)
     with plain():
         by_numpy = columns(made.copy(), mode)
@@ -168,6 +171,32 @@ def test_the_loop_decodes_as_numpy_does(seed: int, count: int, mode: str) -> Non
     for name, column in by_numpy.items():
         assert by_loop[name].dtype == column.dtype, name
         assert by_loop[name].tolist() == column.tolist(), name
+
+
+@pytest.mark.parametrize("count", [300, 5000])
+@pytest.mark.parametrize("kind", ["ept_violation", "unmap"])
+def test_what_stays_the_same_is_shared_and_compressed_to_the_same_bytes(count: int, kind: str) -> None:
+    assert quicken(build_first=True)
+    made = records(*[{"kind": kind, "vcpu": -1, "tid": 7, "arg": 6, "valid": ("gfn", "arg")}] * count)
+    made["ts_ns"], made["gfn"] = np.arange(count) * 1000, np.arange(count) // 2
+    out = columns(made, "shadow")
+    assert [name for name in out if out[name].flags.writeable] == ["ts_ns", "gfn"]
+    assert is_shared(out["hva"].ctypes.data) == (count > 2048)
+    with plain():
+        expected = compress([to_batch(columns(made, "shadow"))])
+    assert compress([to_batch(out)]) == expected
+    before = out["pages"]
+    writable(out, "pages")[3] = 2
+    assert (before.sum(), out["pages"].sum()) == (count, count + 1)
+    assert columns(made, "shadow")["pages"].tolist() == [1] * count
+
+
+def test_shared_memory_is_bounded_and_known_only_while_it_is_kept() -> None:
+    first = repeated(1 << 40, np.dtype(np.uint64), 5000)
+    others = [repeated(value, np.dtype(np.uint16), 5000) for value in range(1000, 1100)]
+    assert not is_shared(first.ctypes.data)
+    assert first.tolist() == [1 << 40] * 5000
+    assert sum(is_shared(other.ctypes.data) for other in others) < 30
 
 
 def test_an_empty_reading_is_an_empty_batch() -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracekit.trace import loops, row_loops
+from tracekit.trace import crc_loops, loops, row_loops
+from tracekit.trace.framing import seal
 from tracekit.trace.loops import plain, quicken
 from tracekit.trace.zstd_rows import compress_rows
 
@@ -48,11 +50,29 @@ def test_a_frame_is_the_same_byte_for_byte(seed, rows, most):
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 5])
 def test_a_loop_does_as_machine_code_what_it_does_as_python(width):
     values = column(np.random.default_rng(width), 300)
-    taken, expected = np.empty(300 * width, np.uint8), np.empty(300 * width, np.uint8)
-    row_loops.changing_bytes.compiled(values, 300, 1, width, taken)
+    runs = np.array([[100, 101, min(width + 2, 6)]], np.int64)
+    made, expected = np.empty(2000, np.uint8), np.empty(2000, np.uint8)
+    size = row_loops.blocks.compiled(values, 1, 299, 1, 1 + width, runs, 1, made)
     with np.errstate(over="ignore"):
-        row_loops.changing_bytes.function(values, 300, 1, width, expected)
-    assert taken.tolist() == expected.tolist()
+        assert row_loops.blocks.function(values, 1, 299, 1, 1 + width, runs.ravel(), 1, expected) == size
+    assert made[:size].tolist() == expected[:size].tolist()
+
+
+@given(st.binary(max_size=300), st.binary(max_size=300), st.integers(0, 2**10))
+def test_the_checksum_of_two_pieces_is_joined_as_zlib_has_it(first, second, repeated):
+    for behind in (second, second * repeated):
+        whole = zlib.crc32(behind, zlib.crc32(first))
+        assert crc_loops.joined.compiled(zlib.crc32(first), zlib.crc32(behind), len(behind)) == whole
+
+
+@given(st.binary(max_size=3000), st.integers(0, 2**32 - 1))
+def test_a_frame_is_sealed_the_same(content, before):
+    by_loop = bytearray(b"head crc32:00000000" + content)
+    by_zlib = bytearray(by_loop)
+    crc = seal(by_loop, before)
+    with plain():
+        assert seal(by_zlib, before) == crc == zlib.crc32(by_zlib, before)
+    assert by_loop == by_zlib
 
 
 @pytest.fixture

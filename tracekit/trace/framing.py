@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 import pyarrow as pa
 
 from tracekit.trace.batch import KIND_DICTIONARY, newer_kinds
+from tracekit.trace.crc_loops import joined
 from tracekit.trace.holdback import goes_back, times
 from tracekit.trace.layout import Block, check_batch_header, check_dictionary_header, footer_blocks
 from tracekit.trace.schema import EVENTS
@@ -37,6 +38,7 @@ BODY_START: Final = 8
 """Where the stream of messages begins in an Arrow IPC file: after `ARROW1` and two bytes of padding."""
 
 _ZEROS: Final = b"crc32:00000000"
+_DIGITS: Final = 8
 _SEAL: Final = re.compile(rb"crc32:[0-9a-f]{8}")
 ARROW_ERRORS: Final = (pa.ArrowException, OSError, EOFError, MemoryError, ValueError)
 """What Arrow raises for bytes that are none of its."""
@@ -69,11 +71,23 @@ def frame_metadata(seq: int, rows_before: int, rows: int, lost_so_far: int | Non
     }
 
 
-def seal(frame: bytearray) -> None:
-    """Put the checksum of the frame's bytes into the frame, where `frame_metadata` left zeros."""
-    at = frame.find(_ZEROS)
-    digits = f"{zlib.crc32(frame):08x}".encode()
-    frame[at + len(_ZEROS) - 8 : at + len(_ZEROS)] = digits
+def seal(frame: bytearray, before: int = 0) -> int:
+    """Put the checksum of the frame's bytes into the frame, where `frame_metadata` left zeros.
+
+    Returns the crc32 of what came before, given its own, and the frame as it is then.
+    """
+    digits = frame.find(_ZEROS) + len(_ZEROS) - _DIGITS
+    rest = digits + _DIGITS
+    view = memoryview(frame)
+    if joined.compiled is None:
+        frame[digits:rest] = f"{zlib.crc32(view):08x}".encode()
+        return zlib.crc32(view, before)
+    # To go through all bytes twice would cost more than all the frame's other bookkeeping.
+    behind, size = zlib.crc32(view[rest:]), len(frame) - rest
+    whole = joined.compiled(zlib.crc32(view[:rest]), behind, size)
+    frame[digits:rest] = f"{whole:08x}".encode()
+    crc: int = joined.compiled(zlib.crc32(view[:rest], before), behind, size)
+    return crc
 
 
 class FrameReader:

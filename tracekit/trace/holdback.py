@@ -48,8 +48,9 @@ class HoldBack:
     def add(self, batch: pa.RecordBatch) -> None:
         """Take in rows in any order; `fresh_rows` counts those since the last `take`."""
         if batch.num_rows:
+            batch = sort_by_time(batch)
             self._batches.append(batch)
-            self._newest = max(self._newest, int(times(batch).max()))
+            self._newest = max(self._newest, int(times(batch)[-1]))
             self.rows += batch.num_rows
             self.fresh_rows += batch.num_rows
 
@@ -109,12 +110,12 @@ def rows_of(batches: Sequence[pa.RecordBatch]) -> int:
 
 
 def _in_order(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
-    """Return the rows in batches that are in time order, and that begin no earlier than the one before ends.
+    """Return the rows of sorted batches in such as begin no earlier than the one before ends.
 
-    Only rows where batches overlap are copied together, or all rows of a batch that is out of order itself.
+    Only rows where batches overlap are copied together.
     """
     made: list[pa.RecordBatch] = []
-    for batch in map(sort_by_time, batches):
+    for batch in batches:
         first = times(batch)[0]
         later: list[pa.RecordBatch] = []
         while made and times(made[-1])[-1] > first:

@@ -120,8 +120,9 @@ class PartWriter:
             self._arrow.write_batch(group[0].slice(0, 0), custom_metadata=metadata)
             frame, block = put_in(self._sink.take(), compress(group))
             self._blocks.append(block._replace(offset=self.bytes + block.offset))
-            seal(frame)
+            crc = seal(frame, self._crc)
             self._put(frame)
+            self._crc = crc
             self._batches += 1
             self.rows += rows
             self.first_ts = int(times(group[0])[0]) if self.first_ts is None else self.first_ts
@@ -141,6 +142,7 @@ class PartWriter:
         end = self._sink.take()
         mend_footer(end, self._blocks)
         self._put(end)
+        self._crc = zlib.crc32(end, self._crc)
         os.fdatasync(self._fd)
         os.close(self._fd)
         self._fd = -1
@@ -161,7 +163,6 @@ class PartWriter:
             os.ftruncate(self._fd, self.bytes)
             raise
         self.bytes += len(content)
-        self._crc = zlib.crc32(content, self._crc)
 
 
 class _Sink:

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from tracekit.trace.layout import BLOCK, SIZES_BYTES, Block, batch_places, footer_places, set_sizes
+from tracekit.trace.repeated import is_shared
 from tracekit.trace.schema import EVENTS
 from tracekit.trace.zstd_rows import compress_repeated, compress_rows, is_constant
 
@@ -81,7 +82,8 @@ def _compressed(name: str, pieces: Sequence[pa.Array]) -> Column:
         for piece in pieces
     ]
     present = _packed(pieces) if nulls else b""
-    return Column(rows, nulls, present, _buffer(values, steady=name in _STEADY))
+    alike = all(is_shared(piece.buffers()[1].address) for piece in pieces)
+    return Column(rows, nulls, present, _buffer(values, steady=name in _STEADY, alike=alike))
 
 
 def _packed(pieces: Sequence[pa.Array]) -> bytes:
@@ -103,11 +105,14 @@ def _zeros(size: int) -> bytes:
     return _buffer([np.zeros(size, np.uint8)], steady=False)
 
 
-def _buffer(pieces: list[np.ndarray], *, steady: bool) -> bytes:
-    """Return a buffer of a compressed batch: its size, and a zstd frame of it."""
+def _buffer(pieces: list[np.ndarray], *, steady: bool, alike: bool = False) -> bytes:
+    """Return a buffer of a compressed batch: its size, and a zstd frame of it.
+
+    `alike`: each piece is known to have one value.
+    """
     first, rows = pieces[0][:1].tobytes(), sum(map(len, pieces))
     frame = None
-    if all(is_constant(piece) and piece[:1].tobytes() == first for piece in pieces):
+    if all((alike or is_constant(piece)) and piece[:1].tobytes() == first for piece in pieces):
         frame = compress_repeated(first, rows)
     if frame is None:
         values = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)

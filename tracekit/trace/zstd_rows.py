@@ -16,12 +16,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from tracekit.trace.row_loops import changed_bits, changing_bytes, edges
+from tracekit.trace.row_loops import blocks, changed_bits, edges, run_bits
 
 __all__ = ["compress_repeated", "compress_rows", "is_constant"]
 
@@ -31,6 +30,7 @@ _MOST_CONTENT: Final = 1 << 17  # of a block, in any zstd frame
 _MOST_ROWS: Final = _MOST_CONTENT // _ROW
 _MOST_CHANGED: Final = 5  # a zstd match has 3 bytes at least
 _WORTH_IT: Final = 3  # bytes of most rows that change: beyond that, zstd finds more than this does
+_MOST_AROUND: Final = 13  # bytes of a block that are no literals
 _RARE: Final = 2048  # one run in so many rows may change more than the others: it takes a block of its own
 _FARTHER: Final = (16, 256)
 """Rows back, beside the one before: where pages' addresses, or numbers, have the same low byte again."""
@@ -86,13 +86,7 @@ def compress_rows(values: np.ndarray, most: int = _WORTH_IT) -> bytes | None:
     pieces: list[bytes | memoryview] = [_FRAME.pack(_MAGIC, _ONE_SEGMENT, rows * _ROW)]
     pieces += [_header(_RAW, len(start)), start.data]
     pieces += _block(second.data, 1, *_offset(back * _ROW))
-    common, width, table = _bytes_of(words, low, high).data, high - low, content.reshape(rows, _ROW)
-    for run in _runs(back + 1, rows - 1, high, more):
-        if run.upto == high:
-            changed = common[run.first * width : run.end * width]
-        else:
-            changed = memoryview(table[run.first : run.end, low : run.upto].tobytes())
-        pieces += _block(changed, run.end - run.first, _AS_BEFORE, b"\1")
+    pieces += _blocks(words, back + 1, low, high, more)
     # A match reaches into the next row as far as no byte changes; there is none behind the last.
     last = content[(rows - 1) * _ROW + low :]
     pieces += [_header(_RAW | _LAST, len(last)), last.data]
@@ -136,7 +130,10 @@ def _distance(words: np.ndarray) -> int:
         return 1
     changed = {}
     for back in (1, *_FARTHER):
-        bits = int(np.bitwise_or.reduce(words[back:_TRIED] ^ words[: _TRIED - back]))
+        if changed_bits.compiled is not None:
+            bits = changed_bits.compiled(words, _TRIED, back)
+        else:
+            bits = int(np.bitwise_or.reduce(words[back:_TRIED] ^ words[: _TRIED - back]))
         changed[back] = max(_bytes_in(bits) - _lowest_byte(bits), 1)
     return min(changed, key=changed.__getitem__)
 
@@ -173,6 +170,15 @@ class _Differences:
         changes = np.flatnonzero(over[1:] != over[:-1]) + 1
         return None if len(changes) > most else changes.tolist()
 
+    def in_runs(self, bounds: list[int]) -> list[tuple[tuple[int, int], int]]:
+        """Return every other part between two bounds, beginning with the first, and the bits of its rows."""
+        runs = list(zip(bounds[::2], bounds[1::2], strict=False))
+        if run_bits.compiled is None:
+            return [(run, int(np.bitwise_or.reduce(self.of(*run)))) for run in runs]
+        bits = np.empty(len(runs), np.uint64)
+        run_bits.compiled(self._words, self.back, np.array(bounds, np.int64), len(runs), bits)
+        return list(zip(runs, bits.tolist(), strict=True))
+
 
 def _bytes_that_change(differences: _Differences, low: int) -> tuple[int, list[_Run]]:
     """Return the byte behind the highest that changes in most rows, and the runs of rows that change more."""
@@ -185,12 +191,11 @@ def _bytes_that_change(differences: _Differences, low: int) -> tuple[int, list[_
         if edges is None:
             break
         high -= 1
-        bounds = [0, *edges, len(differences)]
         # Every other part is over it, from the first or the second on.
-        from_first = int(differences.of(0, 1)[0]) < least
+        bounds = [0, *edges, len(differences)][int(differences.of(0, 1)[0]) < least :]
         more = [
-            _Run(first + back, end + back, _bytes_in(int(differences.of(first, end).max())))
-            for first, end in list(pairwise(bounds))[from_first::2]
+            _Run(first + back, end + back, _bytes_in(bits))
+            for (first, end), bits in differences.in_runs(bounds)
         ]
     return high, more
 
@@ -201,6 +206,26 @@ def _bytes_in(bits: int) -> int:
 
 def _lowest_byte(bits: int) -> int:
     return ((bits & -bits).bit_length() - 1) // 8 if bits else 0
+
+
+def _blocks(words: np.ndarray, start: int, low: int, high: int, more: list[_Run]) -> list[bytes | memoryview]:
+    """Return the blocks of rows `start` to before the last one."""
+    end = len(words) - 1
+    if blocks.compiled is not None:
+        size = (end - start) * (high - low) + sum((run.end - run.first) * run.upto for run in more)
+        frame = np.empty(size + _MOST_AROUND * (2 * len(more) + 2 + (end - start) // _MOST_ROWS), np.uint8)
+        runs = np.array(more, np.int64)
+        return [frame.data[: blocks.compiled(words, start, end, low, high, runs, len(more), frame)]]
+    pieces: list[bytes | memoryview] = []
+    common, width = _bytes_of(words, low, high).data, high - low
+    table = words.view(np.uint8).reshape(len(words), _ROW)
+    for run in _runs(start, end, high, more):
+        if run.upto == high:
+            changed = common[run.first * width : run.end * width]
+        else:
+            changed = memoryview(table[run.first : run.end, low : run.upto].tobytes())
+        pieces += _block(changed, run.end - run.first, _AS_BEFORE, b"\1")
+    return pieces
 
 
 def _runs(start: int, end: int, high: int, more: list[_Run]) -> Iterator[_Run]:
@@ -219,9 +244,6 @@ def _bytes_of(words: np.ndarray, low: int, upto: int) -> np.ndarray:
     """Return bytes `low` to before `upto` of all rows, one row behind the other."""
     rows, width = len(words), upto - low
     taken = np.empty(rows * width, np.uint8)
-    if changing_bytes.compiled is not None:
-        changing_bytes.compiled(words, rows, low, width, taken)
-        return taken
     content = words.view(np.uint8)
     if width == 2 and not low % 2:
         taken.view(np.uint16)[:] = content.view(np.uint16)[low // 2 :: _ROW // 2]
