@@ -30,6 +30,7 @@ class Probe:
     faults: bool = False  # has on_NAME_minor and on_NAME_major, for the kernel's page-fault counts
 
 
+_CGROUP: Final = ("MEMCG_CGROUP_OFFSET", "CGROUP_NODE_OFFSET", "NODE_ID_OFFSET", "MMU_ADDRESS_IS_GPA")
 _HUGE_PAGES: Final = "huge pages of host_fault"
 
 HOST_PROBES: Final[tuple[Probe, ...]] = (
@@ -68,9 +69,9 @@ HOST_PROBES: Final[tuple[Probe, ...]] = (
         adds=_HUGE_PAGES,
     ),
     Probe(
-        "huge_page",
-        (),
-        constants=("ITEM_THP_FAULT_ALLOC", "MMU_ADDRESS_IS_GPA"),
+        "memcg_function",
+        ("swap_in", "swap_out"),
+        constants=("ITEM_THP_FAULT_ALLOC", *_CGROUP),
         instead_of=("memcg",),
         adds=_HUGE_PAGES,
     ),
@@ -78,10 +79,7 @@ HOST_PROBES: Final[tuple[Probe, ...]] = (
         "swap_io",
         ("swap_in", "swap_out"),
         optional=("function:page_read_returns", "function:page_write_returns"),
-        constants=(
-            *("PAGE_MEMCG_OFFSET", "MEMCG_CGROUP_OFFSET", "CGROUP_NODE_OFFSET", "NODE_ID_OFFSET"),
-            "MMU_ADDRESS_IS_GPA",
-        ),
+        constants=("PAGE_MEMCG_OFFSET", *_CGROUP),
         instead_of=("memcg",),
     ),
     Probe("written_out", ("swap_out",), instead_of=("memcg", "swap_io")),

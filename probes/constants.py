@@ -32,6 +32,10 @@ def kernel_constants(mmu_mode: str, kvm_module: str) -> dict[str, int]:
         "ITEM_PSWPIN": btf.enum_value("vm_event_item", "PSWPIN"),
         "ITEM_PSWPOUT": btf.enum_value("vm_event_item", "PSWPOUT"),
         "ITEM_THP_FAULT_ALLOC": btf.enum_value("vm_event_item", "THP_FAULT_ALLOC"),
+        **{
+            f"ITEM_{name}": btf.enum_value("vm_event_item", name)
+            for name in ("SWPIN_ZERO", "SWPOUT_ZERO", "ZSWPIN", "ZSWPOUT")
+        },
     }
     known |= {name: btf.field_offset(*field) for name, field in OFFSETS.items()}
     return {name: value for name, value in known.items() if value is not None}

@@ -133,7 +133,9 @@ def recorded(s: World, w: int, e: Event) -> int:
     if op == ev.SWAP_OUT:
         if w & pg.B_BACKED:
             w = take_away(s, w, e)
-            w = (w | pg.B_SWAPPED | pg.C_SWAPPED) & ~pg.DROPPED
+            w = (w | pg.B_SWAPPED | pg.C_SWAPPED) & ~(pg.DROPPED | pg.C_READ_AT_ONCE)
+            if e.bits & ev.UNWRITTEN:
+                w |= pg.C_READ_AT_ONCE
         return w
     if op in (ev.POPULATE, ev.SWAP_IN):
         return pg.back(s, found_there(w), e.end, 0)

@@ -51,6 +51,7 @@ __all__ = [
     "SWAP_IN",
     "SWAP_OUT",
     "UNMAP",
+    "UNWRITTEN",
     "WRITE",
     "ZEROED",
     "Columns",
@@ -82,6 +83,7 @@ MEASURED: Final = 1 << 3  # the trace holds its latency
 ON_HOST: Final = 1 << 4  # host_fault (a VMM thread's own fault), not an exit of the guest
 MAJOR: Final = 1 << 5  # waited for I/O
 ZEROED: Final = 1 << 6  # ALLOC: the guest zeroed the page
+UNWRITTEN: Final = ZEROED  # SWAP_OUT: no device has it, so nothing will wait for one
 IN_KERNEL: Final = 1 << 7  # the guest was in kernel mode
 PRESENT: Final = 1 << 8  # an entry was there: write protection, accessed/dirty, spurious
 GUEST_WALK: Final = 1 << 9

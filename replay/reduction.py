@@ -176,6 +176,8 @@ def flag_bits(kind: int, arg: int, access: int, flags: int, latency: int) -> int
         bits |= ev.MAJOR
     if flags & schema.FLAG_ZEROED:
         bits |= ev.ZEROED
+    if flags & schema.FLAG_UNWRITTEN:
+        bits |= ev.UNWRITTEN
     if flags & schema.FLAG_KERNEL:
         bits |= ev.IN_KERNEL
     if flags & schema.FLAG_PRESENT:

@@ -184,25 +184,39 @@ static __always_inline u64 first_gfn(u64 gfn, u8 level)
 #define CGROUP_ID_OF(memcg) \
     kernel_u64(kernel_u64(kernel_u64((memcg) + MEMCG_CGROUP_OFFSET) + CGROUP_NODE_OFFSET) + NODE_ID_OFFSET)
 
+// What goes without a write, and comes back without a read: pages of zeros (since Linux 6.12), what zswap keeps. A kernel
+// that does not know of one never counts it.
+#define NOT_COUNTED 0xffffffff
+#ifndef ITEM_SWPOUT_ZERO
+#define ITEM_SWPOUT_ZERO NOT_COUNTED
+#define ITEM_SWPIN_ZERO NOT_COUNTED
+#endif
+#ifndef ITEM_ZSWPOUT
+#define ITEM_ZSWPOUT NOT_COUNTED
+#define ITEM_ZSWPIN NOT_COUNTED
+#endif
+#define GOES_UNWRITTEN(item) ((item) == ITEM_SWPOUT_ZERO || (item) == ITEM_ZSWPOUT)
+#define COMES_UNREAD(item) ((item) == ITEM_SWPIN_ZERO || (item) == ITEM_ZSWPIN)
+
 // In the faulting thread a swap-in knows its address from the fault it serves; `pages` is what was read, with
 // read-ahead. In another (KVM's worker of asynchronous faults) `arg` is the cgroup, of which user space knows the VM.
-static __always_inline void swapped_in(struct thread *t, u64 now, u64 cgroup, u32 pages)
+static __always_inline void swapped_in(struct thread *t, u64 now, u64 cgroup, u32 pages, u8 flags)
 {
     if (!t)
-        EMIT_AS(VM_UNKNOWN, -1, KIND_SWAP_IN, now, VALID_ARG, .arg = cgroup, .pages = pages);
+        EMIT_AS(VM_UNKNOWN, -1, KIND_SWAP_IN, now, VALID_ARG, .arg = cgroup, .pages = pages, .flags = flags);
     else if (t->fault_start)
-        EMIT(t, KIND_SWAP_IN, now, VALID_HVA, .hva = t->fault_address, .pages = pages);
+        EMIT(t, KIND_SWAP_IN, now, VALID_HVA, .hva = t->fault_address, .pages = pages, .flags = flags);
     else if (t->mmu_start && MMU_ADDRESS_IS_GPA)
-        EMIT(t, KIND_SWAP_IN, now, VALID_GFN, .gfn = t->mmu_gva >> 12, .pages = pages);
+        EMIT(t, KIND_SWAP_IN, now, VALID_GFN, .gfn = t->mmu_gva >> 12, .pages = pages, .flags = flags);
     else if (t->mmu_start)
-        EMIT(t, KIND_SWAP_IN, now, VALID_GVA, .gva = t->mmu_gva, .pages = pages);
+        EMIT(t, KIND_SWAP_IN, now, VALID_GVA, .gva = t->mmu_gva, .pages = pages, .flags = flags);
     else
-        EMIT(t, KIND_SWAP_IN, now, 0, .pages = pages);
+        EMIT(t, KIND_SWAP_IN, now, 0, .pages = pages, .flags = flags);
 }
 
 // A swap-out happens in whoever reclaims: `arg` is the cgroup it is charged to, and its address is that of the same
 // thread's last unmapping, if that is of as many pages, not long ago, and no other swap-out's.
-static __always_inline void swapped_out(u64 now, u64 cgroup, u32 pages)
+static __always_inline void swapped_out(u64 now, u64 cgroup, u32 pages, u8 flags)
 {
     struct unmapping *last = unmapping_of(now, pages);
     u8 set = VALID_ARG;
@@ -212,7 +226,7 @@ static __always_inline void swapped_out(u64 now, u64 cgroup, u32 pages)
         hva = last->hva;
         last->pages = 0;
     }
-    EMIT_AS(VM_UNKNOWN, -1, KIND_SWAP_OUT, now, set, .hva = hva, .arg = cgroup, .pages = pages);
+    EMIT_AS(VM_UNKNOWN, -1, KIND_SWAP_OUT, now, set, .hva = hva, .arg = cgroup, .pages = pages, .flags = flags);
 }
 
 // For the host_fault record that ends the fault.

@@ -10,15 +10,16 @@
 ON(memcg, count_memcg_events)
 {
     u32 item = args->item;
-    if (item != ITEM_PSWPIN && item != ITEM_PSWPOUT && item != ITEM_THP_FAULT_ALLOC)
+    int unwritten = GOES_UNWRITTEN(item), unread = COMES_UNREAD(item);
+    if (item != ITEM_PSWPIN && item != ITEM_PSWPOUT && item != ITEM_THP_FAULT_ALLOC && !unwritten && !unread)
         return;
     u64 now = bpf_ktime_get_ns();
-    if (item == ITEM_PSWPOUT) {
-        swapped_out(now, CGROUP_ID(args), args->val);
+    if (item == ITEM_PSWPOUT || unwritten) {
+        swapped_out(now, CGROUP_ID(args), args->val, unwritten ? FLAG_UNWRITTEN : 0);
     } else if (item == ITEM_THP_FAULT_ALLOC) {
         huge_page_given();
     } else {
         struct thread *t = current_thread();
-        swapped_in(t, now, t ? 0 : CGROUP_ID(args), args->val);
+        swapped_in(t, now, t ? 0 : CGROUP_ID(args), args->val, unread ? FLAG_UNWRITTEN : 0);
     }
 }

@@ -1,6 +1,6 @@
 // Swaps on kernels without memcg:count_memcg_events (memcg.c has them from there). Inside the functions that read a
 // page from swap and write one, the block device's request is the swap: what zswap keeps in memory, or the kernel
-// as a page of zeros, makes none. Until Linux 6.2 a device may take a page without a request (zram does).
+// as a page of zeros, makes none (memcg_function.c has those). Until Linux 6.2 a device may take a page without a request (zram does).
 
 #define READS 0
 #define WRITES 1
@@ -36,9 +36,9 @@ static __always_inline void swapped(u32 direction, u32 pages)
     u64 cgroup = t ? 0 : CGROUP_ID_OF(memcg);
     swapping.delete(&who);  // a device made of others makes a request of theirs as well
     if (direction == READS)
-        swapped_in(t, now, cgroup, pages);
+        swapped_in(t, now, cgroup, pages, 0);
     else
-        swapped_out(now, cgroup, pages);
+        swapped_out(now, cgroup, pages, 0);
 }
 
 ON(function, swap_read) { swap_begins(READS, args->page); }

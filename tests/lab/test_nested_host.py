@@ -119,7 +119,7 @@ def test_swaps_are_the_kernels_count_without_a_tracepoint_for_them(lab: Lab, dev
         "swap_readpage" if lab.kernel == "6.1" else "swap_read_folio",
         "__swap_writepage",
     ]
-    assert not trace.meta.probes["refused"].keys() & {"memcg", "huge_page", "swap_io", "written_out"}
+    assert not trace.meta.probes["refused"].keys() & {"memcg", "memcg_function", "swap_io", "written_out"}
 
 
 HUGE_PAGES = """
@@ -145,7 +145,7 @@ def test_huge_pages_of_host_faults_are_the_kernels_count(lab: Lab):
     assert huge["pages"].unique().to_list() == [512]
     assert huge["arg"].to_list() == [account["at"] + at * 2 * MIB + 5 for at in range(23)]
     assert small["gfn"].to_list() == list(range(23 * 512, (64 * MIB) >> 12))
-    assert trace.meta.probes["functions"]["huge_page"] == ["__count_memcg_events"]
+    assert trace.meta.probes["functions"]["memcg_function"] == ["__count_memcg_events"]
 
 
 @pytest.mark.parametrize("lab", ["6.12"], indirect=True)

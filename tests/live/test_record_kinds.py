@@ -19,7 +19,10 @@ from tests.live.second_tracer import field, second_tracer
 from tests.unit.test_probes_source import OLD_PAGE_FAULT
 from tracekit.probes import bcc_package, btf, constants, run, source, tracefs
 from tracekit.probes.catalogue import HOST_PROBES, host_probes
+from tracekit.replay import load_profile
+from tracekit.replay import run as replay
 from tracekit.trace import Trace
+from tracekit.trace.schema import FLAG_UNWRITTEN
 
 TRACEPOINT = 5  # BPF_PROG_TYPE_TRACEPOINT
 
@@ -187,11 +190,42 @@ def test_swap_is_the_kernels_count_and_waited_for_faults_are_major(tmp_path: Pat
     assert 0 <= account["major"] - faults.height <= 16
 
 
+def test_pages_of_zeros_go_without_a_write_and_are_the_kernels_count(tmp_path: Path) -> None:
+    items = [btf.enum_value("vm_event_item", name) for name in ("SWPIN_ZERO", "SWPOUT_ZERO")]
+    if None in items:
+        pytest.skip("this kernel writes pages of zeros like any other")
+    zeros = SWAP.replace("= turn", "= 0")
+    assert zeros != SWAP
+    with small_cgroup_with_swap("16M") as group:
+        with second_tracer(
+            "memcg/count_memcg_events", only=" || ".join(f"item == {item}" for item in items)
+        ) as tracer:
+            trace, _ = record_script(tmp_path, zeros, str(group))
+        mine = group.stat().st_ino
+    counted = [
+        [int(field(text, name)) for name in ("memcg_id", "item", "val")] for text in tracer.rows["text"]
+    ]
+    came, went = (sum(n for who, what, n in counted if (who, what) == (mine, item)) for item in items)
+    assert went > 5000
+    unwritten = pl.col("flags") & FLAG_UNWRITTEN != 0
+    rows = of_kind(trace, "swap_in").filter(unwritten)
+    gone = of_kind(trace, "swap_out").filter(unwritten)
+    assert (rows["pages"].sum(), gone["pages"].sum()) == (came, went)
+    assert rows["gfn"].null_count() == 0
+    assert gone["gfn"].null_count() < 0.02 * gone.height
+    # The limit holds: what is left of the guest's memory by the trace fits into it.
+    ledger = replay(trace, ["baseline"], profile=load_profile("published"))
+    peak = ledger.rows.filter(pl.col("metric") == "resident_peak")["baseline"].item()
+    assert peak <= (16 << 20) + 4096 * gone["gfn"].null_count()
+
+
 def test_what_reclaim_writes_is_the_kernels_count_of_the_guests_swap_outs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The probe `written_out`, which serves where nothing better can run, held against what is better."""
-    serve = [probe for probe in host_probes("shadow") if probe.name not in ("memcg", "swap_io", "huge_page")]
+    serve = [
+        probe for probe in host_probes("shadow") if probe.name not in ("memcg", "swap_io", "memcg_function")
+    ]
     monkeypatch.setattr(run, "host_probes", lambda mode: serve)
     item = btf.enum_value("vm_event_item", "PSWPOUT")
     with small_cgroup_with_swap("16M") as group:

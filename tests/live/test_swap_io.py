@@ -1,4 +1,4 @@
-"""The programs that see swaps by requests to a block device, run by the kernel on made-up calls.
+"""The programs that see swaps without a tracepoint for them, run by the kernel on made-up calls.
 
 Not every kernel's functions can be hooked: here the programs at them are those of raw tracepoints.
 """
@@ -10,14 +10,15 @@ from collections.abc import Iterator
 import pytest
 
 from tests.live.made_up import made_up_point, run_program
-from tracekit.probes import bcc_package, constants, source, tracefs
+from tracekit.probes import bcc_package, btf, constants, source, tracefs
 from tracekit.probes.catalogue import HOST_PROBES
 from tracekit.probes.ring import RingReader
-from tracekit.trace.schema import KIND_CODE, KINDS
+from tracekit.trace.schema import FLAG_UNWRITTEN, KIND_CODE, KINDS
 
 pytestmark = pytest.mark.live("bpf", "root")
 
 RING_BYTES = 1 << 20
+TOLD_BY = ("swap_io", "memcg_function")
 DEVICE_FULL = -95 & 0xFFFFFFFF  # -EOPNOTSUPP as an int: this device takes no page without a request
 REQUEST = tracefs.Tracepoint(
     "block",
@@ -31,11 +32,13 @@ class SwapIo:
 
     def __init__(self) -> None:
         def lookup(category: str, event: str) -> tracefs.Tracepoint | None:
+            if event == "count_memcg_events":
+                return made_up_point(category, event, "memcg", "item", "val")
             if category == "function":
                 return made_up_point(category, event, "page", "ret")
             return REQUEST if event == REQUEST.event else tracefs.tracepoint(category, event)
 
-        chosen = [one for one in HOST_PROBES if one.name in ("process", "notifier", "swap_io")]
+        chosen = [one for one in HOST_PROBES if one.name in ("process", "notifier", *TOLD_BY)]
         known = constants.kernel_constants("shadow", "kvm")
         text = source.build(chosen, lookup, ring_pages=RING_BYTES // 4096, defines=known)
         self.programs = bcc_package.compile_program(text.text)
@@ -43,27 +46,35 @@ class SwapIo:
         self.fds = {
             one.tracepoint.partition(":")[2]: self.programs.load_func(one.function.encode(), raw).fd
             for one in text.programs
-            if one.probe == "swap_io"
+            if one.probe in TOLD_BY
         }
         self.ring = RingReader(self.programs[b"ring"].map_fd, RING_BYTES)
 
     def see(self, *events: str | tuple[str, int]) -> list[tuple[str, int]]:
         """Let the events happen in this thread; return (kind, pages) of the rows that come of them.
 
-        An event is a function's, with what it returns, or a request ("R" or "W") of so many pages.
+        An event is a function's, with what it returns, a request ("R" or "W") of so many pages, or an item of
+        which the kernel counts so many.
         """
+        return [(kind, pages) for kind, pages, _ in self.see_all(*events)]
+
+    def see_all(self, *events: str | tuple[str, int]) -> list[tuple[str, int, int]]:
+        """Do what `see` does; return the flags as well."""
         for event in events:
             name, value = event if isinstance(event, tuple) else (event, 0)
-            if name in ("R", "W"):
+            if name.isupper() and len(name) > 1:
+                item = btf.enum_value("vm_event_item", name)
+                assert item is not None
+                run_program(self.fds["count_memcg_events"], 0, item, value)
+            elif name in ("R", "W"):
                 run_program(self.fds[REQUEST.event], 8 * value, ord(name))
             else:
                 run_program(self.fds[name], 0, value)
         records = self.ring.read().copy()
         self.ring.free()
         assert set(records["kind"]) <= {KIND_CODE["swap_in"], KIND_CODE["swap_out"]}
-        return [
-            (KINDS[kind], int(pages)) for kind, pages in zip(records["kind"], records["pages"], strict=True)
-        ]
+        columns = (records[name].tolist() for name in ("kind", "pages", "flags"))
+        return [(KINDS[kind], pages, flags) for kind, pages, flags in zip(*columns, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +94,15 @@ def test_a_request_is_a_swap_only_inside_the_function_that_swaps(swap_io: SwapIo
     assert swap_io.see("swap_read", ("W", 1), "swap_read_returns") == []
 
 
-def test_what_makes_no_request_is_no_swap(swap_io: SwapIo) -> None:
+def test_what_makes_no_request_is_told_by_the_function_that_counts(swap_io: SwapIo) -> None:
     # zswap had the page, or it is one of zeros.
     assert swap_io.see("swap_read", "swap_read_returns", "swap_write", "swap_write_returns", ("R", 1)) == []
+    for went, came in (("SWPOUT_ZERO", "SWPIN_ZERO"), ("ZSWPOUT", "ZSWPIN")):
+        rows = swap_io.see_all("swap_write", (went, 3), "swap_write_returns", (came, 1))
+        assert rows == [("swap_out", 3, FLAG_UNWRITTEN), ("swap_in", 1, FLAG_UNWRITTEN)]
+    # What a device has is told by its request, and not counted twice.
+    assert swap_io.see(("PSWPOUT", 1), ("PSWPIN", 1)) == []
+    assert swap_io.see_all("swap_write", ("W", 1), "swap_write_returns") == [("swap_out", 1, 0)]
 
 
 def test_reclaim_in_the_middle_of_a_read_loses_neither(swap_io: SwapIo) -> None:

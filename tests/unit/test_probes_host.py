@@ -243,7 +243,7 @@ def test_the_doctor_names_what_mends_each_thing_that_is_not_ok() -> None:
             "swap_readpage",
             {
                 "memcg": None,
-                "huge_page": ("ok", "huge pages of host_fault (by swap_readpage)"),
+                "memcg_function": ("ok", "swap_in, swap_out, huge pages of host_fault (by swap_readpage)"),
                 "swap_io": ("ok", "swap_in, swap_out (by swap_readpage)"),
                 "written_out": None,
             },
@@ -252,7 +252,7 @@ def test_the_doctor_names_what_mends_each_thing_that_is_not_ok() -> None:
             "",
             {
                 "memcg": None,
-                "huge_page": ("limited", "no function __count_memcg_events that can be hooked"),
+                "memcg_function": ("limited", "no function __count_memcg_events that can be hooked"),
                 "swap_io": ("limited", "no function swap_readpage or swap_read_folio that can be hooked, "),
                 "written_out": ("ok", "swap_out"),
             },

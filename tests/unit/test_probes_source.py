@@ -54,7 +54,7 @@ def everything(category: str, event: str) -> Tracepoint:
     return Tracepoint(category, event, tuple(Field(n, 8 + 8 * i, 8, False) for i, n in enumerate(names)))
 
 
-SWAPPING = ("memcg", "huge_page", "swap_io", "written_out")
+SWAPPING = ("memcg", "memcg_function", "swap_io", "written_out")
 CONSTANTS = {name for probe in ALL for name in probe.constants}
 
 
@@ -62,11 +62,11 @@ CONSTANTS = {name for probe in ALL for name in probe.constants}
     ("lacks", "unknown", "needed"),
     [
         ((), (), ["memcg"]),
-        (("memcg",), (), ["huge_page", "swap_io"]),
+        (("memcg",), (), ["memcg_function", "swap_io"]),
         # These are left to be refused by name: nothing tells what they would.
-        (("memcg", "function"), (), ["huge_page", "swap_io", "written_out"]),
-        ((), ("ITEM_PSWPIN",), ["huge_page", "swap_io"]),
-        ((), ("ITEM_PSWPIN", "PAGE_MEMCG_OFFSET"), ["huge_page", "swap_io", "written_out"]),
+        (("memcg", "function"), (), ["memcg_function", "swap_io", "written_out"]),
+        ((), ("ITEM_PSWPIN",), ["memcg_function", "swap_io"]),
+        ((), ("ITEM_PSWPIN", "PAGE_MEMCG_OFFSET"), ["memcg_function", "swap_io", "written_out"]),
     ],
 )
 def test_a_probe_stands_in_only_for_one_that_cannot_run(

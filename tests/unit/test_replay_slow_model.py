@@ -29,7 +29,7 @@ from tracekit.replay.state import Replay
 from tracekit.replay.survey import Totals, add_batch
 from tracekit.trace import Meta, TraceWriter
 from tracekit.trace.batch import events_batch
-from tracekit.trace.schema import FLAG_KERNEL
+from tracekit.trace.schema import FLAG_KERNEL, FLAG_UNWRITTEN
 
 VERDICTS = ("kept", "skipped", "hit", "shortened", "repriced", "overlapped")
 REASONS = ("refault", "deferred", "instead")
@@ -198,6 +198,8 @@ def random_trace(rng: Random, *, present: float = 0.1) -> Tiny:
                 row |= {"kind": "hv_hypercall", "arg": 0x8003 | rng.randint(1, 3) << 16, "vcpu": vcpu}
             case "ksm_merge" | "ksm_break":
                 row |= {"kind": what, "arg": rng.choice([None, 7, 7, 8])}
+            case "swap_out":
+                row |= {"kind": what, "flags": FLAG_UNWRITTEN * (rng.random() < 0.3)}
             case _:
                 row |= {"kind": what}
         rows.append(row)

@@ -20,6 +20,7 @@ __all__ = [
     "FLAG_KERNEL",
     "FLAG_MAJOR",
     "FLAG_PRESENT",
+    "FLAG_UNWRITTEN",
     "FLAG_ZEROED",
     "KINDS",
     "KIND_CODE",
@@ -85,6 +86,7 @@ FLAG_PRESENT: Final = 1 << 2  # ept_violation: an entry was there (write protect
 FLAG_GUEST_WALK: Final = 1 << 3  # ept_violation: the guest's own page-table walk faulted, not its data access
 FLAG_KERNEL: Final = 1 << 4  # the guest was in kernel mode (CPL 0), where known
 FLAG_ATTACH: Final = 1 << 5  # state found at attach (a snapshot), not something that happened
+FLAG_UNWRITTEN: Final = 1 << 6  # swap_out, swap_in: on no device: a page of zeros, or kept by zswap
 
 
 def _event_schema() -> pa.Schema:

@@ -14,6 +14,7 @@ from tests.unit.slow_model.world import (
     BLOCK,
     ENGINE,
     FLAG_MAJOR,
+    FLAG_UNWRITTEN,
     HYPERCALL_KINDS,
     Mechanism,
     Page,
@@ -301,6 +302,7 @@ class Slow:
                 if page.there:
                     self.take_away(t, e, page)
                     page.on_device, page.discarded = True, False
+                    page.read_at_once = bool(e.flags & FLAG_UNWRITTEN)
             case "populate" | "swap_in":
                 self.arrive(page, t)
                 self.w.back(page, e.end, ENGINE)

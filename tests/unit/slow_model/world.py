@@ -10,7 +10,7 @@ from typing import Any
 BLOCK = 512
 ENGINE = "recorded"
 
-FLAG_MAJOR, FLAG_ZEROED, FLAG_KERNEL = 1, 2, 16
+FLAG_MAJOR, FLAG_ZEROED, FLAG_KERNEL, FLAG_UNWRITTEN = 1, 2, 16, 64
 READ, WRITE, EXECUTE = 1, 2, 4
 HYPERCALL_KINDS = {1: "cold", 2: "hot", 3: "cold-discard"}
 
