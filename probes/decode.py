@@ -7,7 +7,7 @@ What hardware and kernel encode (EPT exit qualifications, NPT and #PF error code
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -34,6 +34,11 @@ __all__ = ["access_and_flags", "columns", "to_batch"]
 _WIDE: Final = ("ts_ns", "gfn", "hva", "gva", "latency_ns", "rip", "arg")
 _NARROW: Final = (("tid", "pages"), ("vm", "vcpu", "kind", "level", "flags", "valid"))
 """The fields of a record behind the ring's header: words of 8 bytes, and words that several share."""
+
+_WORDS: Final[tuple[tuple[str, ...], ...]] = (*((name,) for name in _WIDE), *_NARROW)
+
+_OF_AN_ERROR: Final = ("flags", "valid", "arg", "kind")
+"""What changes as an error code is decoded, and what says whose it is."""
 
 _TRANSPOSED: Final = 2048
 """Records transposed at once: so many stay in the nearest cache while their words are taken in turn."""
@@ -185,15 +190,26 @@ def _transposed(records: np.ndarray, mmu_mode: str) -> tuple[dict[str, np.ndarra
     out["vm"], out["vcpu"] = narrow16[0], narrow16[1].view(np.int16)
     out |= zip(("kind", "level", "valid", "access"), narrow8, strict=True)
     in_order, *alike = same.tolist()
-    if any(alike):
-        first = _split(records[:1])
-        if alike[-1] and alike[len(_WIDE) - 1]:
-            _explain_all(first, mmu_mode)
-        fields = [*((name,) for name in _WIDE), _NARROW[0], (*_NARROW[1], "access")]
-        for names, is_alike in zip(fields, alike, strict=True):
-            for name in names if is_alike else ():
-                out[name] = repeated(int(first[name][0]), out[name].dtype, rows)
+    for names, is_alike in zip(_WORDS, alike, strict=True):
+        for name in names if is_alike else ():
+            out[name] = repeated(int(records[name][0]), out[name].dtype, rows)
+    if alike[-1]:
+        codes = (int(out[name][0]) for name in _OF_AN_ERROR) if alike[_WORDS.index(("arg",))] else ()
+        for name, value in zip(("access", *_OF_AN_ERROR), _explained(mmu_mode, *codes), strict=False):
+            out[name] = repeated(value, out[name].dtype, rows)
     return out, bool(in_order)
+
+
+@lru_cache(maxsize=64)
+def _explained(mmu_mode: str, *codes: int) -> tuple[int, ...]:
+    """Return `access` of a row and its _OF_AN_ERROR as `columns` has them, from the latter in a record."""
+    if not codes:
+        return (0,)
+    row = {name: np.array([value], np.uint64) for name, value in zip(_OF_AN_ERROR, codes, strict=True)}
+    row |= {"valid": row["valid"].astype(np.uint8), "access": np.zeros(1, np.uint8)}
+    row["flags"] = row["flags"].astype(np.uint32)
+    _explain_all(row, mmu_mode)
+    return tuple(int(row[name][0]) for name in ("access", *_OF_AN_ERROR))
 
 
 @cache
