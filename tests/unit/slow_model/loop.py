@@ -273,7 +273,7 @@ class Slow:
         busy = self.w.stalled_to.get(e.lane)
         if gain > 0 and busy is not None:
             gain = min(gain, max(t - max(t - e.latency, busy), 0))
-        if gain:
+        if e.latency != service:  # by 0 too: its VM's clock follows whose stall changed last
             self.w.advance(e.lane, e.vm, gain)
         self.w.stalled_to[e.lane] = t if busy is None else max(busy, t)
 
