@@ -166,6 +166,21 @@ def reader_stopped(folder: Path, rng: random.Random) -> Account:
     return account(open_trace(folder / "x.trace"), folder / "counter")
 
 
+def signalled_twice(folder: Path, rng: random.Random) -> Account:
+    """A second signal while the reader stands still: it aborts with a full ring and losses untold."""
+    work = command(folder / "counter", 100_003, 20_000)
+    recorder = start_recorder(folder / "x.trace", "--buffer", rng.choice(("64K", "32M")), "--", *work)
+    while emitted(folder / "counter")[1] < 1 + rng.randrange(40_000):
+        time.sleep(0.005)
+    recorder.send_signal(signal.SIGSTOP)
+    time.sleep(1)
+    recorder.send_signal(signal.SIGINT)
+    recorder.send_signal(signal.SIGTERM)
+    recorder.send_signal(signal.SIGCONT)
+    finished(recorder, 130)
+    return whole(folder, "x.trace")
+
+
 def busy_cpus(folder: Path, rng: random.Random) -> Account:
     """Two endless loops for each CPU, with a better priority than the recorder's."""
     spin = [sys.executable, "-c", "import os\nos.nice(-5)\nwhile True: pass"]
@@ -262,6 +277,7 @@ FAULTS: dict[str, tuple[str, int, Callable[[Path, random.Random], Account]]] = {
     "writer_killed": ("SIGKILL of a writer at a random moment", 200, writer_killed),
     "recorder_killed": ("SIGKILL of the recorder at a random moment", 100, recorder_killed),
     "reader_stopped": ("SIGSTOP of the recorder for 10 s, ring of 1 MiB", 5, reader_stopped),
+    "signalled_twice": ("two signals to a recorder that stands still for 1 s", 10, signalled_twice),
     "busy_cpus": ("two busy loops a CPU, of better priority", 5, busy_cpus),
     "vm_killed": ("the traced process gets SIGKILL", 5, vm_killed),
     "two_recorders": ("two recorders of one process", 5, two_recorders),

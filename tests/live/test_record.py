@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from tests.endurance.workload import account, command, emitted, finished, start_recorder
 from tests.live.recording import (
     GUEST,
     TRACEKIT,
@@ -28,7 +29,7 @@ from tests.live.recording import (
 from tracekit.lab.small_guest import GuestPlan
 from tracekit.probes.plan import RecordPlan
 from tracekit.probes.run import record
-from tracekit.trace import Trace, open_trace
+from tracekit.trace import Trace, open_trace, recover
 from tracekit.trace.schema import ACCESS_WRITE, FLAG_MAJOR
 
 pytestmark = pytest.mark.live("kvm", "bpf", "root")
@@ -231,6 +232,26 @@ def test_recorded_and_lost_are_exactly_what_happened(tmp_path: Path) -> None:
     assert losses["t0_ns"].min() <= phase["start_ns"] + phase["elapsed_ns"]
     assert losses["t1_ns"].max() >= phase["start_ns"]
     assert trace.meta.finalised
+
+
+def test_a_second_signal_makes_no_loss_silent(tmp_path: Path) -> None:
+    """What nobody had read yet when the second signal came: full ring and counters of what found no room."""
+    path, counter = tmp_path / "twice.trace", tmp_path / "counter"
+    recorder = start_recorder(path, "--buffer", "64K", "--", *command(counter, 10_007))
+    with ended(recorder):
+        wait_for(lambda: emitted(counter)[1] > 0)
+        recorder.send_signal(signal.SIGSTOP)
+        wait_for(lambda: emitted(counter)[1] == 10_007)
+        recorder.send_signal(signal.SIGINT)
+        recorder.send_signal(signal.SIGTERM)
+        recorder.send_signal(signal.SIGCONT)
+        finished(recorder, 130)
+    report = recover(path)
+    found = account(open_trace(path), counter)
+    assert found.stored < found.emitted == 10_007
+    assert found.honest
+    assert report.lost is None
+    assert not report.whole
 
 
 def test_a_killed_command_gives_the_shells_exit_code(tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 import json
 import os
 import shutil
+import time
 
 import pytest
 
 from tests.unit.torn_traces import PART, contents, rows, write_frames
 from tracekit.errors import DamagedError, UsageError
-from tracekit.trace import Meta, TraceWriter, open_trace, recover
+from tracekit.trace import Meta, TraceWriter, events_batch, open_trace, recover
 from tracekit.trace.part import PartWriter
 from tracekit.trace.recovery import CRASH_NS
 
@@ -235,3 +236,19 @@ def test_a_newer_schema_is_not_touched(killed):
     with pytest.raises(UsageError, match="newer tracekit"):
         recover(path)
     assert sorted(path.rglob("*")) == before
+
+
+def test_what_a_live_recording_had_not_yet_read_when_it_was_aborted_is_an_unknown_loss(tmp_path):
+    before = time.monotonic_ns()
+    writer = TraceWriter(tmp_path / "x.trace", Meta(start_ns=before), live=True)
+    last = time.monotonic_ns()
+    writer.append(events_batch(ts_ns=[last], kind="madvise"))
+    writer.abort("stopped by KeyboardInterrupt")
+    report = recover(tmp_path / "x.trace")
+    trace = open_trace(tmp_path / "x.trace")
+    assert trace.rows == 1
+    assert trace.lost is None
+    assert not report.whole
+    (loss,) = trace.losses.to_dicts()
+    assert loss["reason"] == "not written: stopped by KeyboardInterrupt"
+    assert before <= loss["t0_ns"] <= last <= loss["t1_ns"] <= time.monotonic_ns()

@@ -34,8 +34,8 @@ class TraceWriter:
     the reader merges. When the block ends with an exception the trace is left unfinalised: everything
     flushed is there for `tracekit recover`.
 
-    `live`: the rows come from something that goes on when writing has failed, so that the rows given to this
-    writer are not all there were, and a trace that could not be finished says so.
+    `live`: the rows come, by CLOCK_MONOTONIC, from something that goes on when writing has ended, so that the
+    rows given to this writer are not all there were, and a trace that could not be finished says so.
 
     Raises UsageError when `path` exists (unless `force`, and then only a trace is replaced) and
     FailedError when the disk refuses: disk full, folder removed, I/O error.
@@ -74,7 +74,7 @@ class TraceWriter:
         self._last_ts: int | None = None
         self._lines: list[PartLine] = []
         self._lost: int | None = 0
-        self._flushed_ns = time.monotonic_ns()
+        self._flushed_ns = self._told_ns = time.monotonic_ns()
         self._state = "open"
         self._live = live
         self._folder = Folder.create(self.path, force=force, owner=owner)
@@ -145,6 +145,7 @@ class TraceWriter:
         """
         self._must_be_open()
         self._flush(everything=everything or not self._held.fresh_rows, all_ripe=True)
+        self._told_ns = time.monotonic_ns()
         return self.rows_durable
 
     def close(self) -> Meta:
@@ -168,10 +169,16 @@ class TraceWriter:
         return self.meta
 
     def abort(self, reason: str = "aborted") -> None:
-        """Stop here and leave a recoverable trace: what is held back is still written if the disk allows."""
+        """Stop here and leave a recoverable trace: what is held back is still written if the disk allows.
+
+        A `live` trace gets an unknown loss: what its source had not handed over yet, and losses that it had
+        counted and not told.
+        """
         try:
             if self._state == "open":
                 self._flush(everything=True, all_ripe=True)
+                if self._live:
+                    self._journal.add("loss", self._not_handed_over(reason))
                 self._journal.add("end", {"reason": reason})
                 self._journal.flush()
         except (OSError, TracekitError):
@@ -192,6 +199,17 @@ class TraceWriter:
             self.close()
         else:
             self.abort(f"stopped by {kind.__name__}")
+
+    def _not_handed_over(self, reason: str) -> dict[str, Any]:
+        """Return the unknown loss of a live trace that ends here.
+
+        It begins with the last row or one flush before the last that `flush` was asked for, whichever is
+        older: the counters that make the ledger are read a little before they are flushed.
+        """
+        now, told = time.monotonic_ns(), self._told_ns - FLUSH_NS
+        start = min(told, now if self._last_ts is None else self._last_ts)
+        bounds = {"cpu": None, "t0_ns": max(start, self.meta.start_ns or 0), "t1_ns": now}
+        return {**bounds, "lost": None, "reason": f"not written: {reason}"}
 
     def _note(self, table: str, row: dict[str, Any]) -> None:
         self._must_be_open()
