@@ -14,12 +14,16 @@ from typing import Final
 
 import numpy as np
 
+from tracekit.probes.losses import Loss
 from tracekit.probes.memslots import Memslot, MemslotTable
 from tracekit.probes.wire import VALID, VM_UNKNOWN
 from tracekit.trace.repeated import writable
 from tracekit.trace.schema import KIND_CODE, PAGE_BYTES
 
-__all__ = ["Attribution", "cgroup_id"]
+__all__ = ["UNKNOWN_PIDFD", "Attribution", "cgroup_id"]
+
+UNKNOWN_PIDFD: Final = "process_madvise by a pidfd that was closed"
+"""Why a row is lost of which it can't be told whose it was."""
 
 _UNMAP: Final = KIND_CODE["unmap"]
 _AGE: Final = KIND_CODE["age"]
@@ -27,6 +31,7 @@ _PROCESS_MADVISE: Final = KIND_CODE["process_madvise"]
 _BY_CGROUP: Final = (KIND_CODE["swap_out"], KIND_CODE["swap_in"])
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _PROCESSES: Final = Path("/proc")
+_LOST: Final = VM_UNKNOWN - 1  # of rows that are in the ledger, on their way out
 _ROOT: Final = 0
 _EXITING: Final = 0x4  # PF_EXITING (include/linux/sched.h), of the flags in /proc/PID/stat
 _FLAGS_FIELD: Final = 6  # of stat, from the state on, which follows the name
@@ -68,21 +73,29 @@ class Attribution:
         self._memslots = memslots
         self._pids = pids
         self._cgroups: dict[int, int] = {}
+        self._lost: list[Loss] = []
         self.foreign = 0
 
     def resolve(self, out: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the columns with every row's VM known; notifier rows are cut to the memslots they touch."""
-        if not ((out["vm"] == VM_UNKNOWN).any() or _is_notified(out["kind"]).any()):
+        # These are looked at even where the VM is known.
+        looked_at = _is_notified(out["kind"]) | (out["kind"] == _PROCESS_MADVISE)
+        if not ((out["vm"] == VM_UNKNOWN).any() or looked_at.any()):
             return out
         self._by_pidfd(out)
         self._by_cgroup(out)
         self._by_address(out)
         out = self._cut_to_memslots(out)
-        unknown = out["vm"] == VM_UNKNOWN
-        if not unknown.any():
-            return out
+        unknown, lost = out["vm"] == VM_UNKNOWN, out["vm"] == _LOST
         self.foreign += int(np.count_nonzero(unknown))
-        return {name: column[~unknown] for name, column in out.items()}
+        if not (gone := unknown | lost).any():
+            return out
+        return {name: column[~gone] for name, column in out.items()}
+
+    def take_losses(self) -> list[Loss]:
+        """Return what has been lost here since the last time: events that may have been a traced VM's."""
+        taken, self._lost = self._lost, []
+        return taken
 
     def note_cgroups(self) -> None:
         """Remember which cgroup each VM is in: rows of one that has just ended still come.
@@ -118,19 +131,31 @@ class Attribution:
         writable(out, "valid")[rows] &= ~np.uint8(VALID["arg"])
 
     def _by_pidfd(self, out: dict[str, np.ndarray]) -> None:
+        """Tell `process_madvise` rows' VM by the process that the kernel found behind the pidfd.
+
+        Where it could not, the caller is asked what the descriptor is now. It may be closed, or the caller
+        gone: then these may have been a traced VM's, and are lost.
+        """
         rows = np.flatnonzero(out["kind"] == _PROCESS_MADVISE)
         if not len(rows):
             return
+        unknown = rows[out["vm"][rows] == VM_UNKNOWN]
         pids = list(self._pids())
-        callers, pidfds = out["rip"][rows] & np.uint64(0xFFFFFFFF), out["rip"][rows] >> np.uint64(32)
-        # A call has up to 64 rows, and a caller makes many: of equal neighbours only the first is looked at.
-        new = np.flatnonzero((callers[1:] != callers[:-1]) | (pidfds[1:] != pidfds[:-1])) + 1
-        for caller, pidfd in {(int(callers[at]), int(pidfds[at])) for at in (0, *new.tolist())}:
-            target = _process_of(caller, pidfd)
-            if target in pids:
-                same = rows[(callers == caller) & (pidfds == pidfd)]
-                writable(out, "vm")[same] = pids.index(target)
-        writable(out, "rip")[rows] = 0
+        target = out["rip"][unknown]
+        asked = np.where(target == 0, out["gva"][unknown], np.uint64(0))
+        # A call has many rows, and a caller makes many: of equal ones only one is looked at.
+        for process, caller in {*zip(target.tolist(), asked.tolist(), strict=True)}:
+            found = process or _process_of(caller & 0xFFFFFFFF, caller >> 32)
+            same = unknown[(target == process) & (asked == caller)]
+            if found in pids:
+                writable(out, "vm")[same] = len(pids) - 1 - pids[::-1].index(found)  # the last of that number
+            elif found is None:
+                ts = out["ts_ns"][same]
+                span = int(ts.min()), int(ts.max())
+                self._lost.append(Loss(None, *span, None, UNKNOWN_PIDFD, at_most=len(same)))
+                writable(out, "vm")[same] = _LOST
+        for name in ("rip", "gva"):
+            writable(out, name)[rows] = 0
 
     def _cut_to_memslots(self, out: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Replace notifier rows by their parts inside memslots: outside is not the guest's memory."""

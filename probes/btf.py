@@ -15,6 +15,7 @@ __all__ = ["Function", "enum_value", "field_offset", "function", "prototype"]
 
 _POINTER: Final = 2
 _STRUCT: Final = 4
+_UNION: Final = 5
 _ENUM: Final = 6
 _TYPEDEF: Final = 8
 _FUNCTION: Final = 12
@@ -47,10 +48,22 @@ class Function(NamedTuple):
 
 @cache
 def field_offset(structure: str, field: str) -> int | None:
-    """Return where a field lies in a structure, in bytes."""
+    """Return where a field lies in a structure, in bytes; fields of unnamed parts of it count as its own."""
     for name, member in _entries(structure, _STRUCT, _Member):
-        if name == field:
-            return int(member.offset & _BITFIELD_OFFSET) // 8
+        if (found := _within(name, member, field)) is not None:
+            return found
+    return None
+
+
+def _within(name: str, member: Any, field: str) -> int | None:
+    at = int(member.offset & _BITFIELD_OFFSET) // 8
+    if name == field:
+        return at
+    if name or _kind(member.type) not in (_STRUCT, _UNION):
+        return None
+    for inner_name, inner in _entries_of(member.type, _Member):
+        if (found := _within(inner_name, inner, field)) is not None:
+            return at + found
     return None
 
 
@@ -130,8 +143,12 @@ def _entries(type_name: str, kind: int, layout: type[ctypes.Structure]) -> Itera
     if not btf:
         return
     number = lib.btf__find_by_name_kind(btf, type_name.encode(), kind)
-    if number < 0:
-        return
+    if number >= 0:
+        yield from _entries_of(number, layout)
+
+
+def _entries_of(number: int, layout: type[ctypes.Structure]) -> Iterator[tuple[str, Any]]:
+    lib, btf = _kernel()
     address = lib.btf__type_by_id(btf, number)
     count = _Type.from_address(address).info & 0xFFFF
     for entry in (layout * count).from_address(address + ctypes.sizeof(_Type)):

@@ -19,6 +19,7 @@ __all__ = ["Mapping", "fill_hvas", "parse_maps"]
 
 _FALLOCATE: Final = KIND_CODE["fallocate"]
 _HUGE_BYTES: Final = 1 << 21
+_MINOR_BITS: Final = 20
 
 
 @dataclass(frozen=True)
@@ -62,28 +63,42 @@ def parse_maps(text: str) -> list[Mapping]:
 def fill_hvas(out: dict[str, np.ndarray], pids: Sequence[int]) -> np.ndarray:
     """Give `fallocate` rows the address where their range is mapped, where it is; `pids` is by VM.
 
-    On the wire `hva` holds the offset in the file and `rip` the descriptor. Returns which of all rows
-    (bool[n]) are of hugetlb memory, which only a file's own rows can say.
+    On the wire `hva` holds the offset in the file, `gva` its inode's number, and `rip` the descriptor with
+    the device above it; `level` is 2 where its blocks are huge pages. Where the kernel could not tell the
+    inode (0), the descriptor is asked what it is now. Returns which of all rows (bool[n]) are of hugetlb
+    memory, which only a file's own rows can say.
     """
     hugetlb = np.zeros(len(out["kind"]), bool)
     rows = np.flatnonzero(out["kind"] == _FALLOCATE)
     if not len(rows):
         return hugetlb
-    offset = out["hva"][rows]
-    writable(out, "hva")[rows] = 0
-    vm, fd = out["vm"][rows], out["rip"][rows]
-    writable(out, "rip")[rows] = 0
-    for one_vm, one_fd in {(int(v), int(f)) for v, f in zip(vm, fd, strict=True)}:
-        mine = (vm == one_vm) & (fd == one_fd)
+    offset, vm, rip, number = out["hva"][rows], out["vm"][rows], out["rip"][rows], out["gva"][rows]
+    hugetlb[rows] = out["level"][rows] > 1
+    for name in ("hva", "rip", "gva", "level"):
+        writable(out, name)[rows] = 0
+    for one_vm, one_rip, one_number in {
+        (int(v), int(r), int(n)) for v, r, n in zip(vm, rip, number, strict=True)
+    }:
+        mine = (vm == one_vm) & (rip == one_rip) & (number == one_number)
         if one_vm >= len(pids):
             continue
-        hugetlb[rows[mine]] = _is_hugetlb(pids[one_vm], one_fd)
-        for mapping in _mappings_of(pids[one_vm], one_fd):
+        pid, fd = pids[one_vm], one_rip & 0xFFFFFFFF
+        if one_number:
+            file = _device(one_rip >> 32), one_number
+        else:
+            hugetlb[rows[mine]] = _is_hugetlb(pid, fd)
+            file = _behind(pid, fd)
+        for mapping in _mappings_of(pid, file):
             first, size = np.uint64(mapping.offset), np.uint64(mapping.end - mapping.start)
             inside = mine & (offset >= first) & (offset - first < size)
             writable(out, "hva")[rows[inside]] = offset[inside] - first + np.uint64(mapping.start)
             writable(out, "valid")[rows[inside]] |= np.uint8(VALID["hva"])
     return hugetlb
+
+
+def _device(in_kernel: int) -> int:
+    """Return a device number of the kernel's (dev_t of include/linux/kdev_t.h) as os.stat has it."""
+    return os.makedev(in_kernel >> _MINOR_BITS, in_kernel & ((1 << _MINOR_BITS) - 1))
 
 
 def _is_hugetlb(pid: int, fd: int) -> bool:
@@ -93,9 +108,18 @@ def _is_hugetlb(pid: int, fd: int) -> bool:
     return False
 
 
-def _mappings_of(pid: int, fd: int) -> list[Mapping]:
+def _behind(pid: int, fd: int) -> tuple[int, int]:
+    """Return the file (device, inode) that a descriptor is now; (0, 0) where it is none."""
     with contextlib.suppress(OSError):
         file = Path(f"/proc/{pid}/fd/{fd}").stat()
+        return file.st_dev, file.st_ino
+    return 0, 0
+
+
+def _mappings_of(pid: int, file: tuple[int, int]) -> list[Mapping]:
+    if not file[1]:
+        return []
+    with contextlib.suppress(OSError):
         maps = parse_maps(Path(f"/proc/{pid}/maps").read_text())
-        return [m for m in maps if (m.device, m.inode) == (file.st_dev, file.st_ino)]
+        return [m for m in maps if (m.device, m.inode) == file]
     return []

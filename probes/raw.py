@@ -30,8 +30,21 @@ OFFSETS: Final[dict[str, tuple[str, str]]] = {
     "BIO_OPERATION_OFFSET": ("bio", "bi_opf"),
     "BIO_ITERATOR_OFFSET": ("bio", "bi_iter"),
     "ITERATOR_BYTES_OFFSET": ("bvec_iter", "bi_size"),
+    "TASK_FILES_OFFSET": ("task_struct", "files"),
+    "FILES_TABLE_OFFSET": ("files_struct", "fdt"),
+    "TABLE_FILES_OFFSET": ("fdtable", "fd"),
+    "TABLE_SIZE_OFFSET": ("fdtable", "max_fds"),
+    "FILE_PRIVATE_OFFSET": ("file", "private_data"),
+    "FILE_INODE_OFFSET": ("file", "f_inode"),
+    "INODE_PRIVATE_OFFSET": ("inode", "i_private"),
+    "INODE_NUMBER_OFFSET": ("inode", "i_ino"),
+    "INODE_SUPERBLOCK_OFFSET": ("inode", "i_sb"),
+    "SUPERBLOCK_DEVICE_OFFSET": ("super_block", "s_dev"),
+    "SUPERBLOCK_BLOCK_OFFSET": ("super_block", "s_blocksize"),
+    "PID_NUMBERS_OFFSET": ("pid", "numbers"),
+    "NUMBER_OFFSET": ("upid", "nr"),
 }
-"""What the programs look up behind an argument: the constant's name -> (structure, field)."""
+"""What programs look up behind an argument or the current task: the constant's name -> (structure, field)."""
 
 
 @dataclass(frozen=True)

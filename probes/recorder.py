@@ -168,7 +168,7 @@ class Recorder:
         meta.stop_ns = stop_ns
         meta.notes.extend(self._finder.notes)
         if foreign := self._attribution.foreign:
-            meta.notes.append(f"left out: {foreign} events of kernel threads on no traced VM's memory")
+            meta.notes.append(f"left out: {foreign} events on no traced VM's memory")
         if any(is_emulated(vm["argv"]) for vm in meta.vms) and not any(vm["vcpus"] for vm in meta.vms):
             meta.host["mmu_mode"] = "tcg"
         report.cost = meta.extra["cost"] = self._cost.finish(stop_ns, self.kinds)
@@ -205,7 +205,7 @@ class Recorder:
             self._writer.mark(name, max(ts_ns, self._start_ns))
 
     def _enter_losses(self) -> None:
-        for loss in self._losses.read():
+        for loss in (*self._losses.read(), *self._attribution.take_losses()):
             self._enter(loss)
 
     def _enter_misses(self) -> None:

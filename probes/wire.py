@@ -37,9 +37,10 @@ RECORD: Final = np.dtype(
 )
 """One record with its ring header (struct record of bpf/common.h): 80 bytes.
 
-Few kinds have something to say beyond the columns, and no address of an instruction: it stands in `rip`, not
-valid as such (the size of a `memslot`, whose flags are the high half of `arg`; the descriptor of a
-`fallocate`; the caller's process, and the pidfd above it, of a `process_madvise`).
+Few kinds have something to say beyond the columns, and no address of an instruction: it stands in `rip`, or
+`gva`, not valid as such (the size of a `memslot`, whose flags are the high half of `arg`; the descriptor of a
+`fallocate`, the device above it and the inode's number; the process that a `process_madvise` advised, or 0,
+and its caller's with the pidfd above it).
 """
 
 RECORD_BYTES: Final = RECORD.itemsize - HEADER_BYTES

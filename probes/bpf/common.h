@@ -37,7 +37,7 @@ struct thread {
     u64 mmu_start, mmu_requested, mmu_gfn, mmu_gva, mmu_rip, mmu_error;
     u64 fault_start, fault_address, fault_error;
     u64 async_gfn;
-    u64 call_start, call_a, call_b, call_c, call_d;
+    u64 call_start, call_a, call_b, call_c, call_d, call_e, call_f;
     u32 call;
     u32 tgid;
     s32 vcpu_fd;
@@ -177,6 +177,18 @@ static __always_inline u64 first_gfn(u64 gfn, u8 level)
             submit(_r);                                                                                  \
         }                                                                                                \
     } while (0)
+
+// The file (struct file) that a descriptor of the current process is, while the system call that names it runs; 0 where it
+// is none, or this kernel has no type information.
+static __always_inline u64 file_of(s32 fd)
+{
+#if defined(TASK_FILES_OFFSET) && defined(FILES_TABLE_OFFSET) && defined(TABLE_FILES_OFFSET) && defined(TABLE_SIZE_OFFSET)
+    u64 table = kernel_u64(kernel_u64(bpf_get_current_task() + TASK_FILES_OFFSET) + FILES_TABLE_OFFSET);
+    if (fd >= 0 && fd < (s32)kernel_u64(table + TABLE_SIZE_OFFSET))
+        return kernel_u64(kernel_u64(table + TABLE_FILES_OFFSET) + 8 * (u64)(u32)fd);
+#endif
+    return 0;
+}
 
 #ifdef MMU_ADDRESS_IS_GPA  // on a host
 

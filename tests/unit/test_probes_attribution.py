@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,42 +147,83 @@ def test_a_memslot_that_has_just_gone_still_answers_for_its_time(two_vms: Memslo
     assert len(two_vms.slots) == 3  # forgotten after a while, so that thousands of changes cost nothing
 
 
-def test_a_pidfd_tells_the_process_that_was_advised(two_vms: MemslotTable) -> None:
-    pidfd = os.pidfd_open(os.getpid())
+def advised(process: int, pidfd: int = 0, caller: int = 0) -> dict[str, Any]:
+    """A `process_madvise` row of a process behind a pidfd, or (0) of what the caller's pidfd is now."""
+    row = {"kind": "process_madvise", "ts_ns": 20, "vm": VM_UNKNOWN, "hva": 1, "valid": ("hva",)}
+    return {**row, "rip": process, "gva": pidfd << 32 | caller}
+
+
+def test_the_process_behind_a_pidfd_tells_the_vm(two_vms: MemslotTable) -> None:
+    me = os.getpid()
+    pidfd = os.pidfd_open(me)
+    attribution = Attribution(two_vms, lambda: [me, 200])
     try:
-        row = {"kind": "process_madvise", "ts_ns": 20, "vm": VM_UNKNOWN, "rip": pidfd << 32 | os.getpid()}
-        other = {**row, "rip": 999_999 << 32 | os.getpid()}
-        attribution = Attribution(two_vms, lambda: [os.getpid(), 200])
-        out = attribution.resolve(
-            rows({**row, "hva": 1, "valid": ("hva",)}, {**other, "hva": 1, "valid": ("hva",)})
-        )
+        # What the kernel found counts, whatever the descriptor is by now.
+        out = attribution.resolve(rows(advised(200, pidfd, me), advised(300, pidfd, me)))
+        assert out["vm"].tolist() == [1]
+        assert attribution.foreign == 1
+        # Where it found nothing, what the descriptor is now.
+        out = attribution.resolve(rows(advised(0, pidfd, me)))
+        assert out["vm"].tolist() == [0]
+        assert out["rip"].tolist() == out["gva"].tolist() == [0]
     finally:
         os.close(pidfd)
-    assert out["vm"].tolist() == [0]
-    assert out["rip"].tolist() == [0]
+    assert attribution.take_losses() == []
 
 
-def test_a_files_offset_becomes_the_address_of_its_mapping() -> None:
+def test_a_pidfd_that_tells_nothing_any_more_is_a_loss(two_vms: MemslotTable) -> None:
+    me = os.getpid()
+    attribution = Attribution(two_vms, lambda: [me, 200])
+    given = [advised(0, 999_999, me), {**advised(0, 999_999, me), "ts_ns": 30}, advised(me)]
+    assert attribution.resolve(rows(*given))["vm"].tolist() == [0]
+    assert attribution.foreign == 0
+    (loss,) = attribution.take_losses()
+    assert (loss.t0_ns, loss.t1_ns, loss.lost, loss.at_most) == (20, 30, None, 2)
+    assert attribution.take_losses() == []
+
+
+@pytest.fixture
+def ram() -> Iterator[tuple[int, int]]:
+    """(descriptor, address) of a file of which pages 2 to 5 are mapped."""
     fd = os.memfd_create("ram")
     os.truncate(fd, 8 * 4096)
     memory = mmap.mmap(fd, 4 * 4096, offset=2 * 4096)
     (mapping,) = [
         m for m in parse_maps(Path("/proc/self/maps").read_text()) if m.inode == os.fstat(fd).st_ino
     ]
-    try:
-        out = rows(
-            {"kind": "fallocate", "hva": 3 * 4096, "rip": fd},
-            {"kind": "fallocate", "hva": 7 * 4096, "rip": fd},
-            {"kind": "fallocate", "hva": 0, "rip": 999_999},
-            {"kind": "madvise", "hva": 5, "valid": ("hva",)},
-        )
-        hugetlb = fill_hvas(out, [os.getpid()])
-    finally:
-        memory.close()
-        os.close(fd)
-    assert out["hva"].tolist() == [mapping.start + 4096, 0, 0, 5]
+    yield fd, mapping.start
+    memory.close()
+    os.close(fd)
+
+
+def test_a_files_offset_becomes_the_address_of_its_mapping(ram: tuple[int, int]) -> None:
+    fd, start = ram
+    out = rows(
+        {"kind": "fallocate", "hva": 3 * 4096, "rip": fd},
+        {"kind": "fallocate", "hva": 7 * 4096, "rip": fd},
+        {"kind": "fallocate", "hva": 0, "rip": 999_999},
+        {"kind": "madvise", "hva": 5, "valid": ("hva",)},
+    )
+    hugetlb = fill_hvas(out, [os.getpid()])
+    assert out["hva"].tolist() == [start + 4096, 0, 0, 5]
     assert ((out["valid"] & VALID["hva"]) != 0).tolist() == [True, False, False, True]
     assert not hugetlb.any()
+
+
+def test_a_file_that_the_kernel_told_is_no_other_by_the_same_descriptor(ram: tuple[int, int]) -> None:
+    fd, start = ram
+    file = os.fstat(fd)
+    in_kernel = os.major(file.st_dev) << 20 | os.minor(file.st_dev)
+    punched = {"kind": "fallocate", "hva": 3 * 4096, "rip": in_kernel << 32 | fd}
+    out = rows(
+        {**punched, "gva": file.st_ino},
+        {**punched, "gva": file.st_ino, "rip": in_kernel << 32 | 999_999},  # closed meanwhile
+        {**punched, "gva": file.st_ino + 1, "level": 2},  # another file had this number, of huge pages
+    )
+    hugetlb = fill_hvas(out, [os.getpid()])
+    assert out["hva"].tolist() == [start + 4096, start + 4096, 0]
+    assert hugetlb.tolist() == [False, False, True]
+    assert [out[name].tolist() for name in ("rip", "gva", "level")] == [[0] * 3] * 3
 
 
 QEMU = ["/usr/bin/qemu-system-x86_64", "-m", "1G", "-device"]
