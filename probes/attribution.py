@@ -1,8 +1,9 @@
 """Which VM an event belongs to, where the kernel does not say it: by address, by cgroup, by pidfd.
 
 Notifiers, KSM, reclaim and asynchronous faults run in threads of the kernel or of another process. What they
-touch tells the VM: an address inside a memslot of one traced VM, the memory cgroup a page is charged to, the
-process behind a pidfd. Events of memory that belongs to no traced VM are not the trace's business and go.
+touch tells the VM: the process whose memory it is, where the programs know that, or an address inside a
+memslot of one traced VM, the memory cgroup a page is charged to, the process behind a pidfd. Events of memory
+that belongs to no traced VM are not the trace's business and go.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from tracekit.probes.losses import Loss
 from tracekit.probes.memslots import Memslot, MemslotTable
+from tracekit.probes.other_vms import OtherVms
 from tracekit.probes.wire import VALID, VM_UNKNOWN
 from tracekit.trace.repeated import writable
 from tracekit.trace.schema import KIND_CODE, PAGE_BYTES
@@ -25,13 +27,23 @@ __all__ = ["UNKNOWN_PIDFD", "Attribution", "cgroup_id"]
 UNKNOWN_PIDFD: Final = "process_madvise by a pidfd that was closed"
 """Why a row is lost of which it can't be told whose it was."""
 
+
+def _of_kinds(*kinds: str) -> np.ndarray:
+    """Return which kinds' codes are of these: bool[256]."""
+    return np.isin(np.arange(256), [KIND_CODE[kind] for kind in kinds])
+
+
 _UNMAP: Final = KIND_CODE["unmap"]
 _AGE: Final = KIND_CODE["age"]
 _PROCESS_MADVISE: Final = KIND_CODE["process_madvise"]
+_OWNED: Final = _of_kinds("unmap", "age", "ksm_merge", "ksm_break", "swap_out")
+"""Kinds whose records have in `rip` whose memory it is: a process, or 0."""
+_LOOKED_AT: Final = _OWNED | _of_kinds("process_madvise")
 _BY_CGROUP: Final = (KIND_CODE["swap_out"], KIND_CODE["swap_in"])
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _PROCESSES: Final = Path("/proc")
-_LOST: Final = VM_UNKNOWN - 1  # of rows that are in the ledger, on their way out
+_FOREIGN: Final = VM_UNKNOWN - 1  # of rows that are surely of no traced VM, on their way out
+_LOST: Final = VM_UNKNOWN - 2  # of rows that are in the ledger, likewise
 _ROOT: Final = 0
 _EXITING: Final = 0x4  # PF_EXITING (include/linux/sched.h), of the flags in /proc/PID/stat
 _FLAGS_FIELD: Final = 6  # of stat, from the state on, which follows the name
@@ -66,30 +78,33 @@ def _is_exiting(pid: int, processes: Path) -> bool:
 class Attribution:
     """Finds the VM of decoded columns' rows whose `vm` is VM_UNKNOWN; `foreign` counts the rows of no VM.
 
-    `pids` returns each VM's process, by the VM's index.
+    `uncertain` counts the rows whose VM only the address told, where another VM of this host has memory at
+    that address too. `pids` returns each VM's process, by the VM's index.
     """
 
-    def __init__(self, memslots: MemslotTable, pids: Callable[[], Sequence[int]]) -> None:
+    def __init__(
+        self, memslots: MemslotTable, pids: Callable[[], Sequence[int]], others: OtherVms | None = None
+    ) -> None:
         self._memslots = memslots
         self._pids = pids
         self._cgroups: dict[int, int] = {}
         self._lost: list[Loss] = []
-        self.foreign = 0
+        self._others = OtherVms() if others is None else others
+        self.foreign = self.uncertain = 0
 
     def resolve(self, out: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the columns with every row's VM known; notifier rows are cut to the memslots they touch."""
-        # These are looked at even where the VM is known.
-        looked_at = _is_notified(out["kind"]) | (out["kind"] == _PROCESS_MADVISE)
-        if not ((out["vm"] == VM_UNKNOWN).any() or looked_at.any()):
+        if not ((out["vm"] == VM_UNKNOWN).any() or _LOOKED_AT[out["kind"]].any()):
             return out
         self._by_pidfd(out)
         self._by_cgroup(out)
+        self._by_owner(out)
         self._by_address(out)
         out = self._cut_to_memslots(out)
-        unknown, lost = out["vm"] == VM_UNKNOWN, out["vm"] == _LOST
-        self.foreign += int(np.count_nonzero(unknown))
-        if not (gone := unknown | lost).any():
+        gone = out["vm"] >= _LOST
+        if not gone.any():
             return out
+        self.foreign += int(np.count_nonzero(gone & (out["vm"] != _LOST)))
         return {name: column[~gone] for name, column in out.items()}
 
     def take_losses(self) -> list[Loss]:
@@ -106,6 +121,23 @@ class Attribution:
             if (found := cgroup_id(pid)) is not None:
                 self._cgroups[pid] = found
 
+    def _vm_of(self) -> dict[int, int]:
+        """Return the VM of each process; of equal numbers the last one had it."""
+        return {pid: vm for vm, pid in enumerate(self._pids())}
+
+    def _by_owner(self, out: dict[str, np.ndarray]) -> None:
+        """Tell the VM of rows where the kernel said whose memory it is: a traced process', or none's here."""
+        rows = np.flatnonzero(_OWNED[out["kind"]])
+        if not len(rows):
+            return
+        owner = out["rip"][rows]
+        open_ones = (out["vm"][rows] == VM_UNKNOWN) & (owner != 0)
+        if open_ones.any():
+            vm_of = self._vm_of()
+            for process in np.unique(owner[open_ones]).tolist():
+                writable(out, "vm")[rows[open_ones & (owner == process)]] = vm_of.get(process, _FOREIGN)
+        writable(out, "rip")[rows] = 0
+
     def _by_address(self, out: dict[str, np.ndarray]) -> None:
         rows = np.flatnonzero((out["vm"] == VM_UNKNOWN) & ((out["valid"] & VALID["hva"]) != 0))
         if not len(rows):
@@ -113,9 +145,18 @@ class Attribution:
         first = out["hva"][rows]
         end = first + np.maximum(out["pages"][rows], 1).astype(np.uint64) * np.uint64(PAGE_BYTES)
         ts = out["ts_ns"][rows]
+        found = np.full(len(rows), VM_UNKNOWN, np.uint16)
+        several = np.zeros(len(rows), bool)
         for slot in self._memslots.slots:
             inside = (first < slot.hva + slot.size_bytes) & (end > slot.hva) & _is_in_time(slot, ts)
-            writable(out, "vm")[rows[inside]] = slot.vm
+            several |= inside & (found != VM_UNKNOWN) & (found != slot.vm)
+            found[inside] = slot.vm
+        writable(out, "vm")[rows] = found
+        if not (known := found != VM_UNKNOWN).any():
+            return
+        for low, high in self._others.ranges(self._pids()):
+            several |= known & (first < high) & (end > low)
+        self.uncertain += int(np.count_nonzero(several))
 
     def _by_cgroup(self, out: dict[str, np.ndarray]) -> None:
         rows = np.flatnonzero((out["vm"] == VM_UNKNOWN) & np.isin(out["kind"], _BY_CGROUP))
@@ -140,20 +181,18 @@ class Attribution:
         if not len(rows):
             return
         unknown = rows[out["vm"][rows] == VM_UNKNOWN]
-        pids = list(self._pids())
+        vm_of = self._vm_of()
         target = out["rip"][unknown]
         asked = np.where(target == 0, out["gva"][unknown], np.uint64(0))
         # A call has many rows, and a caller makes many: of equal ones only one is looked at.
         for process, caller in {*zip(target.tolist(), asked.tolist(), strict=True)}:
             found = process or _process_of(caller & 0xFFFFFFFF, caller >> 32)
             same = unknown[(target == process) & (asked == caller)]
-            if found in pids:
-                writable(out, "vm")[same] = len(pids) - 1 - pids[::-1].index(found)  # the last of that number
-            elif found is None:
+            writable(out, "vm")[same] = _LOST if found is None else vm_of.get(found, _FOREIGN)
+            if found is None:
                 ts = out["ts_ns"][same]
                 span = int(ts.min()), int(ts.max())
                 self._lost.append(Loss(None, *span, None, UNKNOWN_PIDFD, at_most=len(same)))
-                writable(out, "vm")[same] = _LOST
         for name in ("rip", "gva"):
             writable(out, name)[rows] = 0
 

@@ -13,16 +13,18 @@ class Probe:
     """One C file of bpf/ and the kinds it records.
 
     `optional` names tracepoints (category:event) that not every kernel has and the probe can do without;
-    the file guards them with HAVE_. `constants` names what the file needs to know of this kernel
-    (constants.py) and is refused without. `inside` names tracepoints whose programs, of whichever probe, run
-    whole and at least once between the two time stamps of each latency that this probe measures. `instead_of`
-    names probes that tell the same and more, the best first: this is for kernels where they can't run. `adds`
-    says what it tells in other probes' rows.
+    the file guards them with HAVE_. `spare` names those that only make surer what it tells anyway.
+    `constants` names what the file needs to know of this kernel (constants.py) and is refused without.
+    `inside` names tracepoints whose programs, of whichever probe, run whole and at least once between the
+    two time stamps of each latency that this probe measures. `instead_of` names probes that tell the same
+    and more, the best first: this is for kernels where they can't run. `adds` says what it tells in other
+    probes' rows.
     """
 
     name: str
     kinds: tuple[str, ...]
     optional: tuple[str, ...] = ()
+    spare: tuple[str, ...] = ()
     constants: tuple[str, ...] = ()
     inside: tuple[str, ...] = ()
     instead_of: tuple[str, ...] = ()
@@ -31,6 +33,7 @@ class Probe:
 
 
 _CGROUP: Final = ("MEMCG_CGROUP_OFFSET", "CGROUP_NODE_OFFSET", "NODE_ID_OFFSET", "MMU_ADDRESS_IS_GPA")
+_WHOSE_MEMORY: Final = ("function:unmaps", "function:ages", "function:ages_lightly")
 _HUGE_PAGES: Final = "huge pages of host_fault"
 
 HOST_PROBES: Final[tuple[Probe, ...]] = (
@@ -53,7 +56,12 @@ HOST_PROBES: Final[tuple[Probe, ...]] = (
         faults=True,
     ),
     Probe("reclaim", ("madvise", "process_madvise", "fallocate")),
-    Probe("notifier", ("unmap", "age"), optional=("kvm:kvm_unmap_hva_range", "kvm:kvm_age_hva")),
+    Probe(
+        "notifier",
+        ("unmap", "age"),
+        optional=("kvm:kvm_unmap_hva_range", "kvm:kvm_age_hva"),
+        spare=_WHOSE_MEMORY,
+    ),
     Probe("hypercall", ("hypercall", "hv_hypercall"), optional=("kvm:kvm_hypercall", "kvm:kvm_hv_hypercall")),
     Probe(
         "async_fault",

@@ -36,6 +36,8 @@ _PAGE: Final = ("struct page *",)
 _FOLIO: Final = ("struct folio *",)
 _ON_DEVICE: Final = ("struct block_device *", "sector_t", "struct page *")
 _ON_DEVICE_NAMES: Final = ("device", "sector", "page")
+_OF_MEMORY: Final = ("struct mm_struct *", "long unsigned int", "long unsigned int")
+_OF_MEMORY_NAMES: Final = ("mm", "start", "end")
 
 _PLACES: Final[dict[str, tuple[_Function, ...]]] = {
     "count_memcg_events": (
@@ -47,6 +49,12 @@ _PLACES: Final[dict[str, tuple[_Function, ...]]] = {
     ),
     "swap_read": (_Function("swap_readpage", _PAGE), _Function("swap_read_folio", _FOLIO)),
     "swap_write": (_Function("__swap_writepage", _PAGE), _Function("__swap_writepage", _FOLIO)),
+    # Whose memory it is that KVM is told of; both ageing ones lead to kvm:kvm_age_hva.
+    "unmaps": (
+        _Function("__mmu_notifier_invalidate_range_start", ("struct mmu_notifier_range *",), ("range",)),
+    ),
+    "ages": (_Function("__mmu_notifier_clear_flush_young", _OF_MEMORY, _OF_MEMORY_NAMES),),
+    "ages_lightly": (_Function("__mmu_notifier_clear_young", _OF_MEMORY, _OF_MEMORY_NAMES),),
     # A device of memory (zram) may take a page at once, without a request: bdev_*_page, until Linux 6.2.
     "page_read_returns": (_Function("bdev_read_page", _ON_DEVICE, _ON_DEVICE_NAMES, at_return=True),),
     "page_write_returns": (_Function("bdev_write_page", _ON_DEVICE, _ON_DEVICE_NAMES, at_return=True),),

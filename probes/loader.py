@@ -96,10 +96,15 @@ class LoadedProbes:
         bpf = loaded._bpf = compile_program(text.text)
         try:
             for probe in chosen:
+                functions: list[str] = []
                 try:
                     for program in text.programs:
-                        if program.probe == probe.name:
+                        if program.probe != probe.name:
+                            continue
+                        spare = program.tracepoint in probe.spare
+                        with contextlib.suppress(Exception) if spare else contextlib.nullcontext():
                             loaded._attach(bcc, program)
+                            functions += [program.hook.partition("__")[2]] if program.hook else []
                     if probe.faults:
                         loaded._attach_fault_ends(bcc, probe.name)
                 except Exception as error:
@@ -107,8 +112,8 @@ class LoadedProbes:
                     loaded._refuse(probe.name, str(error), required)
                 else:
                     loaded.active.append(probe.name)
-                    if functions := source.functions_of(probe, plain):
-                        loaded.functions[probe.name] = functions
+                    if functions:
+                        loaded.functions[probe.name] = list(dict.fromkeys(functions))
             loaded._ring = RingReader(bpf[b"ring"].map_fd, ring_bytes)
             release_compiler()
         except BaseException:

@@ -43,6 +43,14 @@ OFFSETS: Final[dict[str, tuple[str, str]]] = {
     "SUPERBLOCK_BLOCK_OFFSET": ("super_block", "s_blocksize"),
     "PID_NUMBERS_OFFSET": ("pid", "numbers"),
     "NUMBER_OFFSET": ("upid", "nr"),
+    "TASK_MM_OFFSET": ("task_struct", "mm"),
+    "TASK_TGID_OFFSET": ("task_struct", "tgid"),
+    "TASK_FLAGS_OFFSET": ("task_struct", "flags"),
+    "TASK_RECLAIM_OFFSET": ("task_struct", "reclaim_state"),
+    "MM_OWNER_OFFSET": ("mm_struct", "owner"),
+    "MM_NOTIFIERS_OFFSET": ("mm_struct", "notifier_subscriptions"),
+    "RANGE_MM_OFFSET": ("mmu_notifier_range", "mm"),
+    "RANGE_START_OFFSET": ("mmu_notifier_range", "start"),
 }
 """What programs look up behind an argument or the current task: the constant's name -> (structure, field)."""
 

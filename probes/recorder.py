@@ -169,6 +169,10 @@ class Recorder:
         meta.notes.extend(self._finder.notes)
         if foreign := self._attribution.foreign:
             meta.notes.append(f"left out: {foreign} events on no traced VM's memory")
+        if uncertain := self._attribution.uncertain:
+            said = f"{uncertain} events may be another VM's: it has memory at the same addresses"
+            meta.notes.append(said)
+            report.notes.append(said)
         if any(is_emulated(vm["argv"]) for vm in meta.vms) and not any(vm["vcpus"] for vm in meta.vms):
             meta.host["mmu_mode"] = "tcg"
         report.cost = meta.extra["cost"] = self._cost.finish(stop_ns, self.kinds)

@@ -56,7 +56,7 @@ def tracepoints_of(probe: Probe) -> tuple[tuple[str, str], ...]:
 
 def missing(probe: Probe, lookup: Lookup) -> tuple[str, ...]:
     """Say what a probe cannot do without and this kernel lacks, for people."""
-    hooked = tracepoints_of(probe)
+    hooked = tuple((c, e) for c, e in tracepoints_of(probe) if f"{c}:{e}" not in probe.spare)
     absent = tuple((c, e) for c, e in hooked if lookup(c, e) is None)
     if len(absent) < len(hooked):
         absent = tuple((c, e) for c, e in absent if f"{c}:{e}" not in probe.optional)

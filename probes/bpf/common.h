@@ -62,7 +62,7 @@ BPF_ARRAY(next_vm, u32, 1);
 // swap-out, which names no address, finds the page's here (memcg.c, written_out.c).
 struct unmapping {
     u64 hva, ts;
-    u32 pages;
+    u32 pages, owner;
 };
 BPF_TABLE("lru_hash", u32, struct unmapping, unmappings, 1024);
 
@@ -157,6 +157,31 @@ static __always_inline struct thread *current_thread(void)
     return t && !t->armed ? t : 0;
 }
 
+// The VM that a process is, by its first thread; VM_UNKNOWN where it is none.
+static __always_inline u16 vm_of_process(u32 tgid)
+{
+    struct thread *t = threads.lookup(&tgid);
+    return t && !t->armed ? t->vm : VM_UNKNOWN;
+}
+
+// The process whose memory (struct mm_struct) this is; 0 where it can't be told.
+static __always_inline u32 process_of(u64 mm)
+{
+#if defined(MM_OWNER_OFFSET) && defined(TASK_TGID_OFFSET)
+    u64 owner = mm ? kernel_u64(mm + MM_OWNER_OFFSET) : 0;
+    return owner ? kernel_u64(owner + TASK_TGID_OFFSET) : 0;
+#else
+    return 0;
+#endif
+}
+
+// Who is in the middle of a process_madvise; callers need not be traced threads (reclaim.c).
+struct process_call {
+    u64 start, ranges, count;
+    u32 advice, pidfd, target;
+};
+BPF_HASH(process_calls, u32, struct process_call, 1024);
+
 // The first gfn of the page of that level that holds gfn.
 static __always_inline u64 first_gfn(u64 gfn, u8 level)
 {
@@ -238,7 +263,9 @@ static __always_inline void swapped_out(u64 now, u64 cgroup, u32 pages, u8 flags
         hva = last->hva;
         last->pages = 0;
     }
-    EMIT_AS(VM_UNKNOWN, -1, KIND_SWAP_OUT, now, set, .hva = hva, .arg = cgroup, .pages = pages, .flags = flags);
+    // `rip` is the process whose memory it was, where known.
+    EMIT_AS(VM_UNKNOWN, -1, KIND_SWAP_OUT, now, set, .hva = hva, .arg = cgroup, .pages = pages, .flags = flags,
+            .rip = last ? last->owner : 0);
 }
 
 // For the host_fault record that ends the fault.

@@ -91,13 +91,6 @@ struct range {
     u64 start, bytes;
 };
 
-// Callers need not be traced threads, so what they are in the middle of is kept here.
-struct process_call {
-    u64 start, ranges, count;
-    u32 advice, pidfd, target;
-};
-BPF_HASH(process_calls, u32, struct process_call, 1024);
-
 // The process behind a pidfd, found as the call begins: a moment later the caller may have closed it, or be gone itself. 0
 // where it can't be told.
 static __always_inline u32 process_behind(s32 pidfd)
@@ -139,10 +132,9 @@ ON(syscalls, sys_exit_process_madvise)
     process_calls.delete(&tid);
     s64 left = args->ret;
     u64 now = bpf_ktime_get_ns();
-    struct thread *t = threads.lookup(&done.target);  // by its first thread
     // What all ranges share lies ready on the stack: see hypercall.c. `rip` is the process, `gva` the caller's with the pidfd
     // above it, of which attribution.py looks it up where it is not known.
-    struct record same = {.ts = now, .kind = KIND_PROCESS_MADVISE, .tid = tid, .vm = t && !t->armed ? t->vm : VM_UNKNOWN,
+    struct record same = {.ts = now, .kind = KIND_PROCESS_MADVISE, .tid = tid, .vm = vm_of_process(done.target),
                           .valid = VALID_HVA | VALID_LATENCY | VALID_ARG, .latency = now - done.start,
                           .arg = done.advice, .rip = done.target,
                           .gva = (u64)done.pidfd << 32 | bpf_get_current_pid_tgid() >> 32};

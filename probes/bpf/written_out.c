@@ -13,6 +13,7 @@ ON(vmscan, mm_vmscan_write_folio)
     struct unmapping *last = unmapping_of(now, 0);
     if (!last)
         return;
-    EMIT_AS(VM_UNKNOWN, -1, KIND_SWAP_OUT, now, VALID_HVA, .hva = last->hva, .pages = last->pages);
+    EMIT_AS(VM_UNKNOWN, -1, KIND_SWAP_OUT, now, VALID_HVA, .hva = last->hva, .pages = last->pages,
+            .rip = last->owner);
     last->pages = 0;
 }

@@ -35,7 +35,11 @@ class SwapIo:
             if event == "count_memcg_events":
                 return made_up_point(category, event, "memcg", "item", "val")
             if category == "function":
-                return made_up_point(category, event, "page", "ret")
+                return (
+                    made_up_point(category, event, "page", "ret")
+                    if event.startswith(("swap_", "page_"))
+                    else None
+                )
             return REQUEST if event == REQUEST.event else tracefs.tracepoint(category, event)
 
         chosen = [one for one in HOST_PROBES if one.name in ("process", "notifier", *TOLD_BY)]

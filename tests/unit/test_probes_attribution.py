@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 from tracekit.probes.attribution import Attribution, cgroup_id
 from tracekit.probes.filemap import fill_hvas, parse_maps
 from tracekit.probes.memslots import Memslot, MemslotTable
+from tracekit.probes.other_vms import OtherVms
 from tracekit.probes.vmm import Signature, classify, signature_of
 from tracekit.probes.wire import RECORD, VALID, VM_UNKNOWN
 from tracekit.trace.schema import KIND_CODE, KINDS
@@ -147,6 +148,70 @@ def test_a_memslot_that_has_just_gone_still_answers_for_its_time(two_vms: Memslo
     assert len(two_vms.slots) == 3  # forgotten after a while, so that thousands of changes cost nothing
 
 
+class Neighbours(OtherVms):
+    """Untraced VMs with memory at these addresses."""
+
+    def __init__(self, *places: tuple[int, int]) -> None:
+        self.places = places
+
+    def ranges(self, traced: Sequence[int]) -> list[tuple[int, int]]:
+        return list(self.places)
+
+
+NOBODYS = {"ts_ns": 20, "vm": VM_UNKNOWN, "hva": 0x51000, "valid": ("hva",)}
+
+
+@pytest.mark.parametrize("kind", ["unmap", "age", "ksm_merge", "ksm_break", "swap_out"])
+def test_whose_memory_it_is_counts_more_than_the_address(two_vms: MemslotTable, kind: str) -> None:
+    attribution = Attribution(two_vms, lambda: [100, 200], Neighbours((0x50000, 0x60000)))
+    row = {**NOBODYS, "kind": kind}
+    out = attribution.resolve(rows({**row, "rip": 200}, {**row, "rip": 300}, {**row, "rip": 0}))
+    assert out["vm"].tolist() == [1, 1]
+    assert out["rip"].tolist() == [0, 0]
+    # One was another process', and of one nothing but the address is known, which another VM has too.
+    assert (attribution.foreign, attribution.uncertain) == (1, 1)
+
+
+def test_an_address_that_only_one_vm_has_is_certain(two_vms: MemslotTable) -> None:
+    attribution = Attribution(two_vms, lambda: [100, 200], Neighbours((0x52000, 0x60000)))
+    unmapped = {**NOBODYS, "kind": "unmap"}
+    attribution.resolve(rows(unmapped, {**unmapped, "hva": 0x90000}, {**unmapped, "vm": 1, "hva": 0x52000}))
+    assert attribution.uncertain == 0
+    attribution.resolve(rows({**unmapped, "pages": 2}))
+    assert attribution.uncertain == 1
+    # Two traced ones may have the same address, too.
+    two_vms.add(Memslot(0, 2, 1 << 30, 0x8000, 0x50000, 0, 10, "ioctl"))
+    attribution.resolve(rows(unmapped))
+    assert attribution.uncertain == 2
+
+
+def test_other_vms_are_those_of_kvm_that_are_not_traced(tmp_path: Path) -> None:
+    of_kvm, processes, now = tmp_path / "kvm", tmp_path / "proc", [0]
+    maps = {
+        30: "7f0000000000-7f0000008000 rw-p 00000000 00:00 0\n7f0000010000-7f0000011000 r--p 0 00:00 0\n",
+        31: "7f0000020000-7f0000021000 rw-s 00000000 00:01 9 /memfd:ram\n",
+        32: "7f0000030000-7f0000031000 rw-p 00000000 00:00 0\n",  # no VM
+    }
+    for pid, text in maps.items():
+        (processes / str(pid)).mkdir(parents=True)
+        (processes / str(pid) / "maps").write_text(text)
+        (processes / str(pid) / "status").write_text(f"Name:\tvmm\nTgid:\t{pid}\n")
+    # KVM names the thread that made the VM, which need not be the first one.
+    (processes / "35").mkdir()
+    (processes / "35" / "status").write_text("Tgid:\t31\n")
+    for name in ("30-11", "35-4", "99-7"):
+        (of_kvm / name).mkdir(parents=True)
+    (of_kvm / "exits").touch()
+    others = OtherVms(of_kvm, processes, lambda: now[0])
+    first, second = (0x7F0000000000, 0x7F0000008000), (0x7F0000020000, 0x7F0000021000)
+    assert sorted(others.ranges([])) == [first, second]
+    assert others.ranges([30]) == [second]
+    (of_kvm / "35-4").rmdir()
+    assert others.ranges([30]) == [second]  # it looks once a second
+    now[0] += 1_000_000_000
+    assert others.ranges([30]) == []
+
+
 def advised(process: int, pidfd: int = 0, caller: int = 0) -> dict[str, Any]:
     """A `process_madvise` row of a process behind a pidfd, or (0) of what the caller's pidfd is now."""
     row = {"kind": "process_madvise", "ts_ns": 20, "vm": VM_UNKNOWN, "hva": 1, "valid": ("hva",)}
@@ -159,7 +224,7 @@ def test_the_process_behind_a_pidfd_tells_the_vm(two_vms: MemslotTable) -> None:
     attribution = Attribution(two_vms, lambda: [me, 200])
     try:
         # What the kernel found counts, whatever the descriptor is by now.
-        out = attribution.resolve(rows(advised(200, pidfd, me), advised(300, pidfd, me)))
+        out = attribution.resolve(rows(advised(200, pidfd, me), {**advised(300, pidfd, me), "hva": 0x10000}))
         assert out["vm"].tolist() == [1]
         assert attribution.foreign == 1
         # Where it found nothing, what the descriptor is now.

@@ -85,6 +85,12 @@ def test_a_probe_stands_in_only_for_one_that_cannot_run(
 # Signatures as the kernels' BTF has them: Debian's 6.1.192 and 6.12.117, and 6.18.
 MEMCG = btf.Function(("struct mem_cgroup *", "vm_event_item", "long unsigned int"), "void")
 DEVICE = ("struct block_device *", "sector_t", "struct page *")
+OF_MEMORY = btf.Function(("struct mm_struct *", "long unsigned int", "long unsigned int"), "int")
+NOTIFIERS = {  # of all three
+    "__mmu_notifier_invalidate_range_start": btf.Function(("struct mmu_notifier_range *",), "int"),
+    "__mmu_notifier_clear_flush_young": OF_MEMORY,
+    "__mmu_notifier_clear_young": OF_MEMORY,
+}
 SIGNATURES = {
     "6.1": {
         "__count_memcg_events": MEMCG,
@@ -161,6 +167,25 @@ def test_a_function_is_hooked_only_where_it_is_the_expected_one_and_can_be(
     assert event not in hooks(monkeypatch, known, ())
     other = {name: btf.Function(("int", *one.arguments), one.returns) for name, one in known.items()}
     assert event not in hooks(monkeypatch, other, other)
+
+
+def test_whose_memory_it_is_is_told_by_functions_where_they_can_be_hooked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = hooks(monkeypatch, NOTIFIERS, NOTIFIERS)
+    (notifier,) = [probe for probe in HOST_PROBES if probe.name == "notifier"]
+    for those, count in ((found, 3), ({"ages": found["ages"]}, 1), ({}, 0)):
+
+        def lookup(category: str, event: str, those: dict[str, Tracepoint] = those) -> Tracepoint | None:
+            return those.get(event) if category == "function" else everything(category, event)
+
+        built = source.build([notifier], lookup, ring_pages=16, defines={})
+        hooked = {program.hook for program in built.programs if program.hook}
+        assert hooked == {f"kfunc__{point.function}" for point in those.values()}
+        assert len(hooked) == count
+        assert source.missing(notifier, lookup) == ()
+    (point,) = (one for one in found.values() if one.event == "unmaps")
+    assert [field.name for field in point.fields] == ["range"]
 
 
 def test_a_tracepoint_serves_where_there_is_one_and_no_function_is_needed(
@@ -272,6 +297,7 @@ def test_every_probe_file_is_in_the_catalogue_and_its_kinds_exist() -> None:
         assert set(probe.kinds) <= set(KINDS)
         hooked = {f"{c}:{e}" for c, e in source.tracepoints_of(probe)}
         assert set(probe.optional) <= hooked
+        assert set(probe.spare) <= hooked - set(probe.optional)
 
 
 def test_a_probe_without_its_tracepoints_is_named_with_what_is_missing() -> None:
