@@ -119,16 +119,24 @@ class CostMeter:
         self._measured_ns = 0
         self._cpu_before = _cpu_seconds()
 
-    def step(self, now_ns: int, rows: Mapping[str, int]) -> None:
-        """Open a window once a second, and close it after a tenth."""
+    def step(self, now_ns: int, rows: Mapping[str, int]) -> bool:
+        """Open a window once a second, and close it after a tenth; returns whether one was closed now."""
         if not self._on:
             if now_ns - self._opened_ns >= _EVERY_NS:
                 self._open(now_ns, rows)
         elif now_ns - self._opened_ns >= _FOR_NS:
             self._close(now_ns, rows)
+            return True
+        return False
 
     def finish(self, now_ns: int, rows: Mapping[str, int]) -> dict[str, Any]:
-        """Return what was measured, for `meta.extra["cost"]`.
+        """Close the window that is open and return what was measured (see `so_far`)."""
+        if self._on:
+            self._close(now_ns, rows)
+        return self.so_far()
+
+    def so_far(self) -> dict[str, Any]:
+        """Return what was measured until the last window was closed, for `meta.extra["cost"]`.
 
         `probes` maps a probe to `runs` and `run_ns` of its programs and `rows` of its kinds inside the
         windows (`measured_s` in all), and `ns_per_row`: the time in BPF programs for a row of that probe,
@@ -138,8 +146,6 @@ class CostMeter:
         included; of the windows the median run's, for where the host of this machine takes the CPU away in
         the midst of a program, that window's mean is many times too large).
         """
-        if self._on:
-            self._close(now_ns, rows)
         probes = {}
         inside: dict[str, float] = {}
         for probe in self._catalogue:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tracekit.errors import UsageError
 from tracekit.trace.sampling import Sampler
@@ -51,23 +51,40 @@ class RecordPlan:
             raise UsageError("-p is for VMs that run already: no command and no --guest with it", hint=_WAYS)
         if not (self.command or self.pids or self.guest):
             raise UsageError("record needs a COMMAND, a running process or --guest", hint=_WAYS)
-        if self.ring_bytes < 4096 or self.ring_bytes & (self.ring_bytes - 1):
-            raise UsageError("the ring's size must be a power of two, at least 4096", hint="--buffer 32M")
-        for name, value in (
-            ("duration", self.seconds),
-            ("largest size", self.max_bytes),
-            ("time between traces", self.rotate_seconds),
-            ("time to keep", self.keep_last_seconds),
-        ):
-            if value is not None and value <= 0:
-                raise UsageError(f"the {name} must be more than 0", hint="tracekit record --help")
+        self._refuse_amounts()
         if self.sample is not None:
             Sampler(self.sample)
         if self.rotate_seconds and self.keep_last_seconds:
-            raise UsageError("--rotate and --keep-last exclude each other", hint="tracekit record --help")
+            raise UsageError("--rotate and --keep-last exclude each other", hint=_HELP)
+        if self.max_bytes is not None and self.keep_last_seconds:
+            raise UsageError("--max-size and --keep-last exclude each other", hint=_HELP)
+        if self.rotate_keep and self.rotate_seconds is None:
+            raise UsageError("--keep says how many traces of a series stay: it needs --rotate", hint=_HELP)
+        if self.out.name in ("", ".."):
+            raise UsageError(f"{self.out} is no name for a trace", hint="-o NAME.trace")
+        if self.monitor is not None and self.guest:
+            raise UsageError("--monitor is for a VM that is recorded from its host", hint=_HELP)
+
+    def _refuse_amounts(self) -> None:
+        if self.ring_bytes < 4096 or self.ring_bytes & (self.ring_bytes - 1):
+            raise UsageError("the ring's size must be a power of two, at least 4096", hint="--buffer 32M")
+        if self.ring_bytes > _LARGEST_RING:
+            raise UsageError("the ring may have 1 GiB at most", hint="--buffer 1G")
+        for name, value in (
+            ("duration", self.seconds),
+            ("time between traces", self.rotate_seconds),
+            ("time to keep", self.keep_last_seconds),
+        ):
+            if value is not None and not 0 < value < _LONGEST_S:
+                raise UsageError(f"the {name} must be a number of seconds, more than 0", hint=_HELP)
+        if self.max_bytes is not None and self.max_bytes <= 0:
+            raise UsageError("the largest size must be more than 0", hint=_HELP)
 
 
-_WAYS = "tracekit record -- COMMAND…   or   tracekit record -p PID   or   tracekit record --guest"
+_HELP: Final = "tracekit record --help"
+_LARGEST_RING: Final = 1 << 30
+_LONGEST_S: Final = 1e9  # 31 years: in ns it is a 64-bit number
+_WAYS: Final = "tracekit record -- COMMAND…   or   tracekit record -p PID   or   tracekit record --guest"
 
 
 @dataclass(frozen=True)

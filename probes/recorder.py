@@ -35,6 +35,7 @@ __all__ = ["Recorder"]
 
 _FLUSH_NS: Final = 250_000_000
 _SAMPLE_NS: Final = 1_000_000_000
+_SAVE_NS: Final = 10_000_000_000
 _NEWEST: Final = 16
 _MUCH: Final = 1 << 20  # rows after which machine code for the next recording is worth compiling
 _LOOKED_AT: Final = 4096  # rows at the end of a batch that are searched for those with a latency
@@ -73,7 +74,7 @@ class Recorder:
         self._samples: dict[str, float] = {}
         self._saved_vms = repr(self._meta.vms)  # the writer saved its meta when it began
         self._batch: pa.RecordBatch | None = None
-        self._start_ns = start_ns
+        self._start_ns = self._saved_ns = start_ns
         self._flushed_ns = self._sampled_ns = self._newest_ns = 0
         self.report = RecordReport(plan.out, active=probes.active, refused=probes.refused)
         if marks.off:
@@ -112,7 +113,8 @@ class Recorder:
     def tick(self) -> None:
         """Do what is due: flush four times a second, sample once a second."""
         now = time.monotonic_ns()
-        self._cost.step(now, self.kinds)
+        if self._cost.step(now, self.kinds):
+            self._meta.extra["cost"] = self._cost.so_far()
         if self._kinds.sum() > _MUCH:
             prepare()
         if now - self._flushed_ns >= _FLUSH_NS:
@@ -120,7 +122,7 @@ class Recorder:
             self._vms.refresh()
             for vm in self._vms.ended & self._memslots.there:
                 self._memslots.end(vm, now)
-            self._save_vms()
+            self._save_meta(now)
             self._attribution.note_cgroups()
             self._enter_losses()
             self._enter_marks()
@@ -179,6 +181,7 @@ class Recorder:
         if self._sampler is not None:
             meta.sampling = self._sampler.facts()
         self._writer.close()
+        report.path = self._writer.path
         report.rows = meta.rows or 0
         report.bytes_written = self._writer.bytes_written
         report.kinds = self.kinds
@@ -187,10 +190,11 @@ class Recorder:
         report.where = self._ledger.lines(self._start_ns)
         return report
 
-    def _save_vms(self) -> None:
-        """Have a crash find the VMs that are known by now, not just those of the start."""
-        if (known := repr(self._meta.vms)) != self._saved_vms:
-            self._saved_vms = known
+    def _save_meta(self, now_ns: int) -> None:
+        """Have a crash find the VMs that are known by now, and what recording has cost until lately."""
+        known = repr(self._meta.vms)
+        if known != self._saved_vms or now_ns - self._saved_ns >= _SAVE_NS:
+            self._saved_vms, self._saved_ns = known, now_ns
             self._writer.save_meta()
 
     def _sample(self, now_ns: int) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from tracekit.errors import CapabilityError, FailedError, UsageError
 from tracekit.probes import constants, host, target, tracefs
@@ -22,9 +24,9 @@ from tracekit.probes.privileges import give_up
 from tracekit.probes.qemu_monitor import ask_monitor, memory_ranges
 from tracekit.probes.recorder import Recorder
 from tracekit.probes.redaction import redact
-from tracekit.probes.signals import on_trigger, stop_signals, until_end
+from tracekit.probes.signals import stop_signals, triggers, until_end
 from tracekit.probes.vms import ThisGuest, VmList
-from tracekit.probes.writers import FlightWriter, RotatingWriter, Writer, numbered
+from tracekit.probes.writers import FlightWriter, RotatingWriter, Writer, numbered, taken_numbers
 from tracekit.trace import Meta, TraceWriter
 from tracekit.trace.loops import quicken
 from tracekit.trace.meta import Host, Probes
@@ -36,19 +38,61 @@ _DRAIN_S: Final = 0.05
 _WATCH_S: Final = 0.25
 
 
-def record(plan: RecordPlan, watch: Callable[[Status], None] | None = None) -> RecordReport:
+def record(
+    plan: RecordPlan,
+    watch: Callable[[Status], None] | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> RecordReport:
     """Record as planned until the command ends, the time is over, or SIGINT or SIGTERM comes.
 
     A second signal aborts: KeyboardInterrupt, and the trace is left for `tracekit recover`. Only the
     main thread can take signals; called from another thread, it stops by time or with the command.
-    `watch` is called four times a second with how the recording stands.
+    `watch` is called four times a second with how the recording stands, `tell` with what cannot wait for the
+    report (a dump, a recording that has stopped).
+
+    When the recording itself fails (a full disk), the command goes on: this function waits for its end, for
+    the end of the planned time or for a signal, and raises then.
 
     Raises UsageError (trace exists, no such program or process), CapabilityError (permission, bcc,
     tracefs), FailedError (the disk, the kernel).
     """
-    first = numbered(plan.out, 1) if plan.rotate_seconds else plan.out
-    if first.exists() and not plan.force:
-        raise UsageError(f"{first} exists", hint="add -f to replace it, or choose another name with -o")
+    with ExitStack() as outer:
+        triggered = outer.enter_context(triggers())  # first: SIGUSR1 would end this process
+        _require(plan)
+        child = None
+        if plan.command:
+            told_marks = {ENVIRONMENT: str(pipe_of(plan.out).absolute())}
+            child = target.start_child(plan.command, user=plan.user, group=plan.group, told=told_marks)
+            outer.callback(child.end)
+        stop = outer.enter_context(stop_signals())
+        link = _Link(stop, triggered, watch, tell, notes=[])
+        try:
+            with ExitStack() as stack:
+                return _record(plan, child, link, stack)
+        except Exception as error:
+            if child is not None:
+                _let_go_on(child, plan, link, error)
+            raise
+
+
+class _Link(NamedTuple):
+    """What reaches a recording from outside, and how it speaks: `say` does it at once and for the report."""
+
+    stop: Callable[[], str]
+    triggered: Callable[[], bool]
+    watch: Callable[[Status], None] | None
+    tell: Callable[[str], None] | None
+    notes: list[str]
+
+    def say(self, text: str) -> None:
+        self.notes.append(text)
+        if self.tell is not None:
+            self.tell(text)
+
+
+def _require(plan: RecordPlan) -> None:
+    """Raise what stands in the way of this recording, before anything is started."""
+    _refuse_taken_names(plan)
     require_permission()
     if not host.in_first_pid_namespace():
         raise CapabilityError(
@@ -57,59 +101,62 @@ def record(plan: RecordPlan, watch: Callable[[Status], None] | None = None) -> R
         )
     target.require_processes(plan.pids)
     tracefs.mount_missing()
-    tracefs.tracefs_root()  # before anything is started: may we read it?
-    with ExitStack() as stack:
-        child = None
-        if plan.command:
-            told_marks = {ENVIRONMENT: str(pipe_of(plan.out).absolute())}
-            child = target.start_child(plan.command, user=plan.user, group=plan.group, told=told_marks)
-            stack.callback(child.end)
-        pids = [child.pid] if child else list(plan.pids)
-        described = host.describe()
-        if plan.guest:
-            described["mmu_mode"] = "none"
-        catalogue = GUEST_PROBES if plan.guest else host_probes(described["mmu_mode"])
-        probes = stack.enter_context(_load(plan, described, catalogue))
-        meta = _meta(plan, described, probes)
-        vms = ThisGuest(meta.vms) if plan.guest else VmList(probes.bpf, meta.vms, plan.command)
-        if not plan.guest:
-            attach(probes.bpf, pids, armed=child is not None)
-        vms.refresh()
-        told = _told_ranges(plan)
-        switch = stack.enter_context(StatsSwitch())
-        if plan.least_privilege:
-            give_up(plan.user, plan.group, ends_command=child is not None)
-        try:
-            writer = _writer(plan, meta, stack)
-        except FailedError as error:
-            if plan.least_privilege and plan.user is not None:
-                error.hint = f"{error.hint}; --as-root writes as root"
-            raise
-        marks = stack.enter_context(MarkPipe(pipe_of(plan.out), owner=_owner(plan)))
-        recorder = Recorder(
-            plan, probes, writer, vms, catalogue=catalogue, switch=switch, told=told, marks=marks
-        )
-        stop = stack.enter_context(stop_signals())
-        if child:
-            child.release()
-        recorder.report.stopped_by = _run(recorder, plan, pids, stop, watch)
-        running = child is not None and child.poll() is None
-        report = recorder.finish()
-        probes.close()
-        if child:
-            code = child.end()
-            # What ends because we end it did not fail.
-            report.exit_code = 0 if running else code
-        return report
+    tracefs.tracefs_root()  # may we read it?
 
 
-def _run(
-    recorder: Recorder,
-    plan: RecordPlan,
-    pids: Sequence[int],
-    stop: Callable[[], str],
-    watch: Callable[[Status], None] | None,
-) -> str:
+def _refuse_taken_names(plan: RecordPlan) -> None:
+    if plan.force:
+        return
+    if plan.rotate_seconds:
+        taken = [numbered(plan.out, number) for number in taken_numbers(plan.out)]
+    else:  # a flight recorder's dumps take the numbers that are free
+        taken = [plan.out] if os.path.lexists(plan.out) else []
+    if taken:
+        raise UsageError(f"{taken[0]} exists", hint="add -f to replace it, or choose another name with -o")
+
+
+def _record(plan: RecordPlan, child: target.Child | None, link: _Link, stack: ExitStack) -> RecordReport:
+    pids = [child.pid] if child else list(plan.pids)
+    described = host.describe()
+    if plan.guest:
+        described["mmu_mode"] = "none"
+    catalogue = GUEST_PROBES if plan.guest else host_probes(described["mmu_mode"])
+    probes = stack.enter_context(_load(plan, described, catalogue))
+    meta = _meta(plan, described, probes)
+    vms = ThisGuest(meta.vms) if plan.guest else VmList(probes.bpf, meta.vms, plan.command)
+    if not plan.guest:
+        attach(probes.bpf, pids, armed=child is not None)
+    vms.refresh()
+    told = _told_ranges(plan)
+    switch = stack.enter_context(StatsSwitch())
+    if plan.least_privilege:
+        give_up(plan.user, plan.group, ends_command=child is not None)
+    if name := link.stop():  # while all this was made ready: nothing has begun
+        raise SystemExit(128 + signal.Signals[name])
+    try:
+        writer = _writer(plan, meta, link, stack)
+    except FailedError as error:
+        if plan.least_privilege and plan.user is not None:
+            error.hint = f"{error.hint}; --as-root writes as root"
+        raise
+    marks = stack.enter_context(MarkPipe(pipe_of(plan.out), owner=_owner(plan)))
+    recorder = Recorder(plan, probes, writer, vms, catalogue=catalogue, switch=switch, told=told, marks=marks)
+    link.notes.extend(recorder.report.notes)
+    recorder.report.notes = link.notes
+    if child and not link.stop():
+        child.release()
+    recorder.report.stopped_by = _run(recorder, plan, pids, link)
+    running = child is not None and child.poll() is None
+    report = recorder.finish()
+    probes.close()
+    if child:
+        code = child.end()
+        # What ends because we end it did not fail.
+        report.exit_code = 0 if running else code
+    return report
+
+
+def _run(recorder: Recorder, plan: RecordPlan, pids: Sequence[int], link: _Link) -> str:
     """Go on until there is a reason to stop; return it."""
     start = watched = time.monotonic()
     with until_end(pids) as ended:
@@ -118,10 +165,10 @@ def _run(
             recorder.drain()
             recorder.tick()
             now = time.monotonic()
-            if watch and now - watched >= _WATCH_S:
+            if link.watch and now - watched >= _WATCH_S:
                 watched = now
-                watch(recorder.status())
-            if reason := stop():
+                link.watch(recorder.status())
+            if reason := link.stop():
                 return reason
             if over:
                 return "exit"
@@ -129,6 +176,22 @@ def _run(
                 return "time"
             if plan.max_bytes is not None and recorder.bytes_written >= plan.max_bytes:
                 return "size"
+
+
+def _let_go_on(child: target.Child, plan: RecordPlan, link: _Link, error: Exception) -> None:
+    """Wait for the end of a command whose recording has failed: a VM is not to end with its recorder.
+
+    It ends, as it would have when recorded, by a signal to us and when the planned time is over.
+    """
+    if child.released_s is None or child.poll() is not None or link.stop():
+        return
+    end = None if plan.seconds is None else child.released_s + plan.seconds
+    if end is None or time.monotonic() < end:
+        what = str(error) or type(error).__name__
+        link.say(f"recording has stopped, the command goes on (Ctrl-C ends it): {what}")
+    with until_end([child.pid]) as ended:
+        while not (ended(_DRAIN_S) or link.stop() or (end is not None and time.monotonic() >= end)):
+            pass
 
 
 def _told_ranges(plan: RecordPlan) -> list[tuple[int, int, int]]:
@@ -173,16 +236,18 @@ def _owner(plan: RecordPlan) -> tuple[int, int] | None:
     return None if plan.user is None or plan.group is None else (plan.user, plan.group)
 
 
-def _writer(plan: RecordPlan, meta: Meta, stack: ExitStack) -> Writer:
+def _writer(plan: RecordPlan, meta: Meta, link: _Link, stack: ExitStack) -> Writer:
     owner = _owner(plan)
 
     def open_trace(path: Path) -> TraceWriter:
         return TraceWriter(path, copy.deepcopy(meta), force=plan.force, owner=owner, live=True)
 
     if plan.keep_last_seconds:
-        flight = FlightWriter(plan.out, meta, open_trace, seconds=plan.keep_last_seconds)
-        stack.enter_context(on_trigger(flight.want_dump))
-        return flight
+        seconds = plan.keep_last_seconds
+        return FlightWriter(
+            plan.out, meta, open_trace, seconds=seconds, triggered=link.triggered, say=link.say
+        )
     if plan.rotate_seconds:
-        return RotatingWriter(plan.out, meta, open_trace, seconds=plan.rotate_seconds, keep=plan.rotate_keep)
+        every, keep = plan.rotate_seconds, plan.rotate_keep
+        return stack.enter_context(RotatingWriter(plan.out, meta, open_trace, seconds=every, keep=keep))
     return stack.enter_context(TraceWriter(plan.out, meta, force=plan.force, owner=owner, live=True))

@@ -1,4 +1,4 @@
-"""What ends a recording: signals, the end of processes."""
+"""What ends a recording or asks something of it: signals, the end of processes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["on_trigger", "stop_signals", "until_end"]
+__all__ = ["stop_signals", "triggers", "until_end"]
 
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], str]]:
-    """Take SIGINT and SIGTERM: the first is remembered (the yielded function names it), the second raises.
+    """Take SIGINT, SIGTERM and SIGHUP: the yielded function names the first, the second raises.
 
-    In another thread than the main one, signals are left alone.
+    In another thread than the main one, signals are left alone; so is SIGHUP where it is ignored (nohup).
     """
     seen: list[str] = []
 
@@ -26,15 +26,23 @@ def stop_signals() -> Iterator[Callable[[], str]]:
             raise KeyboardInterrupt
         seen.append(signal.Signals(number).name)
 
-    with _handled(on_signal, signal.SIGINT, signal.SIGTERM):
+    hangup = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+    with _handled(on_signal, signal.SIGINT, signal.SIGTERM, *hangup):
         yield lambda: seen[0] if seen else ""
 
 
 @contextmanager
-def on_trigger(action: Callable[[], None]) -> Iterator[None]:
-    """Call `action` at each SIGUSR1."""
-    with _handled(lambda *_: action(), signal.SIGUSR1):
-        yield
+def triggers() -> Iterator[Callable[[], bool]]:
+    """Take SIGUSR1: the yielded function says whether one has come since it was asked before."""
+    seen: list[int] = []
+
+    def came() -> bool:
+        any_came = bool(seen)
+        seen.clear()
+        return any_came
+
+    with _handled(lambda number, _: seen.append(number), signal.SIGUSR1):
+        yield came
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -48,9 +49,12 @@ class Child:
     def __init__(self, process: subprocess.Popen[bytes], gate: int) -> None:
         self._process, self._gate = process, gate
         self.pid = process.pid
+        self.released_s: float | None = None
+        """When it was let go (time.monotonic), or None: it is held back."""
 
     def release(self) -> None:
         """Let the command start."""
+        self.released_s = time.monotonic()
         os.write(self._gate, b"\n")
         os.close(self._gate)
         self._gate = -1

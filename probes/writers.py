@@ -6,20 +6,25 @@ whole in itself.
 
 from __future__ import annotations
 
+import itertools
+import os
+import re
 import shutil
 import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Protocol
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tracekit.errors import TracekitError, UsageError
 from tracekit.trace import Meta, TraceWriter
 
-__all__ = ["FlightWriter", "RotatingWriter", "Writer", "numbered"]
+__all__ = ["FlightWriter", "RotatingWriter", "Writer", "numbered", "taken_numbers"]
 
 _IPC: Final = pa.ipc.IpcWriteOptions(compression="zstd")
 
@@ -28,6 +33,10 @@ class Writer(Protocol):
     """What the recorder needs of a trace being written."""
 
     meta: Meta
+
+    @property
+    def path(self) -> Path:
+        """The trace; of several the one written last."""
 
     @property
     def bytes_written(self) -> int:
@@ -78,6 +87,16 @@ def numbered(path: Path, number: int) -> Path:
     return path.with_name(f"{path.stem}-{number:04d}{path.suffix}")
 
 
+def taken_numbers(path: Path) -> list[int]:
+    """Return the numbers of a series of which something has the name already, in order."""
+    name = re.compile(re.escape(path.stem) + r"-(\d{4,})" + re.escape(path.suffix))
+    try:
+        found = [name.fullmatch(item.name) for item in path.parent.iterdir()]
+    except OSError:  # no such folder, or not ours to list: making the trace will say so
+        return []
+    return sorted(int(match[1]) for match in found if match)
+
+
 class _Memslots:
     """The memslots that stand, as they were noted."""
 
@@ -98,7 +117,9 @@ class _Memslots:
 class RotatingWriter:
     """A new trace every `seconds`: NAME-0001.trace, NAME-0002.trace, …; of these the last `keep` (0 = all).
 
-    `open_trace` opens a writer on a path, with a meta of its own; `meta` is what they all start from.
+    `open_trace` opens a writer on a path, with a meta of its own; `meta` is what they all start from. A
+    context manager: an exception leaves the trace that is being written for `tracekit recover`. What takes a
+    name of the series while it is recorded keeps it, and the next trace gets the next number.
     """
 
     def __init__(
@@ -118,6 +139,20 @@ class RotatingWriter:
         self._paths: deque[Path] = deque()
         self._closed_bytes = self._number = 0
         self._begin()
+
+    @property
+    def path(self) -> Path:
+        """The trace that is being written, or was written last."""
+        return self._writer.path
+
+    def __enter__(self) -> Self:
+        """Return the writer."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        """After an exception, leave a recoverable trace."""
+        if kind is not None:
+            self._writer.abort(f"stopped by {kind.__name__}")
 
     @property
     def bytes_written(self) -> int:
@@ -165,15 +200,24 @@ class RotatingWriter:
         return self.meta
 
     def _begin(self) -> None:
-        self._number += 1
         self._began_ns = time.monotonic_ns()
-        path = numbered(self._path, self._number)
-        self._writer = self._open(path)
+        path, self._writer = self._open_next()
         self._writer.meta.start_ns = self._began_ns
         self._memslots.tell(self._writer)
         self._paths.append(path)
         while self._keep and len(self._paths) > self._keep:
             shutil.rmtree(self._paths.popleft(), ignore_errors=True)
+
+    def _open_next(self) -> tuple[Path, TraceWriter]:
+        while True:
+            self._number += 1
+            path = numbered(self._path, self._number)
+            try:
+                return path, self._open(path)
+            except UsageError:
+                # The first may not be skipped: whoever called us is told that there is something.
+                if not (self._paths and os.path.lexists(path)):
+                    raise
 
     def _end(self) -> None:
         _copy_facts(self.meta, self._writer.meta)
@@ -182,24 +226,33 @@ class RotatingWriter:
 
 
 class FlightWriter:
-    """Keeps the last `seconds` in memory, compressed; `dump` and `close` write them out as a trace.
+    """Keeps the last `seconds` in memory, compressed; a dump and `close` write them out as a trace.
 
+    A dump is made at the next flush after `triggered` has said so, under the next number of which nothing has
+    the name (NAME-0001.trace, …). One that fails costs nothing that is kept; `say` is told of each.
     About 10 bytes an event: 100,000 events/s for 60 s are 60 MB.
     """
 
     def __init__(
-        self, path: Path, meta: Meta, open_trace: Callable[[Path], TraceWriter], *, seconds: float
+        self,
+        path: Path,
+        meta: Meta,
+        open_trace: Callable[[Path], TraceWriter],
+        *,
+        seconds: float,
+        triggered: Callable[[], bool],
+        say: Callable[[str], None],
     ) -> None:
         self.meta = meta
+        self.path = path
         self.bytes_written = 0
-        self._path, self._open, self._keep_ns = path, open_trace, int(seconds * 1e9)
+        self._open, self._keep_ns = open_trace, int(seconds * 1e9)
+        self._triggered, self._say = triggered, say
         self._memslots = _Memslots()
         self._frames: deque[tuple[int, pa.Buffer]] = deque()
         self._samples: deque[tuple[int, int, str, float]] = deque()
         self._losses: deque[tuple[int | None, int, int, int | None, str]] = deque()
         self._marks: deque[tuple[str, int]] = deque()
-        self._dumps = 0
-        self._wanted = False
 
     @property
     def held_bytes(self) -> int:
@@ -235,24 +288,44 @@ class FlightWriter:
     def save_meta(self) -> None:
         """Nothing is on the disk before a dump."""
 
-    def want_dump(self) -> None:
-        """Ask for a dump at the next flush (all that a signal handler may do)."""
-        self._wanted = True
-
     def flush(self) -> int:
         """Write a dump if one was asked for."""
         self._forget()
-        if self._wanted:
-            self._wanted = False
-            self._dumps += 1
-            self._dump(numbered(self._path, self._dumps))
+        if self._triggered():
+            self._dump_beside()
         return 0
 
     def close(self) -> Meta:
-        """Write the last seconds to the path itself."""
+        """Write the last seconds to the path itself; where somebody has taken that, to the next number."""
         self._forget()
-        self.meta.rows = self._dump(self._path)
+        try:
+            writer = self._open(self.path)
+        except UsageError:
+            if not os.path.lexists(self.path):
+                raise
+            writer = self._open(self._free_path())
+        self._fill(writer)
+        self.path, self.meta.rows = writer.path, writer.meta.rows or 0
         return self.meta
+
+    def _free_path(self) -> Path:
+        paths = (numbered(self.path, number) for number in itertools.count(1))
+        return next(path for path in paths if not os.path.lexists(path))
+
+    def _dump_beside(self) -> None:
+        """Write what is kept under the next free number; whatever goes wrong, the recording goes on."""
+        path, writer = self._free_path(), None
+        try:
+            writer = self._open(path)
+            self._fill(writer)
+        except (TracekitError, OSError) as error:
+            if writer is not None:  # all that is in it is still kept here, and its room may be needed
+                shutil.rmtree(writer.path, ignore_errors=True)
+            self._say(
+                f"no dump: {_why(error)} ({path}); the last seconds are still kept, the recording goes on"
+            )
+        else:
+            self._say(f"dumped {writer.meta.rows or 0:,} events into {writer.path}")
 
     def _forget(self) -> None:
         oldest = time.monotonic_ns() - self._keep_ns
@@ -265,10 +338,9 @@ class FlightWriter:
         while self._marks and self._marks[0][1] < oldest:
             self._marks.popleft()
 
-    def _dump(self, path: Path) -> int:
-        """Write what is kept as a trace; returns its number of rows."""
+    def _fill(self, writer: TraceWriter) -> None:
+        """Write what is kept, and finalise."""
         oldest = time.monotonic_ns() - self._keep_ns
-        writer = self._open(path)
         with writer:
             _copy_facts(self.meta, writer.meta)
             writer.meta.start_ns = oldest
@@ -284,7 +356,12 @@ class FlightWriter:
             for mark in self._marks:
                 writer.mark(*mark)
         self.bytes_written += writer.bytes_written
-        return writer.meta.rows or 0
+
+
+def _why(error: Exception) -> str:
+    """Return what the system said, without what a message adds for a trace that stays."""
+    cause = error if isinstance(error, OSError) else error.__context__
+    return (cause.strerror if isinstance(cause, OSError) else None) or str(error)
 
 
 def _copy_facts(source: Meta, target: Meta) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -137,6 +138,9 @@ def test_memslots_give_later_rows_their_gfn_until_they_are_deleted() -> None:
     }
 
 
+TIMES = ("seconds", "rotate_seconds", "keep_last_seconds")
+
+
 def test_a_plan_must_make_sense(tmp_path: Path) -> None:
     out = tmp_path / "x.trace"
     for wrong in (
@@ -147,9 +151,16 @@ def test_a_plan_must_make_sense(tmp_path: Path) -> None:
         {"command": ("true",), "max_bytes": 0},
         {"command": ("true",), "rotate_seconds": 1.0, "keep_last_seconds": 1.0},
         {"guest": True, "pids": (1,)},
+        {"guest": True, "monitor": tmp_path},
+        {"command": ("true",), "rotate_keep": 3},
+        {"command": ("true",), "ring_bytes": 4 << 30},
+        {"command": ("true",), "max_bytes": 1, "keep_last_seconds": 1.0},
+        {"command": ("true",), "out": Path()},
+        {"command": ("true",), "out": Path("..")},
+        *({"guest": True, name: value} for name in TIMES for value in (math.nan, math.inf, -1.0)),
     ):
         with pytest.raises(UsageError):
-            RecordPlan(out=out, **wrong)  # type: ignore[arg-type]
+            RecordPlan(**{"out": out, **wrong})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

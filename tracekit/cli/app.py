@@ -87,8 +87,12 @@ def _root(
 
 def main() -> None:
     """Run one command line and exit with its code (see `tracekit.errors` for the codes)."""
+    if sys.argv[1:2] == ["record"]:  # it takes SIGUSR1 later; until then that is not to end it
+        signal.signal(signal.SIGUSR1, lambda *_: None)
     # A command that is asked to end puts back what it changed (swap devices, cgroups, KSM's settings).
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # nohup has it ignored
+        signal.signal(signal.SIGHUP, lambda number, _: sys.exit(128 + number))
     try:
         app()
     except TracekitError as error:

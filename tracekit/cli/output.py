@@ -26,7 +26,8 @@ def stderr() -> Console:
     """Return the console for talk: progress, warnings, the next command to type."""
     from rich.console import Console
 
-    return Console(file=sys.stderr, emoji=False)
+    # In a file or pipe a line is whatever its reader makes of it: paths are not to be broken.
+    return Console(file=sys.stderr, emoji=False, soft_wrap=not sys.stderr.isatty())
 
 
 def inert(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tracekit.cli.output import next_command, print_json, quoted, stderr
+from tracekit.cli.output import inert, next_command, print_json, quoted, stderr
 from tracekit.cli.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -29,11 +29,16 @@ def record(
         Path | None, typer.Option("-o", "--out", help="The trace folder (default: COMMAND.trace).")
     ] = None,
     duration: Annotated[
-        float | None, typer.Option("-d", "--duration", metavar="SECONDS", help="Stop after so long.")
+        float | None,
+        typer.Option("-d", "--duration", metavar="SECONDS", help="Stop, and end COMMAND, after so long."),
     ] = None,
     max_size: Annotated[
         int | None,
-        typer.Option(parser=parse_size, metavar="SIZE", help="Stop when the trace is this large."),
+        typer.Option(
+            parser=parse_size,
+            metavar="SIZE",
+            help="Stop, and end COMMAND, when the trace is about this large.",
+        ),
     ] = None,
     rotate: Annotated[
         float | None,
@@ -43,7 +48,8 @@ def record(
     keep_last: Annotated[
         float | None,
         typer.Option(
-            metavar="SECONDS", help="Flight recorder: write only the last seconds, at the end and on SIGUSR1."
+            metavar="SECONDS",
+            help="Flight recorder: write only the last seconds: at the end, on SIGUSR1 (NAME-0001.trace, …).",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("-f", "--force", help="Replace the trace if it exists.")] = False,
@@ -80,7 +86,8 @@ def record(
 ) -> None:
     """Record a VM: start it (-- COMMAND…), attach to it (-p PID), or be in it (--guest).
 
-    Ctrl-C or its end finishes the trace; a second Ctrl-C leaves it for `tracekit recover`.
+    Ctrl-C or its end finishes the trace; a second Ctrl-C leaves it for `tracekit recover`. Where recording
+    fails (a full disk), COMMAND goes on.
     """
     from tracekit.cli.live import LiveView
     from tracekit.probes.owner import invoking_user
@@ -109,8 +116,12 @@ def record(
     )
     console = stderr()
     show = (console.is_terminal and not command) if live is None else live
+
+    def say(text: str) -> None:
+        console.print(f"tracekit: {inert(text)}", markup=False, highlight=False, soft_wrap=True)
+
     with LiveView(console, shown=show) as view:
-        report = run(plan, view.update)
+        report = run(plan, view.update, say)
     if json:
         print_json(report.to_json())
     _tell(report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -13,7 +14,7 @@ from typing import Final
 
 from tracekit.errors import FailedError, UsageError
 
-__all__ = ["EVENTS_DIR", "Folder", "is_trace", "part_name"]
+__all__ = ["EVENTS_DIR", "Folder", "cannot_make", "is_trace", "part_name"]
 
 EVENTS_DIR: Final = "events"
 _OWN_NAMES: Final = re.compile(
@@ -67,7 +68,7 @@ class Folder:
         try:
             aside = _move_aside(path)
         except OSError as error:
-            raise _cannot_make(path, error) from None
+            raise cannot_make(path, error) from None
         try:
             folder = cls._make(path, owner)
         except BaseException:
@@ -94,8 +95,10 @@ class Folder:
 
     @classmethod
     def _make(cls, path: Path, owner: tuple[int, int] | None) -> Folder:
+        made = False
         try:
             path.mkdir(mode=0o700)
+            made = True
             (path / EVENTS_DIR).mkdir(mode=0o700)
             if owner is not None:
                 os.chown(path, *owner)
@@ -106,7 +109,9 @@ class Folder:
                 f"no folder {path.parent} to put {path.name} into", hint=f"mkdir -p {path.parent}"
             ) from None
         except OSError as error:
-            raise _cannot_make(path, error) from None
+            if made:
+                shutil.rmtree(path, ignore_errors=True)
+            raise cannot_make(path, error) from None
         folder.lock()
         return folder
 
@@ -200,6 +205,16 @@ class Folder:
         """Tell whether somebody removed the folder under us: what is written now would vanish."""
         return os.fstat(self.events_fd).st_nlink == 0 or os.fstat(self.fd).st_nlink == 0
 
+    def where(self) -> Path:
+        """Return where the folder is now: whoever moves it while we write does not stop us."""
+        mine = os.fstat(self.fd)
+        for path in (self.path, Path(f"/proc/self/fd/{self.fd}")):
+            with contextlib.suppress(OSError):
+                found = path if path == self.path else path.readlink()
+                if os.path.samestat(found.lstat(), mine):
+                    return found
+        return self.path
+
     def close(self) -> None:
         """Close the descriptors, which also releases the lock."""
         os.close(self.events_fd)
@@ -217,7 +232,8 @@ def write_all(fd: int, content: bytes | bytearray | memoryview) -> None:
         view = view[os.write(fd, view) :]
 
 
-def _cannot_make(path: Path, error: OSError) -> FailedError:
+def cannot_make(path: Path, error: OSError) -> FailedError:
+    """Return the error that says that no trace could be begun there."""
     return FailedError(f"cannot make {path}: {error.strerror}", hint="choose another place with -o")
 
 

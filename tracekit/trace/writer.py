@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import time
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +14,7 @@ import pyarrow as pa
 
 from tracekit.errors import FailedError, TracekitError
 from tracekit.trace.batch import check_batch
-from tracekit.trace.folder import Folder
+from tracekit.trace.folder import Folder, cannot_make
 from tracekit.trace.holdback import HoldBack, concat, frames, rows_of, split_at, times
 from tracekit.trace.journal import JOURNAL, Journal, fold_journal
 from tracekit.trace.meta import Meta, tool_version
@@ -86,7 +87,8 @@ class TraceWriter:
             self._folder.replace("meta.json", meta.to_json().encode())
         except OSError as error:
             self._folder.close()
-            raise self._failure(error) from None
+            shutil.rmtree(self.path, ignore_errors=True)  # there is nothing in it yet
+            raise cannot_make(self.path, error) from None
 
     def append(self, batch: pa.RecordBatch) -> None:
         """Take in rows of the schema `EVENTS`, in any order inside the hold-back window of 50 ms."""
@@ -341,5 +343,6 @@ class TraceWriter:
         os.close(self._manifest)
         if state != "closed":
             self._journal.close()
+        self.path = self._folder.where()
         self._folder.close()
         self._state = state
