@@ -20,7 +20,7 @@ from tracekit.replay.timeline import TraceLike
 
 __all__ = ["cases"]
 
-_TURNS: Final = "200000000"
+_TURNS: Final = "300000000"
 """What each sibling computes: more than all waits together leave time for."""
 
 
@@ -29,7 +29,7 @@ def cases(seed: int) -> list[Case]:
     found = []
     for siblings in (2, 0, 1, 4):
         words = (
-            *("lab", "swap", "--touch", "64M", "--siblings", str(siblings)),
+            *("lab", "swap", "--touch", "80M", "--siblings", str(siblings)),
             *("--sibling-turns", _TURNS),
         )
         found.append(
