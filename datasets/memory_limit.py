@@ -21,6 +21,7 @@ from tracekit.errors import CapabilityError
 
 __all__ = [
     "charged_bytes",
+    "charged_anonymous_bytes",
     "charged_file_bytes",
     "file_swap",
     "join_when_started",
@@ -64,8 +65,18 @@ def charged_bytes(group: Path) -> int:
 
 def charged_file_bytes(group: Path) -> int:
     """Return what of a cgroup's charge is cached files: what goes first when memory is short."""
+    return _charged(group, "file", "cache")
+
+
+def charged_anonymous_bytes(group: Path) -> int:
+    """Return what of a cgroup's charge is its processes' own memory, a VM's with it: what swap can take."""
+    return _charged(group, "anon", "rss")
+
+
+def _charged(group: Path, *names: str) -> int:
+    """Return an entry of a cgroup's statistics, by its name in version 2 and in version 1."""
     lines = (group / "memory.stat").read_text().splitlines()
-    return next(int(value) for name, value in map(str.split, lines) if name in ("file", "cache"))
+    return next(int(value) for name, value in map(str.split, lines) if name in names)
 
 
 @contextlib.contextmanager

@@ -121,7 +121,15 @@ class Ledger:
         return table
 
     def _added_table(self) -> NDArray[np.int64]:
-        return self.replay.world.added.reshape(len(self.mechanisms) + 1, ac.REASONS, ev.CLASSES, 2)
+        """Return the faults that were added; inside a VMM the guest's are its threads', and no exits."""
+        shape = (len(self.mechanisms) + 1, ac.REASONS, -1, ev.LEVELS, 2)
+        added = self.replay.world.added.reshape(shape)
+        if self.facts.inside_vmm:
+            added = added.copy()
+            for guest, host in ((ev.EPT, ev.HOST_MINOR), (ev.EPT_MAJOR, ev.HOST_MAJOR)):
+                added[:, :, host] += added[:, :, guest]
+                added[:, :, guest] = 0
+        return added.reshape(*shape[:2], ev.CLASSES, 2)
 
     def _on(self) -> list[Mechanism]:
         return [m for m in self.mechanisms if m.name in self.contexts]
@@ -250,32 +258,29 @@ class Ledger:
         if not len(lanes):
             return {}
         shift = world.shift[lanes]
-        value = int(shift[int(np.argmax(self.facts.last_ns[lanes]))])
+        critical = int(np.argmax(self.facts.last_ns[lanes]))
+        value = int(shift[critical])
         union = union_ns(world)
         # All vCPUs independent: the one that gained least decides. All waiting for each other: every stretch
         # of stall that was removed on any of them counts once. Prices move it as far as they move the stall.
         spread, _ = self._spread(np.ones(ev.CLASSES, bool))
         calls = self._priced("hypercall_time")
-        others = self._beside_stall(lanes)
-        # What events of no known vCPU take longer may all be on the critical path, or none of it.
-        unplaced = int(world.clock[CLOCK_UNPLACED])
+        # What is known of all vCPUs, or of none: the critical one has its share by faults, all or nothing.
+        faults = self.facts.lane_faults[lanes].sum(axis=1)
+        share = float(faults[critical] / faults.sum()) if faults.any() else 1 / len(lanes)
+        beside, unplaced = self._beside_stall(), Amount.exact(int(world.clock[CLOCK_UNPLACED]))
+        if len(lanes) > 1:
+            beside, unplaced = (
+                Amount(some.value * share, min(0.0, some.low), max(0.0, some.high))
+                for some in (beside, unplaced)
+            )
+        others = beside.plus(unplaced)
         # Work that the vCPUs do themselves; a vCPU that would have been idle loses nothing by it.
         work = self._priced("on_path")
         saved = Amount(
-            value + others.value - work.value / len(lanes),
-            min(value, int(shift.min()))
-            + min(unplaced, 0)
-            + spread.low
-            + calls.value
-            - calls.high
-            + others.low
-            - work.high,
-            max(value, int(shift.max()), union)
-            + max(unplaced, 0)
-            + spread.high
-            + calls.value
-            - calls.low
-            + others.high,
+            value + others.value - work.value * share,
+            min(value, int(shift.min())) + spread.low + calls.value - calls.high + others.low - work.high,
+            max(value, int(shift.max()), union) + spread.high + calls.value - calls.low + others.high,
         ).minus(startup)
         label = weaker(self._label(), "bounded" if saved.low < saved.high else "measured")
         figures = {"critical_path": Figure.of(span, saved, "assumed" if self._uses_prices() else label)}
@@ -283,14 +288,11 @@ class Ledger:
             figures["startup"] = Figure.of(0, startup.times(-1), "assumed")
         return figures
 
-    def _beside_stall(self, lanes: NDArray[np.int64]) -> Amount:
-        """Return what the guest is spared on its path besides stall: ways out and in, and its own zeroing.
+    def _beside_stall(self) -> Amount:
+        """Return what all vCPUs are spared besides stall: ways out and in, and the guest's own zeroing.
 
-        Pages backed ahead are no longer in the caches when they are touched: that is lost. Value: each of the
-        vCPUs has the same share; the critical one may have none of it, or all.
+        Pages backed ahead are no longer in the caches when they are touched: that is lost.
         """
-        if not len(lanes):
-            return Amount.exact(0)
         table, added = self._fault_table()[..., ac.COUNT].sum(axis=0), self._added_table()[..., 0].sum(axis=0)
         # The price of a refault that a mechanism sets itself holds the way out and back.
         added = added - self._self_priced_refaults()
@@ -302,16 +304,13 @@ class Ledger:
             for k, m in enumerate(self.mechanisms, 1)
             if m.name in self.contexts and m.small_pages(self.contexts[m.name])
         )
-        spared = self.prices.named({"exit": exits, "cold_touch_4k": -cold}).minus(self._priced("guest_cpu"))
-        if len(lanes) == 1:
-            return spared
-        return Amount(spared.value / len(lanes), min(0.0, spared.low), max(0.0, spared.high))
+        return self.prices.named({"exit": exits, "cold_touch_4k": -cold}).minus(self._priced("guest_cpu"))
 
     def _uses_prices(self) -> bool:
         """Return whether times in the counterfactual rest on any price."""
         if self._spread(np.ones(ev.CLASSES, bool))[1] or self._priced("startup").high:
             return True
-        if self._priced("on_path").high or self._beside_stall(vcpu_lanes(self.timeline)) != Amount.exact(0):
+        if self._priced("on_path").high or self._beside_stall() != Amount.exact(0):
             return True
         # Work beside the guest sets a time only where it makes memory ready.
         ahead = [m for m in self._on() if m.stage is Stage.BACK]

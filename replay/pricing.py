@@ -42,7 +42,7 @@ class Prices:
 
         The range of a mean is the quartiles of its class (and the mean, if that lies outside them): other
         faults, so it is a price like any other. One fault alone has no quartiles: it takes the profile's
-        range too.
+        range too. Inside a VMM the guest's faults are the host's: they cost what those do.
         """
         amounts = []
         for one in range(ev.CLASSES):
@@ -56,6 +56,11 @@ class Prices:
                 low, high = min(low, cost.low), max(high, cost.high)
             ns = float(round(mean))
             amounts.append(Amount(ns, min(low, ns), max(high, ns)))
+        if survey.inside_vmm:
+            host, guest = ev.HOST_MINOR * ev.LEVELS, ev.EPT * ev.LEVELS
+            if not survey.measured[host + 1]:  # the host's fault of 4 KiB names no level
+                amounts[host + 1] = amounts[host]
+            amounts[guest : guest + ev.LEVELS] = amounts[host : host + ev.LEVELS]
         return cls(tuple(amounts), profile)
 
     def with_swap_in(self, name: str, survey: Survey) -> Prices:

@@ -38,7 +38,8 @@ class Survey:
     time of its last event; `lane_ns`, the sum of its latencies; `lane_faults[lane, class]`, and
     `lane_measured` of these. `earlier_bytes`: guest memory that may have been backed before the recording
     began (0 = it saw the VM start; inf = nothing bounds it). `assumed_slots`: some memslots were guessed, so
-    a gfn may name another page than the guest's.
+    a gfn may name another page than the guest's. `inside_vmm`: the VMM runs the guest's code itself (QEMU's
+    TCG), so the guest's faults are its threads' own, and nothing exits.
     """
 
     counts: NDArray[np.int64]
@@ -55,6 +56,7 @@ class Survey:
     outside_rows: int
     earlier_bytes: float
     assumed_slots: bool
+    inside_vmm: bool
 
     @property
     def guest_events(self) -> bool:
@@ -189,7 +191,16 @@ def survey(timeline: Timeline) -> Survey:
         outside_rows=timeline.outside_rows,
         earlier_bytes=earlier_bytes(timeline),
         assumed_slots=bool((timeline.trace.memslots["known_by"] == "assumed").any()),
+        inside_vmm=inside_vmm(timeline, totals.faults),
     )
+
+
+def inside_vmm(timeline: Timeline, faults: NDArray[np.int64]) -> bool:
+    """Return whether no vCPU of KVM ran, by the trace's own word, and all faults (by class) are the VMM's."""
+    vms = timeline.trace.meta.vms
+    taken = faults.reshape(-1, ev.LEVELS).sum(axis=1)
+    own = taken[ev.HOST_MINOR] + taken[ev.HOST_MAJOR]
+    return bool(vms and all(vm.get("vcpus") == 0 for vm in vms) and own and own == taken.sum())
 
 
 def earlier_bytes(timeline: Timeline) -> float:

@@ -65,6 +65,7 @@ class Tiny:
     hva: int = 1 << 40
     known_by: str = "synthetic"
     slots_from_ns: int = 0
+    vcpus: int | None = None
 
     @property
     def meta(self) -> Any:
@@ -72,7 +73,7 @@ class Tiny:
         return SimpleNamespace(
             start_ns=self.start_ns,
             stop_ns=stop,
-            vms=[{}] * self.vms,
+            vms=[{} if self.vcpus is None else {"vcpus": self.vcpus}] * self.vms,
             source=self.source,
             marks=self.marks,
             filters=self.filters,

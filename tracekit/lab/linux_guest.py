@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from tracekit.datasets.memory_limit import charged_bytes, charged_file_bytes
+from tracekit.datasets.memory_limit import charged_anonymous_bytes, charged_bytes, charged_file_bytes
 from tracekit.errors import FailedError, UsageError
 from tracekit.lab.debian import Kernel, kernel, unpacked
 from tracekit.lab.guest_pages import KERNEL_ARGUMENTS, follow_pages, followed_pages
@@ -211,6 +211,7 @@ def run_plan(plan: LinuxPlan) -> dict[str, Any]:
         group = Path(plan.cgroup) if plan.cgroup else None
         charged = charged_bytes(group) if group else 0
         of_files = charged_file_bytes(group) if group else 0
+        anonymous = charged_anonymous_bytes(group) if group else 0
         pid, accel, release = guest.qemu.pid, guest.accel, guest.qemu.run("uname -r").strip()
     return {
         "plan": {**asdict(plan), "kit": str(plan.kit or "")},
@@ -222,6 +223,7 @@ def run_plan(plan: LinuxPlan) -> dict[str, Any]:
         "shared": sharing.samples if sharing else {},
         "charged_bytes": charged,
         "charged_file_bytes": of_files,
+        "charged_anonymous_bytes": anonymous,
         "guest_pages": asdict(pages) if pages else None,
         "pcp_pages": pcp_pages,
     }

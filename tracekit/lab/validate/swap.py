@@ -76,12 +76,18 @@ def _limit(recording: Recording) -> str:
 
 
 def _linux_limit(recording: Recording) -> str:
-    """What QEMU has beside guest memory; the files it has mapped go first, or stay: that is left open."""
+    """What the kernel has for the VM stays; what QEMU has beside guest memory, and files, goes or stays.
+
+    QEMU touched its own before the guest's and hardly does again: by Linux's order it goes first (value). It
+    is left open that it, and the files that it has mapped, stay.
+    """
     ledger = replay(recording.trace, ["baseline"], profile=load_profile("published"))
     guest_bytes = resident_at(ledger, end_of(recording, "run"))[0]
-    files = recording.account["charged_file_bytes"]
-    other = max(0.0, recording.account["charged_bytes"] - files - guest_bytes) / (1 << 20)
-    slack = _slack_pages(recording) / 256 + files / (1 << 20)
+    charged, files, anonymous = (
+        recording.account[name] for name in ("charged_bytes", "charged_file_bytes", "charged_anonymous_bytes")
+    )
+    other = max(0.0, charged - files - anonymous) / (1 << 20)
+    slack = _slack_pages(recording) / 256 + (files + max(0.0, anonymous - guest_bytes)) / (1 << 20)
     return f"swap,limit_mib={_LINUX_LIMIT_MIB},device=zram,other_mib={other:.4f},slack_mib={slack:.4f}"
 
 
