@@ -20,8 +20,8 @@ from pathlib import Path
 from tracekit.errors import CapabilityError
 
 __all__ = [
-    "charged_bytes",
     "charged_anonymous_bytes",
+    "charged_bytes",
     "charged_file_bytes",
     "file_swap",
     "join_when_started",
