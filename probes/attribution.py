@@ -17,12 +17,15 @@ import numpy as np
 
 from tracekit.probes.losses import Loss
 from tracekit.probes.memslots import Memslot, MemslotTable
-from tracekit.probes.other_vms import OtherVms
+from tracekit.probes.other_vms import OtherVms, SharedMemory
 from tracekit.probes.wire import VALID, VM_UNKNOWN
 from tracekit.trace.repeated import writable
 from tracekit.trace.schema import KIND_CODE, PAGE_BYTES
 
-__all__ = ["UNKNOWN_PIDFD", "Attribution", "cgroup_id"]
+__all__ = ["UNKNOWN_PIDFD", "UNPLACED", "Attribution", "cgroup_id", "cgroup_lineage"]
+
+UNPLACED: Final = "swap_out_unplaced"
+"""Why a page that went out is in the ledger: it has no address, and may have been a guest's (wire.py)."""
 
 UNKNOWN_PIDFD: Final = "process_madvise by a pidfd that was closed"
 """Why a row is lost of which it can't be told whose it was."""
@@ -35,6 +38,7 @@ def _of_kinds(*kinds: str) -> np.ndarray:
 
 _UNMAP: Final = KIND_CODE["unmap"]
 _AGE: Final = KIND_CODE["age"]
+_SWAP_OUT: Final = KIND_CODE["swap_out"]
 _PROCESS_MADVISE: Final = KIND_CODE["process_madvise"]
 _OWNED: Final = _of_kinds("unmap", "age", "ksm_merge", "ksm_break", "swap_out")
 """Kinds whose records have in `rip` whose memory it is: a process, or 0."""
@@ -54,6 +58,17 @@ def cgroup_id(pid: int, processes: Path = _PROCESSES, cgroups: Path = _CGROUPS) 
 
     In a hierarchy of version 1 a process that is exiting, or not waited for yet, is shown in the root's.
     """
+    lineage = cgroup_lineage(pid, processes, cgroups)
+    return None if lineage is None else lineage[0]
+
+
+def cgroup_lineage(
+    pid: int, processes: Path = _PROCESSES, cgroups: Path = _CGROUPS
+) -> tuple[int, ...] | None:
+    """Return what `cgroup_id` does, and then the ids of the cgroups above, up to the root's own.
+
+    Alone, 0 says that there is no telling: the hierarchy can't be seen here.
+    """
     try:
         lines = (processes / str(pid) / "cgroup").read_text().splitlines()
     except OSError:
@@ -61,10 +76,14 @@ def cgroup_id(pid: int, processes: Path = _PROCESSES, cgroups: Path = _CGROUPS) 
     paths = {controllers: path for _, controllers, path in (line.split(":", 2) for line in lines)}
     # Version 1 names its controllers, version 2 does not: it has memory where no other has.
     path = next((path for names, path in paths.items() if "memory" in names.split(",")), paths.get("", "/"))
-    for root in (cgroups / "memory", cgroups, cgroups / "unified") if path != "/" else ():
+    if path == "/" and _is_exiting(pid, processes):
+        return None
+    for root in (cgroups / "memory", cgroups, cgroups / "unified"):
         with contextlib.suppress(OSError):
-            return (root / path.lstrip("/")).stat().st_ino
-    return None if path == "/" and _is_exiting(pid, processes) else _ROOT
+            own = root / path.lstrip("/")
+            ids = [folder.stat().st_ino for folder in (own, *own.parents) if folder.is_relative_to(root)]
+            return (_ROOT, *ids) if path == "/" else tuple(ids)
+    return (_ROOT,)
 
 
 def _is_exiting(pid: int, processes: Path) -> bool:
@@ -88,6 +107,8 @@ class Attribution:
         self._memslots = memslots
         self._pids = pids
         self._cgroups: dict[int, int] = {}
+        self._charged: dict[int, set[int]] = {}
+        self._shared = SharedMemory(memslots)
         self._lost: list[Loss] = []
         self._others = OtherVms() if others is None else others
         self.foreign = self.uncertain = 0
@@ -118,8 +139,9 @@ class Attribution:
         A process may have been in another's for a moment, to start it there.
         """
         for pid in self._pids():
-            if (found := cgroup_id(pid)) is not None:
-                self._cgroups[pid] = found
+            if (found := cgroup_lineage(pid)) is not None:
+                self._cgroups[pid] = found[0]
+                self._charged.setdefault(pid, set()).update(found)
 
     def _vm_of(self) -> dict[int, int]:
         """Return the VM of each process; of equal numbers the last one had it."""
@@ -168,8 +190,30 @@ class Attribution:
             # A cgroup that two traced VMs share says nothing of either, and in the root's anybody may be.
             if own and ids.count(own) == 1:
                 writable(out, "vm")[rows[out["arg"][rows] == own]] = vm
+        self._enter_unplaced(out, rows)
         writable(out, "arg")[rows] = 0
         writable(out, "valid")[rows] &= ~np.uint8(VALID["arg"])
+
+    def _enter_unplaced(self, out: dict[str, np.ndarray], rows: np.ndarray) -> None:
+        """Enter swap-outs without an address into the ledger that can be a traced VM's, by their cgroup.
+
+        A page is charged to the cgroup of who touched it first: where the VM's process is or was, maybe
+        before it was moved down from one above; of shared memory, where any process is.
+        """
+        marked = rows[(out["kind"][rows] == _SWAP_OUT) & (out["gva"][rows] != 0)]
+        if not len(marked):
+            return
+        writable(out, "gva")[marked] = 0
+        pids = self._pids()
+        # One that ended before it was looked at was where its parent is, which is traced too.
+        known = [self._charged[pid] for pid in pids if pid in self._charged]
+        if known and {_ROOT} not in known and not self._shared.is_there(pids):
+            possible = np.array([0, *set().union(*known)], np.uint64)  # 0: the kernel's structures told none
+            marked = marked[np.isin(out["arg"][marked], possible)]
+        if len(marked):
+            ts = out["ts_ns"][marked]
+            span = int(ts.min()), int(ts.max())
+            self._lost.append(Loss(None, *span, None, UNPLACED, at_most=len(marked)))
 
     def _by_pidfd(self, out: dict[str, np.ndarray]) -> None:
         """Tell `process_madvise` rows' VM by the process that the kernel found behind the pidfd.

@@ -1,4 +1,8 @@
-"""Where VMs of this host that are not traced have memory: at the same addresses, an event may be theirs."""
+"""What else has to do with a traced VM's memory.
+
+VMs of this host that are not traced, where they have memory at the same addresses: there, an event may be
+theirs. Processes that share it: pages may have been charged to them.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,9 @@ from typing import Final
 
 from tracekit.probes.attach import holds_vm
 from tracekit.probes.filemap import parse_maps
+from tracekit.probes.memslots import MemslotTable
 
-__all__ = ["OtherVms"]
+__all__ = ["OtherVms", "SharedMemory"]
 
 _EVERY_NS: Final = 1_000_000_000
 _OF_KVM: Final = Path("/sys/kernel/debug/kvm")
@@ -64,3 +69,41 @@ class OtherVms:
             mappings = parse_maps((self._processes / str(pid) / "maps").read_text())
             return [(one.start, one.end) for one in mappings if "w" in one.permissions]
         return []
+
+
+class SharedMemory:
+    """Knows whether a traced VM's memory is shared: other processes may have made its pages.
+
+    Looks again at most once a second; of a process that has ended, what was there last counts.
+    """
+
+    def __init__(
+        self,
+        memslots: MemslotTable,
+        processes: Path = _PROCESSES,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._memslots, self._processes, self._clock = memslots, processes, clock
+        self._looked_ns: int | None = None
+        self._shared: dict[int, bool] = {}
+
+    def is_there(self, pids: Sequence[int]) -> bool:
+        """Return whether a memslot of one of these VMs (a process each, by index) is in a shared mapping."""
+        now = self._clock()
+        if self._looked_ns is None or now - self._looked_ns >= _EVERY_NS:
+            self._looked_ns = now
+            for vm in {slot.vm for slot in self._memslots.slots if slot.vm < len(pids)}:
+                self._look(vm, pids[vm])
+        return any(self._shared.values())
+
+    def _look(self, vm: int, pid: int) -> None:
+        with contextlib.suppress(OSError):
+            mappings = parse_maps((self._processes / str(pid) / "maps").read_text())
+            shared = [(one.start, one.end) for one in mappings if one.permissions.endswith("s")]
+            if mappings:  # a process that is ending has none left
+                self._shared[vm] = any(
+                    slot.hva < end and slot.hva + slot.size_bytes > start
+                    for slot in self._memslots.slots
+                    for start, end in shared
+                    if slot.vm == vm
+                )

@@ -40,7 +40,8 @@ RECORD: Final = np.dtype(
 Few kinds have something to say beyond the columns, and no address of an instruction: it stands in `rip`, or
 `gva`, not valid as such (the size of a `memslot`, whose flags are the high half of `arg`; the descriptor of a
 `fallocate`, the device above it and the inode's number; the process that a `process_madvise` advised, or 0,
-and its caller's with the pidfd above it).
+and its caller's with the pidfd above it; the process, or 0, whose memory an event of a notifier, KSM or
+reclaim is of; that a `swap_out` without an address may be a guest's).
 """
 
 RECORD_BYTES: Final = RECORD.itemsize - HEADER_BYTES

@@ -105,8 +105,8 @@ static __always_inline void lose(u32 reason) { lose_many(reason, 1); }
 
 // The unmapping of a page that this thread has now written out; `pages` = how many it was (0 = any number). Where there
 // is none, it was not a guest's: KVM would have been told. Where there is one that does not fit (too long ago, of another
-// size), or KVM tells nothing, it may have been, and that is counted.
-static __always_inline struct unmapping *unmapping_of(u64 now, u32 pages)
+// size), or KVM tells nothing, it `may_be` one's all the same.
+static __always_inline struct unmapping *unmapping_of(u64 now, u32 pages, int *may_be)
 {
     u32 tid = bpf_get_current_pid_tgid();
     struct unmapping *last = unmappings.lookup(&tid);
@@ -114,9 +114,10 @@ static __always_inline struct unmapping *unmapping_of(u64 now, u32 pages)
     if (left && now - last->ts < JUST_NOW && (!pages || last->pages == pages))
         return last;
 #ifdef HAVE_kvm__kvm_unmap_hva_range
-    if (left)
+    *may_be = left;
+#else
+    *may_be = 1;
 #endif
-        lose(LOST_SWAP_OUT_UNPLACED);
     return 0;
 }
 
@@ -255,7 +256,8 @@ static __always_inline void swapped_in(struct thread *t, u64 now, u64 cgroup, u3
 // thread's last unmapping, if that is of as many pages, not long ago, and no other swap-out's.
 static __always_inline void swapped_out(u64 now, u64 cgroup, u32 pages, u8 flags)
 {
-    struct unmapping *last = unmapping_of(now, pages);
+    int may_be = 0;
+    struct unmapping *last = unmapping_of(now, pages, &may_be);
     u8 set = VALID_ARG;
     u64 hva = 0;
     if (last) {
@@ -263,9 +265,10 @@ static __always_inline void swapped_out(u64 now, u64 cgroup, u32 pages, u8 flags
         hva = last->hva;
         last->pages = 0;
     }
-    // `rip` is the process whose memory it was, where known.
+    // `rip` is the process whose memory it was, where known. `gva` 1: it has no address, and may be a guest's all the same, if
+    // the cgroup can be one's.
     EMIT_AS(VM_UNKNOWN, -1, KIND_SWAP_OUT, now, set, .hva = hva, .arg = cgroup, .pages = pages, .flags = flags,
-            .rip = last ? last->owner : 0);
+            .rip = last ? last->owner : 0, .gva = may_be);
 }
 
 // For the host_fault record that ends the fault.

@@ -10,9 +10,13 @@ ON(vmscan, mm_vmscan_write_folio)
     if (!(args->reclaim_flags & RECLAIM_WRITES_ANONYMOUS))
         return;
     u64 now = bpf_ktime_get_ns();
-    struct unmapping *last = unmapping_of(now, 0);
-    if (!last)
+    int may_be = 0;
+    struct unmapping *last = unmapping_of(now, 0, &may_be);
+    if (!last) {
+        if (may_be)
+            lose(LOST_SWAP_OUT_UNPLACED);
         return;
+    }
     EMIT_AS(VM_UNKNOWN, -1, KIND_SWAP_OUT, now, VALID_HVA, .hva = last->hva, .pages = last->pages,
             .rip = last->owner);
     last->pages = 0;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -14,14 +15,14 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tests.live.recording import of_kind, record_command
+from tests.live.recording import TRACEKIT, ended, of_kind, record_command, wait_for
 from tests.live.second_tracer import field, second_tracer
 from tests.unit.test_probes_source import OLD_PAGE_FAULT
 from tracekit.probes import bcc_package, btf, constants, run, source, tracefs
 from tracekit.probes.catalogue import HOST_PROBES, host_probes
 from tracekit.replay import load_profile
 from tracekit.replay import run as replay
-from tracekit.trace import Trace
+from tracekit.trace import Trace, open_trace
 from tracekit.trace.schema import FLAG_UNWRITTEN
 
 TRACEPOINT = 5  # BPF_PROG_TYPE_TRACEPOINT
@@ -244,6 +245,48 @@ def test_what_reclaim_writes_is_the_kernels_count_of_the_guests_swap_outs(
     assert written > 5000
     # The VMM's own pages, which are no guest's, are in the kernel's count.
     assert written <= counted <= written + at_most + 16
+
+
+# A process that had a VM: the last thing that KVM was told of its memory is long ago.
+SWAP_LATER = """
+open(sys.argv[2] + "/cgroup.procs", "w").write(str(os.getpid()))
+SIZE = 24 << 20
+memory, skip = anonymous(SIZE)
+with Kvm() as kvm, kvm.create_vm() as vm:
+    vm.set_memslot(0, 0, SIZE, address(memory) + skip)
+    memory[skip] = 1
+    memory.madvise(mmap.MADV_DONTNEED, skip, 4096)
+time.sleep(0.01)
+for turn in (1, 2):
+    for page in range(0, SIZE, 4096): memory[skip + page] = turn
+"""
+
+
+def test_what_another_vm_swaps_is_no_loss_of_this_one(tmp_path: Path) -> None:
+    """Swap-outs that find no unmapping to go with are no guest's in a cgroup without traced processes."""
+    own = Path("/sys/fs/cgroup/memory/tracekit-recorded")
+    out, account = tmp_path / "own.trace", tmp_path / "account.json"
+    with small_cgroup_with_swap("16M") as group:
+        own.mkdir()
+        try:
+            join = f'echo $$ > {own}/cgroup.procs; exec "$@"'
+            record = [*TRACEKIT, "record", "--json", "-o", str(out), "--", "sleep", "60"]
+            pipe = subprocess.PIPE
+            with ended(
+                subprocess.Popen(["sh", "-c", join, "sh", *record], stdout=pipe, text=True)
+            ) as recorder:
+                wait_for((out / "meta.json").exists)
+                before = swap_counters()
+                other = [sys.executable, "-c", PRELUDE + SWAP_LATER, str(account), str(group)]
+                subprocess.run(other, check=True)
+                assert swap_counters()[1] - before[1] > 5000
+                recorder.send_signal(signal.SIGINT)
+                report = json.loads(recorder.communicate(timeout=60)[0])
+        finally:
+            wait_for(lambda: not (own / "cgroup.procs").read_text())  # who waits for the probes' end
+            own.rmdir()
+    assert of_kind(open_trace(out), "swap_out").is_empty()
+    assert report["losses"] == {}
 
 
 KSM = """

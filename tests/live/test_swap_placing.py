@@ -60,13 +60,16 @@ class Reclaim:
         )
 
     def swap_out(self) -> tuple[list[int], int]:
-        """Write a page out; return the rows' addresses, and how many the ledger says had none."""
+        """Write a page out; return the rows' addresses, and how many had none and may be a guest's.
+
+        Those are in the ledger; of a program that knows the cgroup, user space does that.
+        """
         before = self._lost()
         run_program(self.fd, *self.arguments)
         records = self.ring.read().copy()
         self.ring.free()
         assert (records["kind"] == KIND_CODE["swap_out"]).all()
-        return records["hva"].tolist(), self._lost() - before
+        return records["hva"].tolist(), self._lost() - before + int(records["gva"].sum())
 
     def swap_out_at_once(self, *, pages: int = 1) -> tuple[list[int], int]:
         """Do both so quickly that they belong together, however busy this machine is."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tracekit.probes.attribution import Attribution, cgroup_id
+from tracekit.probes.attribution import UNPLACED, Attribution, cgroup_id, cgroup_lineage
 from tracekit.probes.filemap import fill_hvas, parse_maps
 from tracekit.probes.memslots import Memslot, MemslotTable
 from tracekit.probes.other_vms import OtherVms
@@ -89,12 +89,12 @@ def test_where_an_exiting_process_was_is_not_known_by_the_root_that_version_1_sh
 def test_a_process_that_was_in_a_vms_cgroup_for_a_moment_does_not_share_it(
     two_vms: MemslotTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cgroups: dict[int, int | None] = {100: 77, 200: 77}
-    monkeypatch.setattr("tracekit.probes.attribution.cgroup_id", cgroups.get)
+    cgroups: dict[int, tuple[int, ...] | None] = {100: (77, 1), 200: (77, 1)}
+    monkeypatch.setattr("tracekit.probes.attribution.cgroup_lineage", cgroups.get)
     attribution = Attribution(two_vms, lambda: [100, 200])
     gone = rows({"kind": "swap_out", "ts_ns": 20, "vm": VM_UNKNOWN, "arg": 77, "valid": ("arg",)})
     assert attribution.resolve({name: column.copy() for name, column in gone.items()})["vm"].tolist() == []
-    cgroups[100] = 0  # back in the root's
+    cgroups[100] = (0, 1)  # back in the root's
     assert attribution.resolve({name: column.copy() for name, column in gone.items()})["vm"].tolist() == [1]
     cgroups[200] = None  # it has ended, and its last rows come
     assert attribution.resolve({name: column.copy() for name, column in gone.items()})["vm"].tolist() == [1]
@@ -102,6 +102,79 @@ def test_a_process_that_was_in_a_vms_cgroup_for_a_moment_does_not_share_it(
     gone["arg"][:] = 0
     assert attribution.resolve(gone)["vm"].tolist() == []
     assert attribution.foreign == 2
+
+
+def test_the_cgroups_above_are_known(tmp_path: Path) -> None:
+    (tmp_path / "proc" / "7").mkdir(parents=True)
+    (tmp_path / "proc" / "7" / "cgroup").write_text("0::/a/b\n")
+    (tmp_path / "proc" / "7" / "stat").write_text("7 (a) S 1 7 7 0 -1 0 97 0")
+    root = tmp_path / "cgroup"
+    assert cgroup_lineage(7, tmp_path / "proc", root) == (0,)  # none to be seen: no telling
+    (root / "a" / "b").mkdir(parents=True)
+    ids = [folder.stat().st_ino for folder in (root / "a" / "b", root / "a", root)]
+    assert cgroup_lineage(7, tmp_path / "proc", root) == tuple(ids)
+    (tmp_path / "proc" / "7" / "cgroup").write_text("0::/\n")
+    assert cgroup_lineage(7, tmp_path / "proc", root) == (0, ids[-1])
+
+
+VM_GROUP, SLICE, ROOT_GROUP, OTHER = 77, 70, 1, 88
+
+
+def unplaced(cgroup: int) -> dict[str, Any]:
+    """A page went out without an address, after an unmapping of the thread that was not its own."""
+    return {"kind": "swap_out", "ts_ns": 20, "vm": VM_UNKNOWN, "arg": cgroup, "gva": 1, "valid": ("arg",)}
+
+
+@pytest.mark.parametrize(
+    ("seen", "possible"),
+    [
+        # Its own cgroup, one above it, and where the kernel told none.
+        ({100: (VM_GROUP, SLICE, ROOT_GROUP)}, {VM_GROUP, SLICE, ROOT_GROUP, 0}),
+        # In the root's: others have cgroups of their own.
+        ({100: (0, ROOT_GROUP)}, {ROOT_GROUP, 0}),
+        # No hierarchy to be seen, or nothing known of any process: anybody's may be.
+        ({100: (0,)}, {VM_GROUP, SLICE, ROOT_GROUP, 0, OTHER}),
+        ({}, {VM_GROUP, SLICE, ROOT_GROUP, 0, OTHER}),
+    ],
+)
+def test_a_page_that_went_out_somewhere_is_lost_only_where_it_can_be_a_vms(
+    two_vms: MemslotTable,
+    monkeypatch: pytest.MonkeyPatch,
+    seen: dict[int, tuple[int, ...]],
+    possible: set[int],
+) -> None:
+    monkeypatch.setattr("tracekit.probes.attribution.cgroup_lineage", seen.get)
+    attribution = Attribution(two_vms, lambda: [100, 200])
+    groups = (VM_GROUP, SLICE, ROOT_GROUP, 0, OTHER)
+    out = attribution.resolve(rows(*(unplaced(group) for group in groups), {**unplaced(OTHER), "gva": 0}))
+    at_most = sum(loss.at_most or 0 for loss in attribution.take_losses() if loss.reason == UNPLACED)
+    assert at_most == len(possible)
+    assert not out["gva"].any()
+
+
+def test_a_vms_own_cgroup_and_those_it_was_in_are_remembered(
+    two_vms: MemslotTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[int, tuple[int, ...] | None] = {100: (OTHER, ROOT_GROUP)}
+    monkeypatch.setattr("tracekit.probes.attribution.cgroup_lineage", seen.get)
+    attribution = Attribution(two_vms, lambda: [100])
+    attribution.note_cgroups()
+    seen[100] = (VM_GROUP, ROOT_GROUP)
+    attribution.note_cgroups()
+    seen[100] = None  # it has ended
+    attribution.resolve(rows(unplaced(OTHER), unplaced(VM_GROUP), unplaced(SLICE)))
+    assert [loss.at_most for loss in attribution.take_losses()] == [2]
+
+
+def test_pages_of_shared_memory_may_be_charged_to_anybody(
+    ram: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tracekit.probes.attribution.cgroup_lineage", lambda _: (VM_GROUP, ROOT_GROUP))
+    table = MemslotTable(NoWriter())  # type: ignore[arg-type]
+    table.add(Memslot(0, 0, 0, 4096, ram[1], 0, 10, "ioctl"))
+    attribution = Attribution(table, lambda: [os.getpid()])
+    attribution.resolve(rows(unplaced(OTHER)))
+    assert [loss.at_most for loss in attribution.take_losses()] == [1]
 
 
 def test_an_address_tells_the_vm_and_foreign_memory_goes(two_vms: MemslotTable) -> None:
