@@ -18,10 +18,11 @@ from tracekit.errors import FailedError, UsageError
 __all__ = ["Child", "is_waiting", "require_processes", "start_child"]
 
 # Waits until the recorder watches it, then becomes the user and the command; without a recorder it ends.
-# It becomes the user here and not before: Python may be where only root can read it.
+# It becomes the user here and not before: Python may be where only root can read it. So nothing is imported
+# after that: no execvp, which would do so to search PATH.
 _WAIT_THEN_BECOME: Final = """
 import os, sys
-gate, who, *command = sys.argv[1:]
+gate, who, path, *command = sys.argv[1:]
 os.set_inheritable(int(gate), False)
 if not os.read(int(gate), 1):
     sys.exit(125)
@@ -31,9 +32,10 @@ if who:
     os.setresgid(group, group, group)
     os.setresuid(user, user, user)
 try:
-    os.execvp(command[0], command)
+    os.execv(path, command)
 except OSError as error:
-    sys.exit(f"tracekit: cannot run {command[0]}: {error.strerror}")
+    os.write(2, os.fsencode(f"tracekit: cannot run {path}: {error.strerror}\\n"))
+    os._exit(126)
 """
 _SECONDS_TO_END: Final = 5.0
 
@@ -80,9 +82,9 @@ class Child:
         return 0 if code is None else code
 
 
-def _require_program(name: str) -> None:
-    if shutil.which(name) is not None:
-        return
+def _path_of(name: str, search: str | None) -> str:
+    if (path := shutil.which(name, path=search)) is not None:
+        return path
     if "/" in name and Path(name).is_file():
         raise UsageError(f"{name} is not executable", hint=f"chmod +x {shlex.quote(name)}")
     raise UsageError(f"no program {name!r} to run", hint="tracekit record -- PROGRAM ARGUMENTS…")
@@ -101,14 +103,15 @@ def start_child(
 
     Raises UsageError when there is no such program, or it is a file that may not be executed.
     """
-    _require_program(command[0])
-    read_end, gate = os.pipe()
     who, environment = ("", dict(os.environ)) if user is None else _as_user(user, group)
+    environment |= told or {}
+    path = _path_of(command[0], environment.get("PATH"))
+    read_end, gate = os.pipe()
     try:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _WAIT_THEN_BECOME, str(read_end), who, *command],
+            [sys.executable, "-I", "-S", "-c", _WAIT_THEN_BECOME, str(read_end), who, path, *command],
             pass_fds=(read_end,),
-            env={**environment, **(told or {})},
+            env=environment,
         )
     except OSError as error:
         os.close(gate)

@@ -8,14 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from tests.endurance.faults import small_disk
 from tests.endurance.workload import account, command, emitted, finished, start_recorder
 from tests.live.recording import ended, of_kind, wait_for
 from tracekit.errors import UsageError
@@ -24,17 +24,6 @@ from tracekit.probes.run import record
 from tracekit.trace import Meta, Trace, TraceWriter, open_trace, recover
 
 pytestmark = pytest.mark.live("bpf", "root")
-
-
-@contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    disk = folder / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(disk)], check=True)
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def then_told(work: list[str], proof: Path) -> list[str]:

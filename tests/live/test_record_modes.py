@@ -197,7 +197,7 @@ def is_beating(recorder: int) -> bool:
     """Whether the recorder's child has become its command."""
     children = Path(f"/proc/{recorder}/task/{recorder}/children").read_text().split()
     lines = [Path(f"/proc/{child}/cmdline").read_text() for child in children]
-    return any("madvise" in line and "execvp" not in line for line in lines)
+    return any("madvise" in line and "execv(" not in line for line in lines)
 
 
 ENDLESS = """

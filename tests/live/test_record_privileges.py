@@ -118,6 +118,25 @@ def test_sudo_writes_nowhere_that_its_user_could_not(shared: Path) -> None:
     assert not list(roots.iterdir())
 
 
+def test_sudo_finds_a_program_by_its_name_and_says_which_its_user_may_not_run(shared: Path) -> None:
+    """Also where Python itself is root's alone to read (a pyenv in /root)."""
+    hidden = shared / "hidden"
+    hidden.mkdir(mode=0o700)
+    (hidden / "only-roots").write_text("#!/bin/sh\n")
+    (hidden / "only-roots").chmod(0o755)
+    path = shared / "x.trace"
+    environment = {**os.environ, **SUDO, "PATH": f"{os.environ['PATH']}:{hidden}"}
+    for name, code, stdout, said in (("id", 0, "(nobody)", "0 lost"), ("only-roots", 126, "", "cannot run")):
+        command = [*TRACEKIT, "record", "-f", "-o", str(path), "--", name]
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=60, env=environment
+        )
+        assert done.returncode == code, done.stderr
+        assert stdout in done.stdout
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 CAPABILITIES = "+bpf,+perfmon,+dac_read_search"
 
 
