@@ -7,6 +7,7 @@ environment of the recorded command (TRACEKIT_MARKS), and is that of the trace w
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -18,7 +19,7 @@ from typing import Final, Self
 
 from tracekit.errors import FailedError, UsageError
 
-__all__ = ["ENVIRONMENT", "MarkPipe", "pipe_of", "put_mark", "put_mark_if_recorded"]
+__all__ = ["ENVIRONMENT", "MarkPipe", "pipe_of", "put_mark", "put_mark_if_recorded", "remove_left_pipe"]
 
 ENVIRONMENT: Final = "TRACEKIT_MARKS"
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
@@ -83,6 +84,19 @@ class MarkPipe:
         if not self.off:
             os.close(self._fd)
             self._path.unlink(missing_ok=True)
+
+
+def remove_left_pipe(trace: Path) -> None:
+    """Remove the pipe of a trace whose recorder was killed; one that somebody still reads stays."""
+    path = pipe_of(trace)
+    if path.is_symlink() or not path.is_fifo():
+        return
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW))
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # nobody has it open for reading
+            with suppress(OSError):
+                path.unlink()
 
 
 def put_mark(name: str, trace: Path | None = None) -> None:

@@ -169,6 +169,7 @@ class Recorder:
         meta, report = self._meta, self.report
         meta.stop_ns = stop_ns
         meta.notes.extend(self._finder.notes)
+        report.notes.extend(self._finder.notes)
         if foreign := self._attribution.foreign:
             meta.notes.append(f"left out: {foreign} events on no traced VM's memory")
         if uncertain := self._attribution.uncertain:

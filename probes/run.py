@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from tracekit.errors import CapabilityError, FailedError, UsageError
 from tracekit.probes import constants, host, target, tracefs
-from tracekit.probes.attach import attach
+from tracekit.probes.attach import attach, holds_vm
 from tracekit.probes.bcc_package import release_compiler
 from tracekit.probes.catalogue import GUEST_PROBES, Probe, host_probes
 from tracekit.probes.cost import StatsSwitch
@@ -100,6 +100,8 @@ def _require(plan: RecordPlan) -> None:
             hint="docker run --pid=host --privileged …, or record on the host",
         )
     target.require_processes(plan.pids)
+    if plan.pids and plan.monitor is not None and not plan.monitor.exists():
+        raise UsageError(f"no monitor socket {plan.monitor}", hint="qemu … -qmp unix:SOCKET,server,nowait")
     tracefs.mount_missing()
     tracefs.tracefs_root()  # may we read it?
 
@@ -126,6 +128,10 @@ def _record(plan: RecordPlan, child: target.Child | None, link: _Link, stack: Ex
     vms = ThisGuest(meta.vms) if plan.guest else VmList(probes.bpf, meta.vms, plan.command)
     if not plan.guest:
         attach(probes.bpf, pids, armed=child is not None)
+    for pid in plan.pids:
+        if not holds_vm(pid):
+            link.say(f"process {pid} has no KVM virtual machine: only its own faults and calls are recorded")
+    meta.notes.extend(link.notes)
     vms.refresh()
     told = _told_ranges(plan)
     switch = stack.enter_context(StatsSwitch())
@@ -196,7 +202,7 @@ def _let_go_on(child: target.Child, plan: RecordPlan, link: _Link, error: Except
 
 def _told_ranges(plan: RecordPlan) -> list[tuple[int, int, int]]:
     """Ask the monitor of a QEMU that runs already, as long as we may: its socket may be root's."""
-    if not plan.pids or plan.monitor is None or not plan.monitor.exists():
+    if not plan.pids or plan.monitor is None:
         return []
     return memory_ranges(ask_monitor(plan.monitor))
 

@@ -53,11 +53,14 @@ class SlotFinder:
     ) -> None:
         self._memslots, self._bpf, self._listed = memslots, bpf, listed
         self._monitor, self._start_ns, self._told = monitor, start_ns, told
+        self._never_there = monitor is not None and not told
         self._looked: set[int] = set()
         self._without: set[int] = set()
+        self._unseen: set[int] = set()
 
     def look(self, *, running: bool) -> None:
         """Look at every VM without memslots; `running` says that they ran before the recording."""
+        self._never_there = self._never_there and not self._monitor_is_there()
         for vm, listed in enumerate(self._listed):
             if vm in self._memslots.vms:
                 continue
@@ -66,12 +69,12 @@ class SlotFinder:
             self._looked.add(pid)
             if vm == 0 and self._told:
                 ranges, known_by = list(self._told), "monitor"
-            elif vm == 0 and self._monitor is not None and self._monitor.exists():
+            elif vm == 0 and self._monitor is not None and self._monitor_is_there():
                 ranges, known_by = memory_ranges(ask_monitor(self._monitor)), "monitor"
                 self._monitor = None
             elif (running and first_look and holds_vm(pid)) or is_emulated(argv):
                 ranges, known_by = self._assumed(pid, argv), "assumed"
-                self._without.add(vm)
+                (self._unseen if running and not ranges else self._without).add(vm)
             else:
                 continue
             for slot, (gpa, size, hva) in enumerate(ranges):
@@ -79,9 +82,20 @@ class SlotFinder:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the trace must know: which VMs have no memslots though they were looked for."""
+        """What a reader of the trace must know: which VMs have no memslots though they were looked for.
+
+        Memslots that a VM makes or deletes later say nothing of those that it had when it was attached to.
+        """
+        why = "no one mapping is its memory for sure"
+        before = [f"memslots that VM {vm} had before are not known: {why}" for vm in sorted(self._unseen)]
         without = sorted(self._without - self._memslots.vms)
-        return [f"memslots of VM {vm} are not known: no one mapping is its memory for sure" for vm in without]
+        notes = before + [f"memslots of VM {vm} are not known: {why}" for vm in without]
+        if self._never_there:
+            notes.append(f"the monitor's socket {self._monitor} was never there: it was not asked")
+        return notes
+
+    def _monitor_is_there(self) -> bool:
+        return self._monitor is not None and self._monitor.exists()
 
     def _assumed(self, pid: int, argv: Sequence[str]) -> list[tuple[int, int, int]]:
         with contextlib.suppress(OSError):

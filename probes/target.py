@@ -122,10 +122,15 @@ def start_child(
 
 
 def require_processes(pids: Sequence[int]) -> None:
-    """Raise UsageError when one of the processes is not there."""
+    """Raise UsageError when one of the processes is not there, or is a thread of one."""
     for pid in pids:
-        if not Path(f"/proc/{pid}/task").is_dir():
-            raise UsageError(f"no process {pid}", hint="pgrep -a qemu   lists running QEMUs")
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+        except OSError:
+            raise UsageError(f"no process {pid}", hint="pgrep -a qemu   lists running QEMUs") from None
+        process = int(next(line for line in status.splitlines() if line.startswith("Tgid:")).split()[1])
+        if process != pid:
+            raise UsageError(f"{pid} is a thread of process {process}", hint=f"-p {process}")
 
 
 def _as_user(user: int, group: int | None) -> tuple[str, dict[str, str]]:

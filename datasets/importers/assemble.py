@@ -37,7 +37,7 @@ _FAULT, _MAP, _UNMAP = KIND_CODE["ept_violation"], KIND_CODE["map"], KIND_CODE["
 _HOST_FAULT, _FALLOCATE, _AGE = KIND_CODE["host_fault"], KIND_CODE["fallocate"], KIND_CODE["age"]
 _NOT_PRESENT, _READY = KIND_CODE["apf_not_present"], KIND_CODE["apf_ready"]
 _COMPLETED, _ALLOC, _FREE = KIND_CODE["apf_completed"], KIND_CODE["page_alloc"], KIND_CODE["page_free"]
-_ACCESS, _WAKE = KIND_CODE["access"], KIND_CODE["vcpu_wake"]
+_ACCESS, _BLOCK, _WAKE = KIND_CODE["access"], KIND_CODE["vcpu_block"], KIND_CODE["vcpu_wake"]
 _HAS_VCPU, _HAS_GFN, _HAS_HVA, _HAS_GVA = VALID["vcpu"], VALID["gfn"], VALID["hva"], VALID["gva"]
 _HAS_LEVEL, _HAS_LATENCY, _HAS_RIP, _HAS_ARG = VALID["level"], VALID["latency_ns"], VALID["rip"], VALID["arg"]
 
@@ -222,7 +222,7 @@ def _put_row(
         out[n].gfn = v[_ADDRESS] >> 12
         out[n].arg = v[_ARG]
         pages = (v[_END] - v[_ADDRESS] + 4095) >> 12
-    elif kind == _WAKE:
+    elif kind in (_BLOCK, _WAKE):
         valid = _HAS_LATENCY
         out[n].latency_ns = v[_LATENCY]
     else:

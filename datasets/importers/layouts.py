@@ -128,8 +128,8 @@ LAYOUTS: Final[tuple[Layout, ...]] = (
     Layout("kvm_async_pf_not_present", "token {arg:x} gva {address:x}", Op.ROW, "apf_not_present"),
     Layout("kvm_async_pf_ready", "token {arg:x} gva {address:x}", Op.ROW, "apf_ready"),
     Layout("kvm_async_pf_completed", "gva {address:x} address {end:x}", Op.ROW, "apf_completed"),
-    Layout("kvm_vcpu_wakeup", "wait time {latency:d} ns, *", Op.ROW, "vcpu_wake"),
-    Layout("kvm_vcpu_wakeup", "poll time *", Op.IGNORE),
+    Layout("kvm_vcpu_wakeup", "wait time {latency:d} ns, *", Op.ROW, "vcpu_block"),
+    Layout("kvm_vcpu_wakeup", "poll time {latency:d} ns, *", Op.ROW, "vcpu_wake"),
     Layout(
         "mm_page_alloc",
         "page={_} pfn={gfn:i} order={order:d} migratetype={_} gfp_flags={flag?__GFP_ZERO}",

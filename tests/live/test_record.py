@@ -275,6 +275,7 @@ def test_a_user_without_capabilities_is_told_what_to_do_and_nothing_is_started(t
     [
         (("--", "no-such-program"), "no-such-program"),
         (("-p", "4194304"), "4194304"),
+        (("-p", "1", "--monitor", "/nowhere/qmp"), "no monitor socket /nowhere/qmp"),
     ],
 )
 def test_bad_input_is_a_usage_error_and_leaves_no_trace(

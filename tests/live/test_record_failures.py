@@ -188,6 +188,28 @@ def test_a_killed_recording_knows_what_it_had_cost(tmp_path: Path) -> None:
     assert open_trace(path).meta.extra["cost"]["measured_s"] > 0
 
 
+def test_a_closed_stderr_costs_only_what_would_be_said_there(tmp_path: Path) -> None:
+    path = tmp_path / "x.trace"
+    closed = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-m", "tracekit", "record", "-o", str(path)]
+    assert subprocess.run([*closed, "--", *BEATING], check=False, timeout=60).returncode == 0
+    assert len(beats(open_trace(path))) == 300
+
+
+def test_an_error_in_a_pipe_is_one_line_however_long_its_path(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 200) / "x.trace"
+    said = finished(start_recorder(path, "--", "true"), 2)
+    assert said.splitlines()[0] == f"tracekit: no folder {path.parent} to put x.trace into"
+
+
+def test_a_process_without_a_vm_is_remarked_on(tmp_path: Path) -> None:
+    path = tmp_path / "x.trace"
+    with ended(subprocess.Popen(BEATING)) as process:
+        said = finished(start_recorder(path, "-d", "0.5", "-p", str(process.pid)))
+    note = f"process {process.pid} has no KVM virtual machine: only its own faults and calls are recorded"
+    assert note in said
+    assert note in open_trace(path).meta.notes
+
+
 def test_a_trace_that_is_moved_while_it_is_written_is_named_where_it_is(tmp_path: Path) -> None:
     recorder = start_recorder(tmp_path / "x.trace", "--", *BEATING)
     with ended(recorder):

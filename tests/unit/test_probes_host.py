@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -178,8 +180,6 @@ def test_the_report_says_what_was_lost(lost: int | None, words: str) -> None:
 
 
 def test_samples_of_this_process_are_what_proc_says() -> None:
-    import os
-
     metrics = dict(samples.sample_process(os.getpid()))
     assert metrics["rss_bytes"] > 10_000_000
     assert metrics["minor_faults"] > 0
@@ -207,6 +207,20 @@ def test_without_bcc_the_error_names_the_package(monkeypatch: pytest.MonkeyPatch
 def test_a_process_that_is_not_there_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="4194305"):
         target.require_processes([2**22 + 1])
+
+
+def test_a_thread_is_told_from_its_process() -> None:
+    target.require_processes([os.getpid()])
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        with pytest.raises(UsageError, match=f"thread of process {os.getpid()}") as refused:
+            target.require_processes([thread.native_id or 0])
+    finally:
+        done.set()
+        thread.join()
+    assert refused.value.hint == f"-p {os.getpid()}"
 
 
 def test_a_program_that_may_not_be_executed_is_told_from_one_that_is_not_there(tmp_path: Path) -> None:
@@ -400,9 +414,25 @@ def test_a_vm_whose_memory_is_not_known_for_sure_gets_a_note_and_no_memslots(
     finder = slots.SlotFinder(table, {}, [vm], None, 0)
     finder.look(running=True)
     assert table.slots == []
-    assert finder.notes == ["memslots of VM 0 are not known: no one mapping is its memory for sure"]
-    # Once the VM makes one, there is nothing to say.
+    says = ["memslots that VM 0 had before are not known: no one mapping is its memory for sure"]
+    assert finder.notes == says
+    # One that it deletes, or makes, since then changes nothing in that.
     table.vms.add(0)
+    finder.look(running=True)
+    assert finder.notes == says
+
+
+def test_a_monitor_that_never_appears_is_told_of(tmp_path: Path) -> None:
+    socket = tmp_path / "qmp"
+    table: Any = SimpleNamespace(slots=[], vms={0})
+    vm: Any = {"pid": 7, "argv": ["qemu", "-accel", "kvm"]}
+    finder = slots.SlotFinder(table, {}, [vm], socket, 0)
+    finder.look(running=False)
+    assert finder.notes == [f"the monitor's socket {socket} was never there: it was not asked"]
+    socket.touch()
+    finder.look(running=False)
+    socket.unlink()
+    finder.look(running=False)
     assert finder.notes == []
 
 

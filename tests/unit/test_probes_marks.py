@@ -9,9 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from tracekit.cli.app import app
 from tracekit.errors import UsageError
 from tracekit.probes.marks import ENVIRONMENT, MarkPipe, pipe_of, put_mark, put_mark_if_recorded
+from tracekit.trace import Meta, TraceWriter
 
 
 @pytest.fixture
@@ -91,6 +94,20 @@ def test_a_file_system_without_pipes_only_takes_the_marks(
         assert list(pipe.read()) == []
         with pytest.raises(UsageError, match="no recording takes marks"):
             put_mark("ready", trace)
+
+
+def test_recovering_removes_the_pipe_of_a_killed_recorder_and_no_other(trace: Path):
+    with TraceWriter(trace, Meta()):
+        pass
+    with MarkPipe(pipe_of(trace)):
+        assert CliRunner().invoke(app, ["recover", str(trace)]).exit_code == 0
+        put_mark("ready", trace)
+    os.mkfifo(pipe_of(trace))
+    assert CliRunner().invoke(app, ["recover", str(trace)]).exit_code == 0
+    assert not pipe_of(trace).exists()
+    pipe_of(trace).write_text("mine")
+    assert CliRunner().invoke(app, ["recover", str(trace)]).exit_code == 0
+    assert pipe_of(trace).read_text() == "mine"
 
 
 def test_nobody_listens(trace: Path):

@@ -6,6 +6,7 @@ numba or scipy.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import Annotated
@@ -87,6 +88,7 @@ def _root(
 
 def main() -> None:
     """Run one command line and exit with its code (see `tracekit.errors` for the codes)."""
+    _open_standard_files()
     if sys.argv[1:2] == ["record"]:  # it takes SIGUSR1 later; until then that is not to end it
         signal.signal(signal.SIGUSR1, lambda *_: None)
     # A command that is asked to end puts back what it changed (swap devices, cgroups, KSM's settings).
@@ -114,6 +116,19 @@ def main() -> None:
     except MemoryError:
         _tell(FailedError("out of memory", hint="free some, or a smaller trace"))
         sys.exit(1)
+
+
+def _open_standard_files() -> None:
+    """Have /dev/null for a closed stdin, stdout or stderr: no file of ours is to take its place."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            if (opened := os.open(os.devnull, os.O_RDWR)) != descriptor:  # the lowest that is free
+                os.dup2(opened, descriptor)
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, mode))
 
 
 def _tell(error: TracekitError) -> None:

@@ -18,9 +18,11 @@ def recover(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Close an unfinished or damaged trace; exit code 4 when something is missing, and what."""
+    from tracekit.probes.marks import remove_left_pipe
     from tracekit.trace.recovery import recover as recover_trace
 
     report = recover_trace(trace)
+    remove_left_pipe(trace)
     if json:
         print_json({**asdict(report), "whole": report.whole})
     else:
