@@ -10,11 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["Process", "attach", "holds_vm", "processes_seen", "vcpu_descriptors"]
+__all__ = [
+    "NO_VM",
+    "Process",
+    "attach",
+    "holds_vm",
+    "only_vm",
+    "processes_seen",
+    "vcpu_descriptors",
+    "vm_descriptors",
+]
 
 _VCPU_THREAD: Final = re.compile(r"^CPU (\d+)/KVM$")
 _VCPU_FD: Final = re.compile(r"^anon_inode:kvm-vcpu:(\d+)$")
 _VM_FD: Final = "anon_inode:kvm-vm"
+
+NO_VM: Final = -1
+"""For the descriptor of a virtual machine that is not known."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +48,15 @@ def attach(bpf: Any, pids: Sequence[int], *, armed: bool) -> None:
     for vm, pid in enumerate(pids):
         key = ctypes.c_uint32(vm)
         processes[key] = processes.Leaf(tgid=pid, parent=0)
-        by_fd = vcpu_descriptors(pid)
-        for fd, vcpu in by_fd.items():
-            vcpus = bpf[b"vcpus"]
-            vcpus[vcpus.Key(tgid=pid, fd=fd)] = ctypes.c_uint32(vcpu)
+        vcpus, vm_fd = bpf[b"vcpus"], only_vm(pid)
+        for fd, vcpu in vcpu_descriptors(pid).items():
+            vcpus[vcpus.Key(tgid=pid, fd=fd)] = vcpus.Leaf(number=vcpu, vm_fd=vm_fd)
         done: set[int] = set()
         # New threads of a thread in the table join by themselves: list until nothing new is there.
         while new := _threads(pid) - done:
             for tid in new:
-                leaf = threads.Leaf(tgid=pid, vm=vm, vcpu=_vcpu_of_thread(pid, tid), vcpu_fd=-1, armed=armed)
+                vcpu = _vcpu_of_thread(pid, tid)
+                leaf = threads.Leaf(tgid=pid, vm=vm, vcpu=vcpu, vcpu_fd=-1, vm_fd=vm_fd, armed=armed)
                 threads[ctypes.c_uint32(tid)] = leaf
             done |= new
     bpf[b"next_vm"][0] = ctypes.c_uint32(len(pids))
@@ -64,7 +76,18 @@ def vcpu_descriptors(pid: int) -> dict[int, int]:
 
 def holds_vm(pid: int) -> bool:
     """Return whether a process has a KVM virtual machine open."""
-    return _VM_FD in _descriptors(pid).values()
+    return bool(vm_descriptors(pid))
+
+
+def vm_descriptors(pid: int) -> set[int]:
+    """Return the descriptors of the KVM virtual machines that a process has open (from /proc)."""
+    return {fd for fd, link in _descriptors(pid).items() if link == _VM_FD}
+
+
+def only_vm(pid: int) -> int:
+    """Return the descriptor of the one virtual machine that a process has, or NO_VM: none, or several."""
+    found = vm_descriptors(pid)
+    return found.pop() if len(found) == 1 else NO_VM
 
 
 def _descriptors(pid: int) -> dict[int, str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from tracekit.probes.attach import NO_VM
 from tracekit.probes.wire import VALID
 from tracekit.trace.memslots import MemslotMap, is_memory
 from tracekit.trace.repeated import writable
@@ -22,6 +24,8 @@ _MEMSLOT_KIND: Final = KIND_CODE["memslot"]
 _KEEP_NS: Final = 2_000_000_000
 _FOREVER: Final = 2**64 - 1
 _SLOT: Final = 2**32 - 1  # the low half of a memslot record's `arg`
+_NUMBER_BIT: Final = 24  # KVM itself uses those up to 17: the number, and the address space (SMM) above it
+_MOST_NUMBERED: Final = 255
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,14 @@ class Memslot:
 class MemslotTable:
     """The memslots of all traced VMs, now and in the last seconds (rows come a little after the fact).
 
-    Notes each in the trace and fills gfns in from hvas.
+    Notes each in the trace and fills gfns in from hvas. A process that has several of KVM's virtual machines
+    is one VM here; the slots of its second one have 1 in the bits from 24 on, and so on. `open_vms` returns
+    the descriptors of those that a process, by its VM's index, has open now.
     """
 
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
+    def __init__(self, writer: Writer, open_vms: Callable[[int], set[int]] | None = None) -> None:
+        self._writer, self._open_vms = writer, open_vms
+        self._numbers: dict[int, dict[int, int]] = {}
         self._there: dict[tuple[int, int], Memslot] = {}
         self._gone: deque[Memslot] = deque()
         self._maps: dict[int, MemslotMap] = {}
@@ -63,8 +70,26 @@ class MemslotTable:
         """The VMs that have memslots now."""
         return {vm for vm, _ in self._there}
 
-    def add(self, slot: Memslot) -> None:
-        """Take in one memslot."""
+    def add(self, slot: Memslot, descriptor: int = NO_VM) -> Memslot:
+        """Take in one memslot of the virtual machine with that descriptor; return it with its own number."""
+        number = self._number_of(slot.vm, descriptor, slot.from_ns)
+        numbered = replace(slot, slot=slot.slot | number << _NUMBER_BIT)
+        self._add(numbered)
+        return numbered
+
+    def _number_of(self, vm: int, descriptor: int, now_ns: int) -> int:
+        """Return which of its process's virtual machines this is; what was closed before a new one ends."""
+        numbers = self._numbers.setdefault(vm, {})
+        if descriptor == NO_VM or descriptor in numbers:
+            return numbers.get(descriptor, 0)
+        there = self._open_vms(vm) if self._open_vms is not None and numbers else set()
+        gone = {number for fd, number in numbers.items() if there and fd not in there}
+        for _, slot in [key for key in self._there if key[0] == vm and key[1] >> _NUMBER_BIT in gone]:
+            self._add(replace(self._there[vm, slot], size_bytes=0, from_ns=now_ns))
+        numbers[descriptor] = min(len(numbers), _MOST_NUMBERED)
+        return numbers[descriptor]
+
+    def _add(self, slot: Memslot) -> None:
         self.vms.add(slot.vm)
         if before := self._there.pop((slot.vm, slot.slot), None):
             self._gone.append(replace(before, to_ns=slot.from_ns))
@@ -93,18 +118,17 @@ class MemslotTable:
             # The VMM can change what it passed after the kernel has read it and before we do.
             if not is_memory(gpa * PAGE_BYTES, size, hva):
                 continue
-            self.add(
-                Memslot(
-                    vm=int(out["vm"][row]),
-                    slot=int(out["arg"][row]) & _SLOT,
-                    gpa=int(out["gfn"][row]) * PAGE_BYTES,
-                    size_bytes=int(out["rip"][row]),
-                    hva=int(out["hva"][row]),
-                    flags=int(out["arg"][row]) >> 32,
-                    from_ns=int(out["ts_ns"][row]),
-                    known_by="ioctl",
-                )
+            slot = Memslot(
+                vm=int(out["vm"][row]),
+                slot=int(out["arg"][row]) & _SLOT,
+                gpa=int(out["gfn"][row]) * PAGE_BYTES,
+                size_bytes=int(out["rip"][row]),
+                hva=int(out["hva"][row]),
+                flags=int(out["arg"][row]) >> 32,
+                from_ns=int(out["ts_ns"][row]),
+                known_by="ioctl",
             )
+            writable(out, "arg")[row] = self.add(slot, int(out["pages"][row])).slot
         writable(out, "arg")[rows] &= np.uint64(_SLOT)
         writable(out, "pages")[rows] = out["rip"][rows] // PAGE_BYTES
         writable(out, "rip")[rows] = 0

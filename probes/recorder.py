@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from tracekit.probes import decode
+from tracekit.probes.attach import vm_descriptors
 from tracekit.probes.attribution import Attribution
 from tracekit.probes.catalogue import Probe
 from tracekit.probes.cost import CostMeter, StatsSwitch
@@ -60,7 +61,7 @@ class Recorder:
         self._plan, self._probes, self._writer, self._vms = plan, probes, writer, vms
         self._meta = writer.meta
         self._mode = self._meta.host["mmu_mode"]
-        self._memslots = MemslotTable(writer)
+        self._memslots = MemslotTable(writer, self._open_vms)
         start_ns = self._meta.start_ns or time.monotonic_ns()
         self._finder = SlotFinder(
             self._memslots, probes.bpf, self._meta.vms, plan.monitor, start_ns, told=told
@@ -80,6 +81,10 @@ class Recorder:
         if marks.off:
             self._meta.notes.append(marks.off)
             self.report.notes.append(marks.off)
+
+    def _open_vms(self, vm: int) -> set[int]:
+        pids = self._vms.pids
+        return vm_descriptors(pids[vm]) if vm < len(pids) else set()
 
     def drain(self) -> int:
         """Carry all records that are finished now from the ring to the trace; returns how many."""

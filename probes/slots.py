@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path, PurePath
 from typing import Any, Final
 
-from tracekit.probes.attach import holds_vm
+from tracekit.probes.attach import holds_vm, only_vm
 from tracekit.probes.filemap import Mapping, parse_maps
 from tracekit.probes.memslots import Memslot, MemslotTable
 from tracekit.probes.qemu_monitor import ask_monitor, memory_ranges
@@ -103,10 +103,11 @@ class SlotFinder:
         return []
 
     def _add(self, slot: Memslot, pid: int) -> None:
-        self._memslots.add(slot)
+        vm_fd = only_vm(pid)
+        self._memslots.add(slot, vm_fd)
         table = self._bpf[b"memslots"]
         region = table.Leaf(slot=slot.slot, flags=0, gpa=slot.gpa, size=slot.size_bytes, hva=slot.hva)
-        table[table.Key(tgid=pid, slot=slot.slot)] = region
+        table[table.Key(tgid=pid, vm_fd=vm_fd, slot=slot.slot)] = region
 
 
 def ram_bytes(argv: Sequence[str]) -> int | None:

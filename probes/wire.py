@@ -38,10 +38,11 @@ RECORD: Final = np.dtype(
 """One record with its ring header (struct record of bpf/common.h): 80 bytes.
 
 Few kinds have something to say beyond the columns, and no address of an instruction: it stands in `rip`, or
-`gva`, not valid as such (the size of a `memslot`, whose flags are the high half of `arg`; the descriptor of a
-`fallocate`, the device above it and the inode's number; the process that a `process_madvise` advised, or 0,
-and its caller's with the pidfd above it; the process, or 0, whose memory an event of a notifier, KSM or
-reclaim is of; that a `swap_out` without an address may be a guest's).
+`gva`, not valid as such (the size of a `memslot`, whose flags are the high half of `arg` and whose VM's
+descriptor is in `pages`; the descriptor of a `fallocate`, the device above it and the inode's number; the
+process that a `process_madvise` advised, or 0, and its caller's with the pidfd above it; the process, or 0,
+whose memory an event of a notifier, KSM or reclaim is of; that a `swap_out` without an address may be a
+guest's).
 """
 
 RECORD_BYTES: Final = RECORD.itemsize - HEADER_BYTES

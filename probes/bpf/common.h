@@ -40,7 +40,7 @@ struct thread {
     u64 call_start, call_a, call_b, call_c, call_d, call_e, call_f;
     u32 call;
     u32 tgid;
-    s32 vcpu_fd;
+    s32 vcpu_fd, vm_fd;  // of the vCPU that it runs, and of that one's VM
     u16 vm;
     s16 vcpu;
     u8 armed;        // a child that has not yet become its command: silent until exec

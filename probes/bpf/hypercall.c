@@ -24,11 +24,11 @@ ON(kvm, kvm_hypercall)
 
 #ifdef HAVE_kvm__kvm_hv_hypercall
 // The host address of a guest page, or 0. Slots by their number: a VMM numbers them from 0 on.
-static __always_inline u64 hva_of_gpa(u32 tgid, u64 gpa)
+static __always_inline u64 hva_of_gpa(struct thread *t, u64 gpa)
 {
     u64 hva = 0;
     for (u32 slot = 0; slot < MAX_SLOTS; slot++) {
-        struct slot_key key = {.tgid = tgid, .slot = slot};
+        struct slot_key key = {.tgid = t->tgid, .vm_fd = t->vm_fd, .slot = slot};
         struct memory_region *region = memslots.lookup(&key);
         if (region && gpa >= region->gpa && gpa - region->gpa < region->size) {
             hva = region->hva + (gpa - region->gpa);
@@ -52,7 +52,7 @@ ON(kvm, kvm_hv_hypercall)
     if (args->fast || (code != HV_EXT_MEMORY_HEAT_HINT && code != HV_EXT_MEMORY_HEAT_HINT_ASYNC))
         return;
     // struct { u64 heat_type:2, reserved:62; union hv_gpa_page_range ranges[]; }
-    u64 page = hva_of_gpa(t->tgid, input), heat = 0;
+    u64 page = hva_of_gpa(t, input), heat = 0;
     if (!page || bpf_probe_read_user(&heat, sizeof(heat), (void *)page)) {
         lose_many(LOST_UNREADABLE_ARGUMENT, count);
         return;

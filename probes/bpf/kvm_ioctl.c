@@ -11,17 +11,24 @@ struct memory_region {  // the first 32 bytes of both calls' argument
     u64 gpa, size, hva;
 };
 
-// The memslots as they stand, for probes that must read the guest's memory.
+// The memslots as they stand, for probes that must read the guest's memory. A process may have several VMs, each with a slot
+// of that number: so by the descriptor of the VM (-1 = it was made before the recording, and may be any).
 struct slot_key {
-    u32 tgid, slot;
+    u32 tgid;
+    s32 vm_fd;
+    u32 slot;
 };
 BPF_HASH(memslots, struct slot_key, struct memory_region, 65536);
 
-// The vCPU's number by the file descriptor that KVM_CREATE_VCPU returned.
+// The vCPU's number, and its VM's descriptor, by the file descriptor that KVM_CREATE_VCPU returned.
 struct vcpu_key {
     u32 tgid, fd;
 };
-BPF_HASH(vcpus, struct vcpu_key, u32, 16384);
+struct vcpu_id {
+    u32 number;
+    s32 vm_fd;
+};
+BPF_HASH(vcpus, struct vcpu_key, struct vcpu_id, 16384);
 
 ON(syscalls, sys_enter_ioctl)
 {
@@ -35,10 +42,12 @@ ON(syscalls, sys_enter_ioctl)
         s32 fd = args->fd;
         if (fd != t->vcpu_fd) {
             struct vcpu_key key = {.tgid = t->tgid, .fd = fd};
-            u32 *id = vcpus.lookup(&key);
+            struct vcpu_id *id = vcpus.lookup(&key);
             t->vcpu_fd = fd;
-            if (id)
-                t->vcpu = *id;
+            if (id) {
+                t->vcpu = id->number;
+                t->vm_fd = id->vm_fd;
+            }
         }
         return;
     }
@@ -58,6 +67,7 @@ ON(syscalls, sys_enter_ioctl)
         return;
     }
     t->call = cmd;
+    t->call_e = args->fd;
     t->call_start = bpf_ktime_get_ns();
 }
 
@@ -75,19 +85,21 @@ ON(syscalls, sys_exit_ioctl)
         return;
     if (cmd == KVM_CREATE_VCPU) {
         struct vcpu_key key = {.tgid = t->tgid, .fd = ret};
-        u32 id = t->call_a;
+        struct vcpu_id id = {.number = t->call_a, .vm_fd = t->call_e};
         vcpus.update(&key, &id);
         return;
     }
     u64 now = bpf_ktime_get_ns();
-    struct slot_key key = {.tgid = t->tgid, .slot = (u32)t->call_a};
+    struct slot_key key = {.tgid = t->tgid, .vm_fd = t->call_e, .slot = (u32)t->call_a};
     struct memory_region region = {.slot = (u32)t->call_a, .flags = t->call_a >> 32, .gpa = t->call_b,
                                    .size = t->call_c, .hva = t->call_d};
     if (region.size)
         memslots.update(&key, &region);
     else
         memslots.delete(&key);
-    // The size goes in bytes in `rip` and the slot's flags above its number in `arg`: memslots.py makes rows of them.
+    // The size goes in bytes in `rip`, the slot's flags above its number in `arg` and the VM's descriptor in `pages`:
+    // memslots.py makes rows of them.
     EMIT(t, KIND_MEMSLOT, now, VALID_GFN | VALID_HVA | VALID_LATENCY | VALID_ARG, .gfn = t->call_b >> 12,
-         .hva = t->call_d, .latency = now - t->call_start, .arg = t->call_a, .rip = t->call_c);
+         .hva = t->call_d, .latency = now - t->call_start, .arg = t->call_a, .rip = t->call_c,
+         .pages = t->call_e);
 }

@@ -27,7 +27,7 @@ ON(task, task_newtask)
         return;
     struct thread child = {};
     child.vcpu = -1;
-    child.vcpu_fd = -1;
+    child.vcpu_fd = child.vm_fd = -1;
     u32 tid = args->pid;
     if (args->clone_flags & CLONE_THREAD) {
         child.vm = parent->vm;
@@ -56,7 +56,7 @@ ON(sched, sched_process_exec)
     now.vm = t->vm;
     now.tgid = t->tgid;
     now.vcpu = -1;
-    now.vcpu_fd = -1;
+    now.vcpu_fd = now.vm_fd = -1;
     if (old != tid)  // a thread that was not the first one called exec: it takes over the first one's id
         threads.delete(&old);
     threads.update(&tid, &now);

@@ -51,10 +51,12 @@ class Hypervisor:
         self.page = mmap.mmap(-1, 4096)
         threads, slots = self.programs[b"threads"], self.programs[b"memslots"]
         thread = threads.Leaf()
-        thread.tgid, thread.vm, thread.vcpu = os.getpid(), 3, 1
+        thread.tgid, thread.vm, thread.vcpu, thread.vm_fd = os.getpid(), 3, 1, 7
         threads[threads.Key(threading.get_native_id())] = thread
         at = ctypes.addressof(ctypes.c_char.from_buffer(self.page))
-        slots[slots.Key(os.getpid(), 2)] = slots.Leaf(2, 0, GPA, 4096, at)
+        slots[slots.Key(os.getpid(), 7, 2)] = slots.Leaf(2, 0, GPA, 4096, at)
+        # Another VM of this process has the same slot, with other memory.
+        slots[slots.Key(os.getpid(), 8, 2)] = slots.Leaf(2, 0, GPA, 4096, 4096)
 
     def call(self, code: int, *, count: int = 0, fast: bool = False, gpa: int = GPA) -> np.ndarray:
         """Let the program see a hypercall; return the records that it made."""

@@ -106,6 +106,32 @@ def test_calls_of_a_vmm_are_told_apart_and_have_their_gfns(tmp_path: Path) -> No
     assert slots["to_ns"].is_null().to_list() == [True, False]
 
 
+TWO_VMS = """
+SIZE = 16 << 20
+(first, skip), (second, skip_too) = anonymous(SIZE), anonymous(SIZE)
+with Kvm() as kvm, kvm.create_vm() as one, kvm.create_vm() as other:
+    one.set_memslot(0, 0, SIZE, address(first) + skip)
+    other.set_memslot(0, 0, SIZE, address(second) + skip_too)
+    for page in range(0, SIZE, 4096): first[skip + page] = second[skip_too + page] = 1
+    for i in range(211): first.madvise(mmap.MADV_DONTNEED, skip + 8192 * i, 4096)
+    for i in range(101): second.madvise(mmap.MADV_DONTNEED, skip_too + 8192 * i, 4096)
+    tell(first=address(first) + skip, second=address(second) + skip_too)
+"""
+
+
+def test_two_vms_of_one_process_have_their_own_slots(tmp_path: Path) -> None:
+    trace, account = record_script(tmp_path, TWO_VMS)
+    slots = trace.memslots.sort("slot")
+    assert slots["hva"].to_list() == [account["first"], account["second"]]
+    assert slots["slot"].to_list() == [0, 1 << 24]
+    assert slots["to_ns"].is_null().all()
+    assert of_kind(trace, "memslot")["arg"].to_list() == [0, 1 << 24]
+    taken = [2 * i for i in (*range(211), *range(101))]
+    assert of_kind(trace, "balloon_inflate")["gfn"].to_list() == taken
+    # KVM is told of an unmapping once for each VM of the process.
+    assert of_kind(trace, "unmap")["gfn"].to_list() == [gfn for gfn in taken for _ in range(2)]
+
+
 SWAP = """
 open(sys.argv[2] + "/cgroup.procs", "w").write(str(os.getpid()))
 SIZE = 24 << 20

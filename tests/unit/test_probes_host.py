@@ -436,6 +436,41 @@ def test_a_monitor_that_never_appears_is_told_of(tmp_path: Path) -> None:
     assert finder.notes == []
 
 
+def test_virtual_machines_of_one_process_have_slots_of_their_own_until_they_are_closed() -> None:
+    notes: list[dict[str, Any]] = []
+    there = {7, 9}
+    table = MemslotTable(
+        SimpleNamespace(add_memslot=lambda **row: notes.append(row)),  # type: ignore[arg-type]
+        lambda _: there,
+    )
+
+    def add(descriptor: int, hva: int, now: int, *, pages: int = 1, slot: int = 0) -> int:
+        made = Memslot(0, slot, 0, 4096 * pages, hva, 0, now, "ioctl")
+        return table.add(made, descriptor).slot
+
+    assert (add(7, 0x1000, 1), add(9, 0x2000, 2), add(7, 0x3000, 3)) == (0, 1 << 24, 0)
+    assert {slot.hva: slot.to_ns < 2**64 - 1 for slot in table.slots} == {
+        0x1000: True,
+        0x2000: False,
+        0x3000: False,
+    }
+    assert add(9, 0, 4, pages=0) == 1 << 24
+    assert [slot.hva for slot in table.slots if slot.to_ns == 4] == [0x2000]
+    # A new one ends what was closed before, but nothing where the process is gone and cannot be asked.
+    there = {12}
+    assert add(12, 0x4000, 5) == 2 << 24
+    assert [(row["slot"], row["size_bytes"], row["from_ns"]) for row in notes[-2:]] == [
+        (0, 0, 5),
+        (2 << 24, 4096, 5),
+    ]
+    there = set()
+    assert add(13, 0x5000, 6) == 3 << 24
+    assert {slot.hva for slot in table.slots if slot.to_ns > 6} == {0x4000, 0x5000}
+    # One that ran before the recording, with a descriptor that is not known: it is the first.
+    assert table.add(Memslot(1, 4, 0, 4096, 0x6000, 0, 7, "assumed")).slot == 4
+    assert table.add(Memslot(1, 4, 0, 4096, 0x7000, 0, 8, "ioctl"), 5).slot == 4
+
+
 def test_memslots_of_a_vm_that_is_gone_serve_its_last_rows_and_are_forgotten() -> None:
     notes: list[dict[str, Any]] = []
     table = MemslotTable(SimpleNamespace(add_memslot=lambda **row: notes.append(row)))  # type: ignore[arg-type]
