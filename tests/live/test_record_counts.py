@@ -1,6 +1,6 @@
-"""Every kind of event counted by somebody else as well: ftrace, QEMU's own trace, the guest's own account.
+"""Events counted by somebody else as well: ftrace, QEMU's own trace, the guest's own account.
 
-docs/probes.md has the table of what was shown against what.
+docs/probes.md has the table of what was shown against what, here and in other tests, and of which kinds.
 """
 
 from __future__ import annotations
@@ -139,10 +139,10 @@ def test_what_qemu_says_it_discarded_is_what_was_recorded(tmp_path: Path) -> Non
 
 @pytest.mark.live("kvm", "bpf", "root")
 def test_a_guest_of_two_vcpus_is_counted_the_same_by_ftrace(tmp_path: Path) -> None:
-    """Faults, mappings, calls, unmappings and memslots of a KVM guest: ftrace's count of the same process."""
+    """Faults, mappings, calls and memslots of a KVM guest: ftrace's count of the same process."""
     account = tmp_path / "guest.json"
     options = ("--pages", "10007", "--vcpus", "2", "--order", "random", "--hot-add", "1009", "--zero-first")
-    calls = ("syscalls/sys_enter_madvise", "kvm/kvm_unmap_hva_range", "kvm/kvm_vcpu_wakeup")
+    calls = ("syscalls/sys_enter_madvise", "kvm/kvm_vcpu_wakeup")
     faults = ("kvmmmu/kvm_mmu_spte_requested", "kvmmmu/kvm_mmu_set_spte")
     with second_tracer(*calls, *faults) as tracer:
         trace, _ = record_command(tmp_path / "guest.trace", *writing_to(account, *GUEST, *options))
@@ -167,3 +167,31 @@ def test_a_guest_of_two_vcpus_is_counted_the_same_by_ftrace(tmp_path: Path) -> N
     assert made.height == len(guest["memslots"]) == 3
     assert "vcpu_block" not in ours
     assert "kvm_vcpu_wakeup" not in seen
+
+
+UNMAPPED = 2003  # a prime
+UNMAPS = f"""
+import ctypes, mmap
+from tracekit.lab.kvm import Kvm
+size = 16 << 20
+memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_NOHUGEPAGE)
+at = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+with Kvm() as kvm, kvm.create_vm() as vm:
+    vm.set_memslot(0, 0, size, at)
+    for page in range(0, size, 4096): memory[page] = 1
+    for number in range({UNMAPPED}): memory.madvise(mmap.MADV_DONTNEED, number * 8192, 4096)
+"""
+
+
+@pytest.mark.live("kvm", "bpf", "root")
+def test_every_unmapping_of_a_vm_s_memory_is_the_one_ftrace_saw(tmp_path: Path) -> None:
+    with second_tracer("kvm/kvm_unmap_hva_range") as tracer:
+        trace, _ = record_command(tmp_path / "unmaps.trace", sys.executable, "-c", UNMAPS)
+    (process,) = {vm["pid"] for vm in trace.meta.vms}
+    theirs = tracer.rows.filter(pl.col("tgid") == process)
+    spans = [[int(x, 16) for x in re.findall(r"0x([0-9a-f]+)", text)] for text in theirs["text"]]
+    # Reclaim or khugepaged may unmap some of it too: those are no threads of the VM's.
+    ours = of_kind(trace, "unmap").filter(pl.col("tid").is_in(theirs["tid"].unique().to_list()))
+    assert ours.select("hva", "pages").rows() == [(a, (b - a) // PAGE_BYTES) for a, b in spans]
+    assert ours.height >= UNMAPPED
