@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 __all__ = ["Function", "enum_value", "field_offset", "function", "prototype"]
@@ -21,6 +22,7 @@ _TYPEDEF: Final = 8
 _FUNCTION: Final = 12
 _PROTOTYPE: Final = 13
 _BITFIELD_OFFSET: Final = 0xFFFFFF
+_MODULES: Final = Path("/sys/kernel/btf")
 
 
 class _Type(ctypes.Structure):
@@ -47,22 +49,25 @@ class Function(NamedTuple):
 
 
 @cache
-def field_offset(structure: str, field: str) -> int | None:
-    """Return where a field lies in a structure, in bytes; fields of unnamed parts of it count as its own."""
-    for name, member in _entries(structure, _STRUCT, _Member):
-        if (found := _within(name, member, field)) is not None:
+def field_offset(structure: str, field: str, module: str = "") -> int | None:
+    """Return where a field lies in a structure, in bytes; fields of unnamed parts of it count as its own.
+
+    The structure may be one of this module, if the kernel has it as such.
+    """
+    for name, member in _entries(structure, _STRUCT, _Member, module):
+        if (found := _within(name, member, field, module)) is not None:
             return found
     return None
 
 
-def _within(name: str, member: Any, field: str) -> int | None:
+def _within(name: str, member: Any, field: str, module: str) -> int | None:
     at = int(member.offset & _BITFIELD_OFFSET) // 8
     if name == field:
         return at
-    if name or _kind(member.type) not in (_STRUCT, _UNION):
+    if name or _kind(member.type, module) not in (_STRUCT, _UNION):
         return None
-    for inner_name, inner in _entries_of(member.type, _Member):
-        if (found := _within(inner_name, inner, field)) is not None:
+    for inner_name, inner in _entries_of(member.type, _Member, module):
+        if (found := _within(inner_name, inner, field, module)) is not None:
             return at + found
     return None
 
@@ -120,8 +125,8 @@ def _referred(number: int) -> int:
     return int(_Type.from_address(lib.btf__type_by_id(btf, number)).size)
 
 
-def _kind(number: int) -> int:
-    lib, btf = _kernel()
+def _kind(number: int, module: str = "") -> int:
+    lib, btf = _types(module)
     return int(_Type.from_address(lib.btf__type_by_id(btf, number)).info >> 24 & 0x1F) if number else 0
 
 
@@ -137,22 +142,35 @@ def _type_name(number: int) -> str:
     return f"struct {name}" if _kind(number) == _STRUCT else name
 
 
-def _entries(type_name: str, kind: int, layout: type[ctypes.Structure]) -> Iterator[tuple[str, Any]]:
+def _entries(
+    type_name: str, kind: int, layout: type[ctypes.Structure], module: str = ""
+) -> Iterator[tuple[str, Any]]:
     """Yield the members of a structure or an enum; a type is followed by `vlen` of them in memory."""
-    lib, btf = _kernel()
+    lib, btf = _types(module)
     if not btf:
         return
     number = lib.btf__find_by_name_kind(btf, type_name.encode(), kind)
     if number >= 0:
-        yield from _entries_of(number, layout)
+        yield from _entries_of(number, layout, module)
 
 
-def _entries_of(number: int, layout: type[ctypes.Structure]) -> Iterator[tuple[str, Any]]:
-    lib, btf = _kernel()
+def _entries_of(number: int, layout: type[ctypes.Structure], module: str = "") -> Iterator[tuple[str, Any]]:
+    lib, btf = _types(module)
     address = lib.btf__type_by_id(btf, number)
     count = _Type.from_address(address).info & 0xFFFF
     for entry in (layout * count).from_address(address + ctypes.sizeof(_Type)):
         yield lib.btf__name_by_offset(btf, entry.name).decode(), entry
+
+
+@cache
+def _types(module: str) -> tuple[Any, int | None]:
+    """Return the types of a module with the kernel's; the kernel's alone where it has no such module."""
+    lib, btf = _kernel()
+    if not module or not btf or not (_MODULES / module).exists():
+        return lib, btf
+    lib.btf__load_module_btf.restype = ctypes.c_void_p
+    lib.btf__load_module_btf.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
+    return lib, lib.btf__load_module_btf(module.encode(), btf) or btf
 
 
 @cache

@@ -23,7 +23,7 @@ from tracekit.probes.memslots import MemslotTable
 from tracekit.probes.plan import RecordPlan, RecordReport, Status
 from tracekit.probes.ring import MOST_RECORDS
 from tracekit.probes.samples import sample_host, sample_process
-from tracekit.probes.slots import SlotFinder, is_emulated
+from tracekit.probes.slots import SlotFinder, Told, is_emulated
 from tracekit.probes.vmm import classify
 from tracekit.probes.vms import Vms
 from tracekit.probes.wire import RECORD
@@ -54,7 +54,7 @@ class Recorder:
         *,
         catalogue: Sequence[Probe],
         switch: StatsSwitch,
-        told: list[tuple[int, int, int]],
+        told: Mapping[int, Told],
         marks: MarkPipe,
     ) -> None:
         self._marks = marks

@@ -13,18 +13,20 @@ from typing import Final, NamedTuple
 
 from tracekit.errors import CapabilityError, FailedError, UsageError
 from tracekit.probes import constants, host, target, tracefs
-from tracekit.probes.attach import attach, holds_vm
+from tracekit.probes.attach import attach, holds_vm, only_vm
 from tracekit.probes.bcc_package import release_compiler
 from tracekit.probes.catalogue import GUEST_PROBES, Probe, host_probes
 from tracekit.probes.cost import StatsSwitch
 from tracekit.probes.loader import LoadedProbes, require_permission
 from tracekit.probes.marks import ENVIRONMENT, MarkPipe, pipe_of
+from tracekit.probes.memslot_walk import walked_memslots
 from tracekit.probes.plan import RecordPlan, RecordReport, Status
 from tracekit.probes.privileges import give_up
 from tracekit.probes.qemu_monitor import ask_monitor, memory_ranges
 from tracekit.probes.recorder import Recorder
 from tracekit.probes.redaction import redact
 from tracekit.probes.signals import stop_signals, triggers, until_end
+from tracekit.probes.slots import Told
 from tracekit.probes.vms import ThisGuest, VmList
 from tracekit.probes.writers import FlightWriter, RotatingWriter, Writer, numbered, taken_numbers
 from tracekit.trace import Meta, TraceWriter
@@ -133,7 +135,7 @@ def _record(plan: RecordPlan, child: target.Child | None, link: _Link, stack: Ex
             link.say(f"process {pid} has no KVM virtual machine: only its own faults and calls are recorded")
     meta.notes.extend(link.notes)
     vms.refresh()
-    told = _told_ranges(plan)
+    told = _told_slots(plan)
     switch = stack.enter_context(StatsSwitch())
     if plan.least_privilege:
         give_up(plan.user, plan.group, ends_command=child is not None)
@@ -200,11 +202,17 @@ def _let_go_on(child: target.Child, plan: RecordPlan, link: _Link, error: Except
             pass
 
 
-def _told_ranges(plan: RecordPlan) -> list[tuple[int, int, int]]:
-    """Ask the monitor of a QEMU that runs already, as long as we may: its socket may be root's."""
-    if not plan.pids or plan.monitor is None:
-        return []
-    return memory_ranges(ask_monitor(plan.monitor))
+def _told_slots(plan: RecordPlan) -> dict[int, Told]:
+    """Return what is known for sure of the memslots of VMs that run already, by their pids.
+
+    Asked as long as we may: reading KVM's takes privileges, and a monitor's socket may be root's.
+    """
+    told = {pid: Told("btf", slots) for pid in plan.pids if (slots := walked_memslots(pid))}
+    if plan.pids and plan.monitor is not None:
+        ranges = memory_ranges(ask_monitor(plan.monitor))
+        vm_fd = only_vm(plan.pids[0])
+        told[plan.pids[0]] = Told("monitor", [(vm_fd, n, *where) for n, where in enumerate(ranges)])
+    return told
 
 
 def _load(plan: RecordPlan, described: Host, catalogue: Sequence[Probe]) -> LoadedProbes:

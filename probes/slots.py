@@ -1,4 +1,4 @@
-"""Memslots that were not seen being made: asked of QEMU's monitor, or assumed from /proc/PID/maps.
+"""Memslots that were not seen being made: read from KVM, asked of QEMU's monitor, or assumed from its maps.
 
 A VM that runs already has made its memslots, and one without KVM (TCG) never makes any. What is assumed is
 marked so in the trace (`known_by`).
@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path, PurePath
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
+from tracekit.probes import filemap
 from tracekit.probes.attach import holds_vm, only_vm
-from tracekit.probes.filemap import Mapping, parse_maps
+from tracekit.probes.filemap import parse_maps
 from tracekit.probes.memslots import Memslot, MemslotTable
 from tracekit.probes.qemu_monitor import ask_monitor, memory_ranges
 from tracekit.trace.meta import Vm
 
-__all__ = ["SlotFinder", "assume", "is_emulated", "ram_bytes"]
+__all__ = ["SlotFinder", "Told", "assume", "is_emulated", "ram_bytes"]
 
 _GIB: Final = 1 << 30
 _LEAST_RAM: Final = 16 << 20
@@ -35,10 +37,20 @@ _LOW_END: Final = {
 }
 
 
+class Told(NamedTuple):
+    """Memslots, and who said them: KVM's own structures (`btf`), or a `monitor`.
+
+    Each is its VM's file descriptor, its number, gpa, bytes and hva.
+    """
+
+    known_by: str
+    slots: Sequence[tuple[int, int, int, int, int]]
+
+
 class SlotFinder:
     """Finds the memslots of VMs that have none yet.
 
-    `monitor` is a QEMU monitor socket of the first VM, `told` what that has said already (gpa, bytes, hva).
+    `monitor` is a QEMU monitor socket of the first VM, `told` what was found out already, by pid.
     """
 
     def __init__(
@@ -49,7 +61,7 @@ class SlotFinder:
         monitor: Path | None,
         start_ns: int,
         *,
-        told: Sequence[tuple[int, int, int]] = (),
+        told: Mapping[int, Told] = MappingProxyType({}),
     ) -> None:
         self._memslots, self._bpf, self._listed = memslots, bpf, listed
         self._monitor, self._start_ns, self._told = monitor, start_ns, told
@@ -67,9 +79,12 @@ class SlotFinder:
             argv, pid = listed["argv"], listed["pid"]
             first_look = pid not in self._looked
             self._looked.add(pid)
-            if vm == 0 and self._told:
-                ranges, known_by = list(self._told), "monitor"
-            elif vm == 0 and self._monitor is not None and self._monitor_is_there():
+            if pid in self._told:
+                known_by, slots = self._told[pid]
+                for vm_fd, slot, gpa, size, hva in slots:
+                    self._add(Memslot(vm, slot, gpa, size, hva, 0, self._start_ns, known_by), pid, vm_fd)
+                continue
+            if vm == 0 and self._monitor is not None and self._monitor_is_there():
                 ranges, known_by = memory_ranges(ask_monitor(self._monitor)), "monitor"
                 self._monitor = None
             elif (running and first_look and holds_vm(pid)) or is_emulated(argv):
@@ -78,7 +93,8 @@ class SlotFinder:
             else:
                 continue
             for slot, (gpa, size, hva) in enumerate(ranges):
-                self._add(Memslot(vm, slot, gpa, size, hva, 0, self._start_ns, known_by), pid)
+                slot_there = Memslot(vm, slot, gpa, size, hva, 0, self._start_ns, known_by)
+                self._add(slot_there, pid, only_vm(pid))
 
     @property
     def notes(self) -> list[str]:
@@ -102,8 +118,7 @@ class SlotFinder:
             return assume(argv, parse_maps(Path(f"/proc/{pid}/maps").read_text()))
         return []
 
-    def _add(self, slot: Memslot, pid: int) -> None:
-        vm_fd = only_vm(pid)
+    def _add(self, slot: Memslot, pid: int, vm_fd: int) -> None:
         self._memslots.add(slot, vm_fd)
         table = self._bpf[b"memslots"]
         region = table.Leaf(slot=slot.slot, flags=0, gpa=slot.gpa, size=slot.size_bytes, hva=slot.hva)
@@ -124,7 +139,7 @@ def ram_bytes(argv: Sequence[str]) -> int | None:
     return None
 
 
-def assume(argv: Sequence[str], maps: Sequence[Mapping]) -> list[tuple[int, int, int]]:
+def assume(argv: Sequence[str], maps: Sequence[filemap.Mapping]) -> list[tuple[int, int, int]]:
     """Guess a guest's memory as (gpa, bytes, hva): the one mapping of the size asked for.
 
     Where no size was asked for, the one large mapping that can't be an arena of malloc. Empty if none or more
@@ -150,7 +165,7 @@ def assume(argv: Sequence[str], maps: Sequence[Mapping]) -> list[tuple[int, int,
     return ranges
 
 
-def _may_be_arena(mapping: Mapping) -> bool:
+def _may_be_arena(mapping: filemap.Mapping) -> bool:
     """Return whether this may be the part in use of a malloc arena: private, anonymous, at its alignment."""
     own = not mapping.path and mapping.permissions.endswith("p")
     return own and mapping.start % _ARENA == 0 and mapping.end - mapping.start <= _ARENA

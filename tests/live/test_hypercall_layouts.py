@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.live.made_up import made_up_point, run_program
+from tests.live.made_up import made_up_point
 from tracekit.probes import bcc_package, constants, source, tracefs
 from tracekit.probes.catalogue import HOST_PROBES
+from tracekit.probes.program_run import run_program
 from tracekit.probes.ring import RingReader
 from tracekit.probes.wire import LOST, VALID
 from tracekit.trace.schema import KIND_CODE

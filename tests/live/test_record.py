@@ -175,6 +175,25 @@ def test_attaching_to_a_running_vm_finds_its_vcpus(tmp_path: Path) -> None:
     assert rows.group_by("vcpu").len().sort("vcpu").rows() == [(0, 2050), (1, 2049)]
 
 
+def test_attaching_to_a_running_vm_finds_its_memslots(tmp_path: Path) -> None:
+    path = tmp_path / "attached.trace"
+    with waiting_guest(
+        "--enlightened", "port", "--hint", "discard", "--hint-batch", "64", "--hint-lead", "-1"
+    ) as guest:
+        command = [*TRACEKIT, "record", "-p", str(guest.pid), "-o", str(path)]
+        with ended(subprocess.Popen(command, text=True)) as recorder:
+            wait_for((path / "meta.json").exists)
+            time.sleep(0.5)
+            account, _ = guest.communicate("\n", timeout=30)
+            assert recorder.wait(timeout=30) == 0
+    trace, first = open_trace(path), json.loads(account)["first_gfn"]
+    assert trace.memslots["known_by"].unique().to_list() == ["btf"]
+    # What the guest hints its VMM discards, 64 pages a call, by an address: only memslots make that a gfn.
+    taken = trace.events.filter(pl.col("kind") == "free_page_report").collect()
+    assert taken["gfn"].to_list() == [first + 64 * batch for batch in range(4099 // 64)]
+    assert taken["pages"].unique().to_list() == [64]
+
+
 def test_a_signal_finalises_and_the_command_does_not_outlive_it(tmp_path: Path) -> None:
     path, pid_file = tmp_path / "stopped.trace", tmp_path / "pid"
     recorder = subprocess.Popen(

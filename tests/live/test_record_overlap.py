@@ -12,10 +12,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tests.live.made_up import made_up_point, run_program
+from tests.live.made_up import made_up_point
 from tests.live.recording import TRACEKIT, ended, of_kind
 from tracekit.probes import bcc_package, constants, source, tracefs
 from tracekit.probes.catalogue import HOST_PROBES
+from tracekit.probes.program_run import run_program
 from tracekit.probes.ring import RingReader
 from tracekit.trace import open_trace
 from tracekit.trace.schema import KIND_CODE

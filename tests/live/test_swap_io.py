@@ -9,9 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.live.made_up import made_up_point, run_program
+from tests.live.made_up import made_up_point
 from tracekit.probes import bcc_package, btf, constants, source, tracefs
 from tracekit.probes.catalogue import HOST_PROBES
+from tracekit.probes.program_run import run_program
 from tracekit.probes.ring import RingReader
 from tracekit.trace.schema import FLAG_UNWRITTEN, KIND_CODE, KINDS
 

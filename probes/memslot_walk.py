@@ -1,0 +1,93 @@
+"""The memslots of a VM that runs already, from KVM's own structures: the kernel's types (BTF) describe them.
+
+KVM tells nobody its memslots. So the recorder borrows the VM's descriptor (pidfd_getfd) and lets a BPF
+program follow it: task -> files -> VM -> memslots. That leaves nothing behind, and needs nothing of the VMM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from tracekit.errors import TracekitError
+from tracekit.probes import btf
+from tracekit.probes.attach import vm_descriptors
+from tracekit.probes.bcc_package import compile_program, load_bcc
+from tracekit.probes.program_run import run_program
+from tracekit.trace.memslots import is_memory
+
+__all__ = ["walked_memslots"]
+
+_PIDFD_GETFD: Final = 438  # the system call
+_MOST_SLOTS: Final = 1024
+_SOURCE: Final = Path(__file__).with_name("bpf") / "memslot_walk.c"
+# Since Linux 5.17, when KVM began to keep memslots in trees and a hash table instead of an array.
+_OFFSETS: Final = {
+    "TASK_FILES_OFFSET": ("task_struct", "files"),
+    "FILES_TABLE_OFFSET": ("files_struct", "fdt"),
+    "TABLE_DESCRIPTORS_OFFSET": ("fdtable", "fd"),
+    "FILE_PRIVATE_OFFSET": ("file", "private_data"),
+    "VM_MEMSLOTS_OFFSET": ("kvm", "memslots"),
+    "MEMSLOTS_HASH_OFFSET": ("kvm_memslots", "id_hash"),
+    "MEMSLOTS_INDEX_OFFSET": ("kvm_memslots", "node_idx"),
+    "SLOT_NODES_OFFSET": ("kvm_memory_slot", "id_node"),
+    "SLOT_GFN_OFFSET": ("kvm_memory_slot", "base_gfn"),
+    "SLOT_PAGES_OFFSET": ("kvm_memory_slot", "npages"),
+    "SLOT_HVA_OFFSET": ("kvm_memory_slot", "userspace_addr"),
+    "SLOT_NUMBER_OFFSET": ("kvm_memory_slot", "id"),
+    "SLOT_FLAGS_OFFSET": ("kvm_memory_slot", "flags"),
+}
+
+
+def walked_memslots(pid: int) -> list[tuple[int, int, int, int, int]]:
+    """Return a VMM's memslots as (the VM's descriptor, number, gpa, bytes, hva), in order of the first two.
+
+    Empty where it has no VM, or this kernel does not say where things are, or does not let us look.
+    """
+    offsets = {name: btf.field_offset(*field, module="kvm") for name, field in _OFFSETS.items()}
+    if None in offsets.values():
+        return []
+    found: list[tuple[int, int, int, int, int]] = []
+    with contextlib.suppress(OSError, TracekitError), contextlib.ExitStack() as stack:
+        borrowed = {fd: stack.enter_context(_borrowed(pid, fd)) for fd in vm_descriptors(pid)}
+        if not borrowed:
+            return []
+        defines = "".join(f"#define {name} {value}\n" for name, value in offsets.items())
+        programs = compile_program(f"{defines}#define MOST_SLOTS {_MOST_SLOTS}\n{_SOURCE.read_text()}")
+        stack.callback(programs.cleanup)
+        walk = programs.load_func(b"walk", load_bcc().BPF.RAW_TRACEPOINT).fd
+        for fd, own in borrowed.items():
+            run_program(walk, own)
+            found += [(fd, *slot) for slot in _read(programs)]
+    return sorted(found)
+
+
+def _read(programs: Any) -> list[tuple[int, int, int, int]]:
+    count = programs[b"count"][0].value
+    if count > _MOST_SLOTS:
+        return []
+    slots = [programs[b"found"][at] for at in range(count)]
+    return [
+        (one.number, one.gpa, one.size, one.hva) for one in slots if is_memory(one.gpa, one.size, one.hva)
+    ]
+
+
+@contextlib.contextmanager
+def _borrowed(pid: int, fd: int) -> Iterator[int]:
+    """Have a descriptor of another process as our own."""
+    process = os.pidfd_open(pid)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        own = libc.syscall(_PIDFD_GETFD, process, fd, 0)
+        if own < 0:
+            raise OSError(ctypes.get_errno(), "pidfd_getfd")
+    finally:
+        os.close(process)
+    try:
+        yield own
+    finally:
+        os.close(own)

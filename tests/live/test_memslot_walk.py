@@ -1,0 +1,45 @@
+"""Memslots read from KVM's own structures, of a VM that this very process holds."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+
+import pytest
+
+from tracekit.lab.kvm import Kvm
+from tracekit.probes.memslot_walk import walked_memslots
+
+pytestmark = pytest.mark.live("kvm", "bpf", "root")
+
+PAGE = mmap.PAGESIZE
+SLOTS = 307  # a prime; several in each bucket of KVM's table
+
+
+def there() -> list[tuple[int, ...]]:
+    return sorted(one[1:] for one in walked_memslots(os.getpid()))
+
+
+def test_the_memslots_of_a_vm_that_runs_already_are_those_that_were_set() -> None:
+    memory = mmap.mmap(-1, (SLOTS + 2) * 2 * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    start += -start % PAGE
+    assert walked_memslots(os.getpid()) == []
+    with Kvm() as kvm, kvm.create_vm() as vm:
+        expected = []
+        for slot in range(SLOTS):
+            gpa, size, hva = slot << 30, (1 + slot % 2) * PAGE, start + 2 * slot * PAGE
+            vm.set_memslot(slot, gpa, size, hva)
+            expected.append((slot, gpa, size, hva))
+        assert there() == expected
+        # One goes, one moves: KVM then uses the other of its two sets.
+        vm.set_memslot(5, 5 << 30, 0, start)
+        vm.set_memslot(7, 7 << 30, 0, start)
+        vm.set_memslot(7, 777 << 30, PAGE, start)
+        kept = [one for one in expected if one[0] not in (5, 7)]
+        assert there() == sorted([*kept, (7, 777 << 30, PAGE, start)])
+        with kvm.create_vm() as other:
+            other.set_memslot(0, 0, PAGE, start)
+            assert there().count((0, 0, PAGE, start)) == 2
+            assert len({fd for fd, *_ in walked_memslots(os.getpid())}) == 2
