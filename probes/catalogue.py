@@ -94,6 +94,7 @@ HOST_PROBES: Final[tuple[Probe, ...]] = (
 )
 
 GUEST_PROBES: Final[tuple[Probe, ...]] = (
+    Probe("own", (), constants=("RECORDER",)),
     Probe("guest_pages", ("page_alloc", "page_free"), constants=("RECORDER", "INIT_ON_ALLOC")),
     Probe(
         "guest_fault",

@@ -216,6 +216,23 @@ static __always_inline u64 file_of(s32 fd)
     return 0;
 }
 
+#ifdef RECORDER  // in a guest
+
+// The processes that the recorder has started meanwhile (own.c); mostly there are none, and nobody is looked up.
+BPF_TABLE("lru_hash", u32, u8, own_processes, 1024);
+BPF_ARRAY(own_started, u32, 1);
+
+static __always_inline int is_own(u64 pid_tgid)
+{
+    u32 zero = 0, tgid = pid_tgid >> 32;
+    if (tgid == RECORDER)
+        return 1;
+    u32 *started = own_started.lookup(&zero);
+    return started && *started && own_processes.lookup(&tgid);
+}
+
+#endif
+
 #ifdef MMU_ADDRESS_IS_GPA  // on a host
 
 // The id of the memory cgroup of a structure (struct mem_cgroup) of the kernel.

@@ -9,7 +9,7 @@ static __always_inline void guest_fault_begin(u64 address, u64 error)
 {
     u64 id = bpf_get_current_pid_tgid();
     u32 tid = id;
-    if (id >> 32 == RECORDER)
+    if (is_own(id))
         return;
     struct guest_fault fault = {.start = bpf_ktime_get_ns(), .address = address, .error = error};
     if (guest_faults.update(&tid, &fault))
@@ -29,7 +29,7 @@ static __always_inline int guest_fault_end(struct fault_context *ctx, u32 flags)
     u64 address = ctx->address, ip = FAULT_IP(ctx);
     u64 now = bpf_ktime_get_ns(), id = bpf_get_current_pid_tgid();
     u32 tid = id;
-    if (id >> 32 == RECORDER)
+    if (is_own(id))
         return 0;
     s16 cpu = bpf_get_smp_processor_id();
     struct guest_fault *fault = guest_faults.lookup(&tid);

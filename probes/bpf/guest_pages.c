@@ -3,8 +3,6 @@
 #define NOT_A_PAGE (~0ULL)
 #define GFP_ZERO 0x100
 
-static __always_inline int is_own(void) { return bpf_get_current_pid_tgid() >> 32 == RECORDER; }
-
 // The page's number: given, or from where its structure lies (page_structures.py).
 #ifdef RAW_kmem__mm_page_alloc
 #define ALLOCATED(args) ((args)->page ? ((args)->page - (u64)(PAGES_AT)) / PAGE_STRUCTURE_BYTES : NOT_A_PAGE)
@@ -20,7 +18,7 @@ static __always_inline int is_own(void) { return bpf_get_current_pid_tgid() >> 3
 ON(kmem, mm_page_alloc)
 {
     u64 pfn = ALLOCATED(args);
-    if (pfn == NOT_A_PAGE || is_own())
+    if (pfn == NOT_A_PAGE || is_own(bpf_get_current_pid_tgid()))
         return;
     u32 flags = INIT_ON_ALLOC || (args->gfp_flags & GFP_ZERO) ? FLAG_ZEROED : 0;
     EMIT_AS(0, bpf_get_smp_processor_id(), KIND_PAGE_ALLOC, bpf_ktime_get_ns(), VALID_GFN, .gfn = pfn,
@@ -29,7 +27,7 @@ ON(kmem, mm_page_alloc)
 
 ON(kmem, mm_page_free)
 {
-    if (is_own())
+    if (is_own(bpf_get_current_pid_tgid()))
         return;
     EMIT_AS(0, bpf_get_smp_processor_id(), KIND_PAGE_FREE, bpf_ktime_get_ns(), VALID_GFN, .gfn = FREED(args),
             .pages = 1 << args->order);

@@ -6,6 +6,7 @@ import errno
 import json
 import mmap
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import polars as pl
 import pytest
 
 from tests.live.recording import TRACEKIT, of_kind, record_command, wait_for
-from tracekit.probes.plan import RecordPlan
+from tracekit.probes.plan import RecordPlan, Status
 from tracekit.probes.run import record
 from tracekit.trace import Trace, open_trace, recover
 from tracekit.trace.schema import FLAG_ZEROED, PAGE_BYTES
@@ -59,6 +60,29 @@ def test_from_inside_a_guest_every_page_handed_out_and_taken_back_is_seen(tmp_pa
     assert trace.meta.vms[0]["vcpus"] == os.cpu_count()
     # The recorder left itself out.
     assert trace.events.select("vcpu").unique().collect()["vcpu"].max() < os.cpu_count()
+
+
+def test_what_the_recorder_starts_while_it_records_is_left_out_too(tmp_path: Path) -> None:
+    """As the process that compiles its inner loops is, where there are none yet."""
+    accounts = [tmp_path / name for name in ("of-the-recorder", "of-its-child", "of-the-command")]
+    ours, child, command = ([sys.executable, "-c", TOUCH, str(account)] for account in accounts)
+    started = []
+
+    def start(_status: Status) -> None:
+        if not started:
+            started.append(subprocess.Popen(["sh", "-c", f'"$@"; {shlex.join(child)}', "sh", *ours]))
+
+    path = tmp_path / "own.trace"
+    waits = f"{shlex.join(command)}; while ! test -s {accounts[1]}; do sleep 0.1; done"
+    report = record(RecordPlan(out=path, command=("sh", "-c", waits), guest=True), watch=start)
+    assert started[0].wait() == report.exit_code == 0
+    trace = open_trace(path)
+    tids = [json.loads(account.read_text())[1] for account in accounts]
+    for kind in ("page_alloc", "page_free", "guest_fault"):
+        by_tid = dict(of_kind(trace, kind).group_by("tid").len().iter_rows())
+        seen = [by_tid.get(tid, 0) for tid in tids]
+        assert seen[:2] == [0, 0]
+        assert seen[2] >= PAGES // 2
 
 
 def test_a_guest_s_run_queue_is_sampled(tmp_path: Path) -> None:
