@@ -262,6 +262,9 @@ def test_where_no_pipe_can_be_made_only_the_marks_are_off(
     marking = f"{sys.executable} -m tracekit mark ready; test $? = 2"
     trace, report = record_command(tmp_path / "x.trace", "sh", "-c", marking)
     assert trace.meta.marks == []
-    assert trace.meta.notes == report.notes
-    assert report.lines()[-1].strip().startswith("marks are off: no pipe can be made")
+    # The trace may also say what others did on this machine meanwhile.
+    (why,) = report.notes
+    assert why in trace.meta.notes
+    assert why.startswith("marks are off: no pipe can be made")
+    assert why in report.lines()[-1]
     assert trace.rows > 0
