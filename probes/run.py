@@ -42,15 +42,15 @@ _WATCH_S: Final = 0.25
 
 def record(
     plan: RecordPlan,
-    watch: Callable[[Status], None] | None = None,
+    watch: Callable[[Status | None], None] | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> RecordReport:
     """Record as planned until the command ends, the time is over, or SIGINT or SIGTERM comes.
 
     A second signal aborts: KeyboardInterrupt, and the trace is left for `tracekit recover`. Only the
     main thread can take signals; called from another thread, it stops by time or with the command.
-    `watch` is called four times a second with how the recording stands, `tell` with what cannot wait for the
-    report (a dump, a recording that has stopped).
+    `watch` is called four times a second with how the recording stands, and with None when it has stopped and
+    the command goes on; `tell` with what cannot wait for the report (a dump, a recording that has stopped).
 
     When the recording itself fails (a full disk), the command goes on: this function waits for its end, for
     the end of the planned time or for a signal, and raises then.
@@ -82,7 +82,7 @@ class _Link(NamedTuple):
 
     stop: Callable[[], str]
     triggered: Callable[[], bool]
-    watch: Callable[[Status], None] | None
+    watch: Callable[[Status | None], None] | None
     tell: Callable[[str], None] | None
     notes: list[str]
 
@@ -195,6 +195,8 @@ def _let_go_on(child: target.Child, plan: RecordPlan, link: _Link, error: Except
         return
     end = None if plan.seconds is None else child.released_s + plan.seconds
     if end is None or time.monotonic() < end:
+        if link.watch is not None:
+            link.watch(None)
         what = str(error) or type(error).__name__
         link.say(f"recording has stopped, the command goes on (Ctrl-C ends it): {what}")
     with until_end([child.pid]) as ended:

@@ -81,8 +81,8 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 def disk_full(folder: Path, rng: random.Random) -> Account:
     with small_disk(folder, f"{rng.randrange(300, 1500)}k") as place:
-        # As many calls as fit many times; the recorder ends its command when it gives up.
-        recorder = start_recorder(place / "x.trace", "--", *command(folder / "counter", 5_000_000))
+        # More calls than fit; the command goes on to its end when the recorder gives up.
+        recorder = start_recorder(place / "x.trace", "--", *command(folder / "counter", 500_000))
         said = finished(recorder, 1)
         assert "the disk is full" in said, said
         subprocess.run(["mount", "-o", "remount,size=64m", str(place)], check=True)
@@ -130,7 +130,7 @@ def disk_error(folder: Path, rng: random.Random) -> Account:
     shim = folder / "shim.so"
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(shim), str(folder / "shim.c"), "-ldl"], check=True)
     environment = {**os.environ, "LD_PRELOAD": str(shim), "FAIL_AFTER": str(rng.randrange(1, 12))}
-    work = command(folder / "counter", 5_000_000)
+    work = command(folder / "counter", 500_000)
     recorder = start_recorder(folder / "x.trace", "--", *work, env=environment)
     said = finished(recorder, 1)
     assert "Input/output error" in said, said

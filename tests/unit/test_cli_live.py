@@ -74,6 +74,15 @@ def test_a_small_window_gets_fewer_faults(height: int) -> None:
     assert any("newest faults" in line for line in lines)
 
 
+def test_a_recording_that_has_stopped_is_shown_no_more() -> None:
+    out = console()
+    with LiveView(out, shown=True) as view:
+        view.update(status(1, [fault(0.5)]))
+        view.update(None)
+        assert view._live is None
+        view.update(None)
+
+
 def test_only_rows_that_somebody_waited_for_are_newest() -> None:
     valid = {"latency_ns": [n % 3 == 0 for n in range(99)]}
     batch = events_batch(ts_ns=list(range(99)), kind="map", gfn=7, latency_ns=[5] * 99, valid=valid)

@@ -31,9 +31,13 @@ class LiveView:
         self._recent: deque[Status] = deque()
         self._faults = FaultStream()
 
-    def update(self, status: Status) -> None:
-        """Show how the recording stands."""
+    def update(self, status: Status | None) -> None:
+        """Show how the recording stands; None takes the tables away, as it has stopped."""
         if self._live is None:
+            return
+        if status is None:
+            self._live.stop()
+            self._live = None
             return
         self._recent.append(status)
         while status.seconds - self._recent[0].seconds > _WINDOW_S:
