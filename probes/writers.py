@@ -248,6 +248,7 @@ class FlightWriter:
         self.bytes_written = 0
         self._open, self._keep_ns = open_trace, int(seconds * 1e9)
         self._triggered, self._say = triggered, say
+        self._newest_ns = 0
         self._memslots = _Memslots()
         self._frames: deque[tuple[int, pa.Buffer]] = deque()
         self._samples: deque[tuple[int, int, str, float]] = deque()
@@ -267,6 +268,7 @@ class FlightWriter:
                 stream.write_batch(batch)
             newest = int(batch.column("ts_ns").to_numpy().max())
             self._frames.append((newest, sink.getvalue()))
+            self._newest_ns = max(self._newest_ns, newest)
         self._forget()
 
     def add_memslot(self, **memslot: Any) -> None:
@@ -276,6 +278,7 @@ class FlightWriter:
     def add_sample(self, ts_ns: int, vm: int, metric: str, value: float) -> None:
         """Note one value of a metric."""
         self._samples.append((ts_ns, vm, metric, value))
+        self._newest_ns = max(self._newest_ns, ts_ns)
 
     def add_loss(self, cpu: int | None, t0_ns: int, t1_ns: int, lost: int | None, reason: str) -> None:
         """Enter lost events into the ledger."""
@@ -296,15 +299,17 @@ class FlightWriter:
         return 0
 
     def close(self) -> Meta:
-        """Write the last seconds to the path itself; where somebody has taken that, to the next number."""
-        self._forget()
+        """Write the last seconds to the path itself; where somebody has taken that, to the next number.
+
+        They are those before the recording was stopped: what ending it takes may be as long as what is kept.
+        """
         try:
             writer = self._open(self.path)
         except UsageError:
             if not os.path.lexists(self.path):
                 raise
             writer = self._open(self._free_path())
-        self._fill(writer)
+        self._fill(writer, self.meta.stop_ns or time.monotonic_ns())
         self.path, self.meta.rows = writer.path, writer.meta.rows or 0
         return self.meta
 
@@ -317,7 +322,7 @@ class FlightWriter:
         path, writer = self._free_path(), None
         try:
             writer = self._open(path)
-            self._fill(writer)
+            self._fill(writer, time.monotonic_ns())
         except (TracekitError, OSError) as error:
             if writer is not None:  # all that is in it is still kept here, and its room may be needed
                 shutil.rmtree(writer.path, ignore_errors=True)
@@ -328,7 +333,7 @@ class FlightWriter:
             self._say(f"dumped {writer.meta.rows or 0:,} events into {writer.path}")
 
     def _forget(self) -> None:
-        oldest = time.monotonic_ns() - self._keep_ns
+        oldest = self._newest_ns - self._keep_ns
         while self._frames and self._frames[0][0] < oldest:
             self._frames.popleft()
         while self._samples and self._samples[0][0] < oldest:
@@ -338,23 +343,26 @@ class FlightWriter:
         while self._marks and self._marks[0][1] < oldest:
             self._marks.popleft()
 
-    def _fill(self, writer: TraceWriter) -> None:
-        """Write what is kept, and finalise."""
-        oldest = time.monotonic_ns() - self._keep_ns
+    def _fill(self, writer: TraceWriter, end_ns: int) -> None:
+        """Write what is kept of the seconds before `end_ns`, and finalise."""
+        oldest = end_ns - self._keep_ns
         with writer:
             _copy_facts(self.meta, writer.meta)
             writer.meta.start_ns = oldest
-            writer.meta.stop_ns = time.monotonic_ns()
+            writer.meta.stop_ns = end_ns
             self._memslots.tell(writer)
             for _, frame in self._frames:
                 for batch in pa.ipc.open_stream(frame):
                     writer.append(batch.filter(pc.greater_equal(batch.column("ts_ns"), np.uint64(oldest))))
             for sample in self._samples:
-                writer.add_sample(*sample)
+                if sample[0] >= oldest:
+                    writer.add_sample(*sample)
             for loss in self._losses:
-                writer.add_loss(*loss)
-            for mark in self._marks:
-                writer.mark(*mark)
+                if loss[2] >= oldest:
+                    writer.add_loss(*loss)
+            for name, ts_ns in self._marks:
+                if ts_ns >= oldest:
+                    writer.mark(name, ts_ns)
         self.bytes_written += writer.bytes_written
 
 
