@@ -64,27 +64,30 @@ static __always_inline u32 owner_of(struct thread *t, u64 start)
 #endif
 }
 
-static __always_inline void notified(u8 kind, u64 now, u64 start, u32 pages, u32 owner)
+static __always_inline void notified(struct thread *t, u8 kind, u64 now, u64 start, u32 pages, u32 owner)
 {
-    EMIT_AS(vm_of_process(owner), -1, kind, now, VALID_HVA, .hva = start, .pages = pages, .rip = owner);
+    u16 vm = t && t->tgid == owner ? t->vm : vm_of_process(owner);
+    EMIT_AS(vm, -1, kind, now, VALID_HVA, .hva = start, .pages = pages, .rip = owner);
 }
 
 #ifdef HAVE_kvm__kvm_unmap_hva_range
 ON(kvm, kvm_unmap_hva_range)
 {
     u32 tid = bpf_get_current_pid_tgid();
+    struct thread *t = current_thread();
     struct unmapping last = {.hva = args->start, .ts = bpf_ktime_get_ns(),
                              .pages = (args->end - args->start + 4095) >> 12,
-                             .owner = owner_of(current_thread(), args->start)};
+                             .owner = owner_of(t, args->start)};
     unmappings.update(&tid, &last);
-    notified(KIND_UNMAP, last.ts, last.hva, last.pages, last.owner);
+    notified(t, KIND_UNMAP, last.ts, last.hva, last.pages, last.owner);
 }
 #endif
 
 #ifdef HAVE_kvm__kvm_age_hva
 ON(kvm, kvm_age_hva)
 {
-    notified(KIND_AGE, bpf_ktime_get_ns(), args->start, (args->end - args->start + 4095) >> 12,
-             owner_of(current_thread(), args->start));
+    struct thread *t = current_thread();
+    notified(t, KIND_AGE, bpf_ktime_get_ns(), args->start, (args->end - args->start + 4095) >> 12,
+             owner_of(t, args->start));
 }
 #endif
