@@ -292,7 +292,8 @@ def test_kinds_and_reasons_have_one_number_on_both_sides() -> None:
 
 def test_every_probe_file_is_in_the_catalogue_and_its_kinds_exist() -> None:
     files = {path.stem for path in Path(source.BPF_FOLDER).glob("*.c")}
-    assert files == {probe.name for probe in ALL}
+    # One is a program of its own, run once and attached to nothing (memslot_walk.py).
+    assert files == {probe.name for probe in ALL} | {"memslot_walk"}
     for probe in ALL:
         assert set(probe.kinds) <= set(KINDS)
         hooked = {f"{c}:{e}" for c, e in source.tracepoints_of(probe)}
