@@ -83,6 +83,7 @@ first = own(13)  # a child has its parent's memory at the same place
 ready, done = os.pipe(), os.pipe()
 child = os.fork()
 if not child:
+    os.close(done[1])  # else it would wait for itself, should its parent fail
     os.read(done[0], 1)
     os._exit(0)
 pidfd = os.pidfd_open(child)
