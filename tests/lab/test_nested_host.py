@@ -7,6 +7,8 @@ tracer's count or from the plan.
 
 from __future__ import annotations
 
+import re
+
 import polars as pl
 import pytest
 
@@ -18,6 +20,7 @@ from tracekit.trace.schema import FLAG_UNWRITTEN
 pytestmark = pytest.mark.live("qemu-system-x86_64")
 
 MIB = 1 << 20
+NPF_RESERVED = 1 << 3
 SWAPS = ("pswpin", "pswpout")
 DEVICES = {
     "disk": "swapoff /dev/zram0 2>/dev/null; true",
@@ -48,9 +51,17 @@ def test_every_first_touch_of_a_small_guest(lab: Lab, options: str):
 
 
 def test_an_unmodified_linux_guest_with_balloon_and_page_reporting(lab: Lab):
+    counted = "/sys/kernel/tracing/events/kvm/kvm_page_fault"
+    lab.shell(f"echo hist:keys=error_code >{counted}/trigger")
     trace, account = lab.record(
         "linux", "tracekit lab linux --json --accel kvm --memory 256M --alloc 64M --balloon 224M"
     )
+    # By error code; a reserved bit stands for a device's address, which is no memory.
+    codes = re.findall(r"error_code: +(\d+) .*hitcount: +(\d+)", lab.shell(f"cat {counted}/hist"))
+    lab.shell(f"echo '!hist:keys=error_code' >{counted}/trigger")
+    theirs = sum(int(hits) for code, hits in codes if not int(code) & NPF_RESERVED)
+    assert theirs > 30_000
+    assert len(events(trace, "ept_violation")) == theirs
     assert account["accel"] == "kvm"
     assert events(trace, "balloon_inflate")["pages"].sum() == 32 * MIB // 4096
     assert events(trace, "balloon_deflate")["pages"].sum() == 32 * MIB // 4096
