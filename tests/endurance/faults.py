@@ -152,6 +152,44 @@ def recorder_killed(folder: Path, rng: random.Random) -> Account:
     return whole(folder, "x.trace")
 
 
+@contextlib.contextmanager
+def without_memory() -> Iterator[Path]:
+    """A memory cgroup in which next to nothing more can be had, and nothing swapped."""
+    first = Path("/sys/fs/cgroup/memory")
+    group = (first if first.exists() else first.parent) / "tracekit-fault"
+    group.mkdir()
+    try:
+        for limit in ("memory.limit_in_bytes", "memory.max"):
+            if (group / limit).exists():
+                (group / limit).write_text(str(64 << 10))
+        for name, value in (("memory.swappiness", "0"), ("memory.swap.max", "0")):
+            if (group / name).exists():
+                (group / name).write_text(value)
+        yield group
+    finally:
+        while group.exists():
+            with contextlib.suppress(OSError):  # busy until the last of what was killed is gone
+                group.rmdir()
+            time.sleep(0.1)
+
+
+def out_of_memory(folder: Path, rng: random.Random) -> Account:
+    """From some moment on the recorder gets no more memory: the kernel kills it."""
+    with without_memory() as group:
+        work = command(folder / "counter", 3_000_000, 100_000)
+        recorder = start_recorder(folder / "x.trace", "--", *work)
+        try:
+            while not emitted(folder / "counter")[1]:
+                time.sleep(0.01)
+            time.sleep(rng.random() * 1.5)
+            (group / "cgroup.procs").write_text(str(recorder.pid))
+            assert recorder.wait(20) == -signal.SIGKILL
+        finally:
+            for child in children_of(folder):
+                os.kill(child, signal.SIGKILL)
+    return whole(folder, "x.trace")
+
+
 def reader_stopped(folder: Path, rng: random.Random) -> Account:
     """The recorder stands still for ten seconds while ten times what the ring holds comes in."""
     buffer = ("--buffer", "1M")
@@ -276,6 +314,7 @@ FAULTS: dict[str, tuple[str, int, Callable[[Path, random.Random], Account]]] = {
     "disk_error": ("EIO: every write and sync fails from some moment on", 5, disk_error),
     "writer_killed": ("SIGKILL of a writer at a random moment", 200, writer_killed),
     "recorder_killed": ("SIGKILL of the recorder at a random moment", 100, recorder_killed),
+    "out_of_memory": ("the recorder gets no more memory and is killed by the kernel", 20, out_of_memory),
     "reader_stopped": ("SIGSTOP of the recorder for 10 s, ring of 1 MiB", 5, reader_stopped),
     "signalled_twice": ("two signals to a recorder that stands still for 1 s", 10, signalled_twice),
     "busy_cpus": ("two busy loops a CPU, of better priority", 5, busy_cpus),
