@@ -60,7 +60,7 @@ def test_an_unmodified_linux_guest_with_balloon_and_page_reporting(lab: Lab):
     codes = re.findall(r"error_code: +(\d+) .*hitcount: +(\d+)", lab.shell(f"cat {counted}/hist"))
     lab.shell(f"echo '!hist:keys=error_code' >{counted}/trigger")
     theirs = sum(int(hits) for code, hits in codes if not int(code) & NPF_RESERVED)
-    assert theirs > 30_000
+    assert theirs > 1000
     assert len(events(trace, "ept_violation")) == theirs
     assert account["accel"] == "kvm"
     assert events(trace, "balloon_inflate")["pages"].sum() == 32 * MIB // 4096
