@@ -11,7 +11,7 @@ import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tracekit.errors import TracekitError
 from tracekit.probes import btf
@@ -20,10 +20,10 @@ from tracekit.probes.bcc_package import compile_program, load_bcc
 from tracekit.probes.program_run import run_program
 from tracekit.trace.memslots import is_memory
 
-__all__ = ["walked_memslots"]
+__all__ = ["WalkedSlot", "walked_memslots"]
 
 _PIDFD_GETFD: Final = 438  # the system call
-_MOST_SLOTS: Final = 1024
+_MOST_SLOTS: Final = 2048
 _SOURCE: Final = Path(__file__).with_name("bpf") / "memslot_walk.c"
 # Since Linux 5.17, when KVM began to keep memslots in trees and a hash table instead of an array.
 _OFFSETS: Final = {
@@ -43,15 +43,27 @@ _OFFSETS: Final = {
 }
 
 
-def walked_memslots(pid: int) -> list[tuple[int, int, int, int, int]]:
-    """Return a VMM's memslots as (the VM's descriptor, number, gpa, bytes, hva), in order of the first two.
+class WalkedSlot(NamedTuple):
+    """A memslot of a VM, which one of its file descriptors stands for (the least)."""
 
-    Empty where it has no VM, or this kernel does not say where things are, or does not let us look.
+    vm_fd: int
+    number: int
+    gpa: int
+    size_bytes: int
+    hva: int
+    flags: int
+
+
+def walked_memslots(pid: int) -> list[WalkedSlot]:
+    """Return a VMM's memslots, in order of VMs and numbers.
+
+    Empty where it has no VM or very many memslots (over 2,048), or this kernel does not say where things are,
+    or does not let us look.
     """
     offsets = {name: btf.field_offset(*field, module="kvm") for name, field in _OFFSETS.items()}
     if None in offsets.values():
         return []
-    found: list[tuple[int, int, int, int, int]] = []
+    found: list[WalkedSlot] = []
     with contextlib.suppress(OSError, TracekitError), contextlib.ExitStack() as stack:
         borrowed = {fd: stack.enter_context(_borrowed(pid, fd)) for fd in vm_descriptors(pid)}
         if not borrowed:
@@ -60,19 +72,24 @@ def walked_memslots(pid: int) -> list[tuple[int, int, int, int, int]]:
         programs = compile_program(f"{defines}#define MOST_SLOTS {_MOST_SLOTS}\n{_SOURCE.read_text()}")
         stack.callback(programs.cleanup)
         walk = programs.load_func(b"walk", load_bcc().BPF.RAW_TRACEPOINT).fd
-        for fd, own in borrowed.items():
+        machines: set[int] = set()
+        for fd, own in sorted(borrowed.items()):
             run_program(walk, own)
-            found += [(fd, *slot) for slot in _read(programs)]
+            if (machine := programs[b"machine"][0].value) not in machines:  # else another descriptor of it
+                machines.add(machine)
+                found += [WalkedSlot(fd, *slot) for slot in _read(programs)]
     return sorted(found)
 
 
-def _read(programs: Any) -> list[tuple[int, int, int, int]]:
+def _read(programs: Any) -> list[tuple[int, int, int, int, int]]:
     count = programs[b"count"][0].value
     if count > _MOST_SLOTS:
         return []
     slots = [programs[b"found"][at] for at in range(count)]
     return [
-        (one.number, one.gpa, one.size, one.hva) for one in slots if is_memory(one.gpa, one.size, one.hva)
+        (one.number, one.gpa, one.size, one.hva, one.flags)
+        for one in slots
+        if is_memory(one.gpa, one.size, one.hva)
     ]
 
 

@@ -19,7 +19,7 @@ from tracekit.probes.catalogue import GUEST_PROBES, Probe, host_probes
 from tracekit.probes.cost import StatsSwitch
 from tracekit.probes.loader import LoadedProbes, require_permission
 from tracekit.probes.marks import ENVIRONMENT, MarkPipe, pipe_of
-from tracekit.probes.memslot_walk import walked_memslots
+from tracekit.probes.memslot_walk import WalkedSlot, walked_memslots
 from tracekit.probes.plan import RecordPlan, RecordReport, Status
 from tracekit.probes.privileges import give_up
 from tracekit.probes.qemu_monitor import ask_monitor, memory_ranges
@@ -213,7 +213,8 @@ def _told_slots(plan: RecordPlan) -> dict[int, Told]:
     if plan.pids and plan.monitor is not None:
         ranges = memory_ranges(ask_monitor(plan.monitor))
         vm_fd = only_vm(plan.pids[0])
-        told[plan.pids[0]] = Told("monitor", [(vm_fd, n, *where) for n, where in enumerate(ranges)])
+        slots = [WalkedSlot(vm_fd, n, *where, flags=0) for n, where in enumerate(ranges)]
+        told[plan.pids[0]] = Told("monitor", slots)
     return told
 
 

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 from tracekit.probes import filemap
 from tracekit.probes.attach import holds_vm, only_vm
 from tracekit.probes.filemap import parse_maps
+from tracekit.probes.memslot_walk import WalkedSlot
 from tracekit.probes.memslots import Memslot, MemslotTable
 from tracekit.probes.qemu_monitor import ask_monitor, memory_ranges
 from tracekit.trace.meta import Vm
@@ -38,13 +39,10 @@ _LOW_END: Final = {
 
 
 class Told(NamedTuple):
-    """Memslots, and who said them: KVM's own structures (`btf`), or a `monitor`.
-
-    Each is its VM's file descriptor, its number, gpa, bytes and hva.
-    """
+    """Memslots, and who said them: KVM's own structures (`btf`), or a `monitor`."""
 
     known_by: str
-    slots: Sequence[tuple[int, int, int, int, int]]
+    slots: Sequence[WalkedSlot]
 
 
 class SlotFinder:
@@ -81,8 +79,8 @@ class SlotFinder:
             self._looked.add(pid)
             if pid in self._told:
                 known_by, slots = self._told[pid]
-                for vm_fd, slot, gpa, size, hva in slots:
-                    self._add(Memslot(vm, slot, gpa, size, hva, 0, self._start_ns, known_by), pid, vm_fd)
+                for vm_fd, slot, gpa, size, hva, flags in slots:
+                    self._add(Memslot(vm, slot, gpa, size, hva, flags, self._start_ns, known_by), pid, vm_fd)
                 continue
             if vm == 0 and self._monitor is not None and self._monitor_is_there():
                 ranges, known_by = memory_ranges(ask_monitor(self._monitor)), "monitor"
@@ -103,7 +101,8 @@ class SlotFinder:
         Memslots that a VM makes or deletes later say nothing of those that it had when it was attached to.
         """
         why = "no one mapping is its memory for sure"
-        before = [f"memslots that VM {vm} had before are not known: {why}" for vm in sorted(self._unseen)]
+        unread = f"KVM's own could not be read, and {why}"
+        before = [f"memslots that VM {vm} had before are not known: {unread}" for vm in sorted(self._unseen)]
         without = sorted(self._without - self._memslots.vms)
         notes = before + [f"memslots of VM {vm} are not known: {why}" for vm in without]
         if self._never_there:

@@ -203,6 +203,7 @@ class RotatingWriter:
         self._began_ns = time.monotonic_ns()
         path, self._writer = self._open_next()
         self._writer.meta.start_ns = self._began_ns
+        self._writer.save_meta()  # a crash must not make it as old as the whole recording
         self._memslots.tell(self._writer)
         self._paths.append(path)
         while self._keep and len(self._paths) > self._keep:
@@ -249,7 +250,9 @@ class FlightWriter:
         self._open, self._keep_ns = open_trace, int(seconds * 1e9)
         self._triggered, self._say = triggered, say
         self._newest_ns = 0
+        self._start_ns = meta.start_ns or 0
         self._memslots = _Memslots()
+        self._later_memslots: deque[dict[str, Any]] = deque()  # of the seconds that are kept
         self._frames: deque[tuple[int, pa.Buffer]] = deque()
         self._samples: deque[tuple[int, int, str, float]] = deque()
         self._losses: deque[tuple[int | None, int, int, int | None, str]] = deque()
@@ -273,7 +276,7 @@ class FlightWriter:
 
     def add_memslot(self, **memslot: Any) -> None:
         """Note a memslot."""
-        self._memslots.note(memslot)
+        self._later_memslots.append(memslot)
 
     def add_sample(self, ts_ns: int, vm: int, metric: str, value: float) -> None:
         """Note one value of a metric."""
@@ -342,15 +345,19 @@ class FlightWriter:
             self._losses.popleft()
         while self._marks and self._marks[0][1] < oldest:
             self._marks.popleft()
+        while self._later_memslots and self._later_memslots[0]["from_ns"] < oldest:
+            self._memslots.note(self._later_memslots.popleft())
 
     def _fill(self, writer: TraceWriter, end_ns: int) -> None:
-        """Write what is kept of the seconds before `end_ns`, and finalise."""
-        oldest = end_ns - self._keep_ns
+        """Write what is kept of the seconds before `end_ns`, at most back to the start, and finalise."""
+        oldest = max(end_ns - self._keep_ns, self._start_ns)
         with writer:
             _copy_facts(self.meta, writer.meta)
             writer.meta.start_ns = oldest
             writer.meta.stop_ns = end_ns
             self._memslots.tell(writer)
+            for memslot in self._later_memslots:
+                writer.add_memslot(**memslot)
             for _, frame in self._frames:
                 for batch in pa.ipc.open_stream(frame):
                     writer.append(batch.filter(pc.greater_equal(batch.column("ts_ns"), np.uint64(oldest))))

@@ -7,9 +7,10 @@ struct slot {
 };
 BPF_ARRAY(found, struct slot, MOST_SLOTS);
 BPF_ARRAY(count, u32, 1);  // how many; more than there is room for where some were left out
+BPF_ARRAY(machine, u64, 1);  // which VM it was: two descriptors may be of one
 
 #define BUCKETS 128  // of kvm_memslots.id_hash
-#define DEPTH 8
+#define DEPTH 24
 
 static __always_inline u64 word(u64 address)
 {
@@ -44,5 +45,6 @@ int walk(struct bpf_raw_tracepoint_args *context)
             n = MOST_SLOTS + 1;
     }
     count.update(&zero, &n);
+    machine.update(&zero, &kvm);
     return 0;
 }

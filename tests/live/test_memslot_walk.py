@@ -14,11 +14,12 @@ from tracekit.probes.memslot_walk import walked_memslots
 pytestmark = pytest.mark.live("kvm", "bpf", "root")
 
 PAGE = mmap.PAGESIZE
-SLOTS = 307  # a prime; several in each bucket of KVM's table
+SLOTS = 1_009  # a prime; several in each bucket of KVM's table
+LOG_DIRTY = 1  # KVM_MEM_LOG_DIRTY_PAGES
 
 
 def there() -> list[tuple[int, ...]]:
-    return sorted(one[1:] for one in walked_memslots(os.getpid()))
+    return sorted(one[1:5] for one in walked_memslots(os.getpid()))
 
 
 def test_the_memslots_of_a_vm_that_runs_already_are_those_that_were_set() -> None:
@@ -33,13 +34,19 @@ def test_the_memslots_of_a_vm_that_runs_already_are_those_that_were_set() -> Non
             vm.set_memslot(slot, gpa, size, hva)
             expected.append((slot, gpa, size, hva))
         assert there() == expected
+        # Another descriptor of it is no other VM.
+        copy = os.dup(walked_memslots(os.getpid())[0].vm_fd)
+        assert there() == expected
+        os.close(copy)
         # One goes, one moves: KVM then uses the other of its two sets.
         vm.set_memslot(5, 5 << 30, 0, start)
         vm.set_memslot(7, 7 << 30, 0, start)
-        vm.set_memslot(7, 777 << 30, PAGE, start)
+        vm.set_memslot(7, 7_777 << 30, PAGE, start)
         kept = [one for one in expected if one[0] not in (5, 7)]
-        assert there() == sorted([*kept, (7, 777 << 30, PAGE, start)])
+        assert there() == sorted([*kept, (7, 7_777 << 30, PAGE, start)])
         with kvm.create_vm() as other:
-            other.set_memslot(0, 0, PAGE, start)
+            other.set_memslot(0, 0, PAGE, start, LOG_DIRTY)
             assert there().count((0, 0, PAGE, start)) == 2
-            assert len({fd for fd, *_ in walked_memslots(os.getpid())}) == 2
+            walked = walked_memslots(os.getpid())
+            assert len({slot.vm_fd for slot in walked}) == 2
+            assert [slot.number for slot in walked if slot.flags == LOG_DIRTY] == [0]

@@ -1,26 +1,82 @@
-"""What a flight recorder keeps: the seconds before its end, however long the ending takes."""
+"""What a flight recorder and a rotating one say of time and of memslots."""
 
 from __future__ import annotations
 
+import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from tracekit.probes.writers import FlightWriter
-from tracekit.trace import Meta, TraceWriter, events_batch, open_trace
+from tracekit.probes.writers import FlightWriter, RotatingWriter
+from tracekit.trace import Meta, TraceWriter, events_batch, open_trace, recover
 
 SECOND = 1_000_000_000
 
 
-def test_the_last_seconds_are_those_before_the_end_and_not_before_the_writing(tmp_path: Path) -> None:
-    path, meta = tmp_path / "f.trace", Meta()
-    flight = FlightWriter(
+def flight_of(path: Path, meta: Meta, seconds: float) -> FlightWriter:
+    return FlightWriter(
         path,
         meta,
         lambda path: TraceWriter(path, Meta(), live=True),
-        seconds=0.2,
+        seconds=seconds,
         triggered=lambda: False,
         say=lambda text: None,
     )
+
+
+def memslot(slot: int, from_ns: int, size_bytes: int = 4096) -> dict[str, Any]:
+    where = {"gpa": slot << 12, "hva": slot << 12, "flags": 0, "known_by": "ioctl"}
+    return {"vm": 0, "slot": slot, "size_bytes": size_bytes, "from_ns": from_ns, **where}
+
+
+def test_nothing_is_said_of_the_time_before_a_recording_began(tmp_path: Path) -> None:
+    end = time.monotonic_ns()
+    flight = flight_of(tmp_path / "f.trace", Meta(start_ns=end - 2 * SECOND), 60)
+    flight.append(events_batch(ts_ns=[end - SECOND], kind="madvise"))
+    flight.meta.stop_ns = end
+    flight.close()
+    assert open_trace(tmp_path / "f.trace").meta.start_ns == end - 2 * SECOND
+
+
+def test_a_memslot_that_went_within_the_seconds_that_are_kept_was_there(tmp_path: Path) -> None:
+    end = time.monotonic_ns()
+    flight = flight_of(tmp_path / "f.trace", Meta(start_ns=end - 90 * SECOND), 60)
+    for slot in (memslot(1, end - 80 * SECOND), memslot(2, end - 80 * SECOND)):
+        flight.add_memslot(**slot)
+    # The first went long ago, the others a moment ago.
+    flight.add_memslot(**memslot(1, end - 70 * SECOND, 0))
+    flight.add_memslot(**memslot(3, end - 50 * SECOND))
+    flight.add_memslot(**memslot(2, end - 5 * SECOND, 0))
+    flight.add_memslot(**memslot(3, end - 4 * SECOND, 0))
+    flight.append(events_batch(ts_ns=[end - SECOND], kind="madvise"))
+    flight.meta.stop_ns = end
+    flight.close()
+    slots = open_trace(tmp_path / "f.trace").memslots.sort("slot")
+    assert slots["slot"].to_list() == [2, 3]
+    assert slots["to_ns"].to_list() == [end - 5 * SECOND, end - 4 * SECOND]
+
+
+def test_a_part_that_is_killed_is_no_older_than_it_is(tmp_path: Path) -> None:
+    meta = Meta(start_ns=time.monotonic_ns() - 100 * SECOND)
+
+    def open_part(path: Path) -> TraceWriter:
+        return TraceWriter(path, replace(meta), live=True)
+
+    before = time.monotonic_ns()
+    writer = RotatingWriter(tmp_path / "r.trace", meta, open_part, seconds=60, keep=0)
+    writer.append(events_batch(ts_ns=[time.monotonic_ns()], kind="madvise"))
+    writer.flush()
+    copy = tmp_path / "killed.trace"
+    shutil.copytree(tmp_path / "r-0001.trace", copy)
+    recover(copy)
+    assert open_trace(copy).meta.start_ns >= before
+    writer.close()
+
+
+def test_the_last_seconds_are_those_before_the_end_and_not_before_the_writing(tmp_path: Path) -> None:
+    path, meta = tmp_path / "f.trace", Meta()
+    flight = flight_of(path, meta, 0.2)
     end = time.monotonic_ns()
     flight.append(events_batch(ts_ns=[end - SECOND], kind="madvise"))
     flight.append(events_batch(ts_ns=[end - SECOND // 4, end - SECOND // 10, end - 1], kind="madvise"))
