@@ -48,7 +48,9 @@ def attach(bpf: Any, pids: Sequence[int], *, armed: bool) -> None:
     for vm, pid in enumerate(pids):
         key = ctypes.c_uint32(vm)
         processes[key] = processes.Leaf(tgid=pid, parent=0)
-        vcpus, vm_fd = bpf[b"vcpus"], only_vm(pid)
+        vcpus, vm_fd, machines = bpf[b"vcpus"], only_vm(pid), bpf[b"machines"]
+        for fd in vm_descriptors(pid):
+            machines[machines.Key(tgid=pid, fd=fd)] = ctypes.c_uint32(0)
         for fd, vcpu in vcpu_descriptors(pid).items():
             vcpus[vcpus.Key(tgid=pid, fd=fd)] = vcpus.Leaf(number=vcpu, vm_fd=vm_fd)
         done: set[int] = set()

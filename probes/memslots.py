@@ -23,6 +23,7 @@ __all__ = ["Memslot", "MemslotTable"]
 _MEMSLOT_KIND: Final = KIND_CODE["memslot"]
 _KEEP_NS: Final = 2_000_000_000
 _FOREVER: Final = 2**64 - 1
+_DESCRIPTOR: Final = (1 << 20) - 1  # above it is how often a new VM got the same one (kvm_ioctl.c)
 _SLOT: Final = 2**32 - 1  # the low half of a memslot record's `arg`
 _NUMBER_BIT: Final = 24  # KVM itself uses those up to 17: the number, and the address space (SMM) above it
 _MOST_NUMBERED: Final = 255
@@ -83,7 +84,11 @@ class MemslotTable:
         if descriptor == NO_VM or descriptor in numbers:
             return numbers.get(descriptor, 0)
         there = self._open_vms(vm) if self._open_vms is not None and numbers else set()
-        gone = {number for fd, number in numbers.items() if there and fd not in there}
+        gone = {
+            number
+            for one, number in numbers.items()
+            if (there and one & _DESCRIPTOR not in there) or one & _DESCRIPTOR == descriptor & _DESCRIPTOR
+        }
         for _, slot in [key for key in self._there if key[0] == vm and key[1] >> _NUMBER_BIT in gone]:
             self._add(replace(self._there[vm, slot], size_bytes=0, from_ns=now_ns))
         numbers[descriptor] = min(len(numbers), _MOST_NUMBERED)

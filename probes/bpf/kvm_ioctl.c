@@ -1,6 +1,7 @@
 // What a VMM tells KVM: memslots as they are made (so gpa <-> hva is exact), and which thread runs which
 // vCPU. Only calls that succeeded are recorded.
 
+#define KVM_CREATE_VM 0xae01
 #define KVM_CREATE_VCPU 0xae41
 #define KVM_RUN 0xae80
 #define KVM_SET_USER_MEMORY_REGION 0x4020ae46
@@ -29,6 +30,17 @@ struct vcpu_id {
     s32 vm_fd;
 };
 BPF_HASH(vcpus, struct vcpu_key, struct vcpu_id, 16384);
+
+// How often a descriptor has been given to a new VM while we looked: it is another one from then on.
+#define DESCRIPTOR_BITS 20
+BPF_HASH(machines, struct vcpu_key, u32, 16384);
+
+static __always_inline s32 machine_of(u32 tgid, u32 fd)
+{
+    struct vcpu_key key = {.tgid = tgid, .fd = fd};
+    u32 *times = machines.lookup(&key);
+    return times ? fd | *times << DESCRIPTOR_BITS : fd;
+}
 
 ON(syscalls, sys_enter_ioctl)
 {
@@ -63,11 +75,11 @@ ON(syscalls, sys_enter_ioctl)
         t->call_b = region.gpa;
         t->call_c = region.size;
         t->call_d = region.hva;
-    } else {
+    } else if (cmd != KVM_CREATE_VM) {
         return;
     }
     t->call = cmd;
-    t->call_e = args->fd;
+    t->call_e = machine_of(t->tgid, args->fd);
     t->call_start = bpf_ktime_get_ns();
 }
 
@@ -77,12 +89,19 @@ ON(syscalls, sys_exit_ioctl)
     if (!t)
         return;
     u32 cmd = t->call;
-    if (cmd != KVM_CREATE_VCPU && cmd != KVM_SET_USER_MEMORY_REGION && cmd != KVM_SET_USER_MEMORY_REGION2)
+    if (cmd != KVM_CREATE_VM && cmd != KVM_CREATE_VCPU && cmd != KVM_SET_USER_MEMORY_REGION &&
+        cmd != KVM_SET_USER_MEMORY_REGION2)
         return;
     t->call = 0;
     s64 ret = args->ret;
     if (ret < 0)
         return;
+    if (cmd == KVM_CREATE_VM) {
+        struct vcpu_key key = {.tgid = t->tgid, .fd = ret};
+        u32 *before = machines.lookup(&key), times = before ? (*before + 1) & 0x7ff : 0;
+        machines.update(&key, &times);
+        return;
+    }
     if (cmd == KVM_CREATE_VCPU) {
         struct vcpu_key key = {.tgid = t->tgid, .fd = ret};
         struct vcpu_id id = {.number = t->call_a, .vm_fd = t->call_e};

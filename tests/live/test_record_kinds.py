@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import signal
 import subprocess
 import sys
@@ -117,6 +118,40 @@ with Kvm() as kvm, kvm.create_vm() as one, kvm.create_vm() as other:
     for i in range(101): second.madvise(mmap.MADV_DONTNEED, skip_too + 8192 * i, 4096)
     tell(first=address(first) + skip, second=address(second) + skip_too)
 """
+
+
+REUSED = """
+SIZE = 8 << 20
+parts = [anonymous(SIZE) for _ in range(3)]
+starts = [address(memory) + skip for memory, skip in parts]
+with Kvm() as kvm:
+    with kvm.create_vm() as first:
+        first.set_memslot(0, 0, SIZE, starts[0])
+        first.set_memslot(1, SIZE, SIZE, starts[1])
+        number = first.fd
+    with kvm.create_vm() as second:
+        assert second.fd == number
+        second.set_memslot(0, 0, SIZE, starts[2])
+        time.sleep(0.3)
+        for memory, skip in parts[1:]:
+            for page in range(211): memory.madvise(mmap.MADV_DONTNEED, skip + 4096 * page, 4096)
+        time.sleep(0.3)
+tell(starts=starts)
+"""
+
+
+def test_a_vm_that_gets_the_descriptor_of_a_closed_one_has_none_of_its_memory(tmp_path: Path) -> None:
+    trace, account = record_script(tmp_path, REUSED)
+    advice = trace.events.filter(pl.col("arg") == mmap.MADV_DONTNEED).collect()
+    _, closed, there = (
+        advice.filter(pl.col("hva").is_between(start, start + (8 << 20), closed="left"))
+        for start in account["starts"]
+    )
+    assert (closed.height, there.height) == (211, 211)
+    assert there["gfn"].to_list() == list(range(211))
+    assert closed["gfn"].null_count() == 211
+    assert trace.memslots.height == 3
+    assert trace.memslots["to_ns"].null_count() <= 1
 
 
 def test_two_vms_of_one_process_have_their_own_slots(tmp_path: Path) -> None:
