@@ -287,7 +287,7 @@ def test_each_mechanism_and_policy_agrees_with_the_slow_model(scenario: str, see
     compare(seed, scenario, closed)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(seed=SEEDS, closed=st.booleans())
 def test_combinations_agree_with_the_slow_model(seed: int, closed: bool) -> None:
     rng = Random(seed)
