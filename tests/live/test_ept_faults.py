@@ -6,24 +6,18 @@ today's kernels, and with those of before 6.1.
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from tests.live.made_up import made_up_point
-from tracekit.probes import bcc_package, constants, decode, source, tracefs
-from tracekit.probes.catalogue import HOST_PROBES
-from tracekit.probes.program_run import run_program
-from tracekit.probes.ring import RingReader
+from tests.live.made_up import MadeUp, made_up_point
+from tracekit.probes import decode, tracefs
 from tracekit.probes.wire import VALID
 from tracekit.trace.schema import FLAG_GUEST_WALK, FLAG_PRESENT, KIND_CODE
 
 pytestmark = pytest.mark.live("bpf", "root")
 
-RING_BYTES = 1 << 20
 OLD = {
     "kvm_exit": ("exit_reason", "guest_rip", "isa"),
     "kvm_page_fault": ("fault_address", "error_code"),
@@ -42,7 +36,7 @@ READ, WRITE, FETCH, READABLE, LINEAR, FINAL = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 
 LEAF, LARGE = 1, 1 << 7
 
 
-class Vcpu:
+class Vcpu(MadeUp):
     """The programs for nested paging on Intel, and this thread traced as a vCPU of VM 3."""
 
     def __init__(self, points: dict[str, tuple[str, ...]]) -> None:
@@ -52,35 +46,20 @@ class Vcpu:
                 return tracefs.tracepoint(category, event)
             return made_up_point(category, event, *names)
 
-        chosen = [one for one in HOST_PROBES if one.name in ("process", "kvm_ioctl", "fault_tdp")]
-        known = constants.kernel_constants("ept", "kvm_intel")
-        text = source.build(chosen, lookup, ring_pages=RING_BYTES // 4096, defines=known)
-        self.programs = bcc_package.compile_program(text.text)
-        raw = bcc_package.load_bcc().BPF.RAW_TRACEPOINT
-        self.fds = {
-            one.tracepoint.partition(":")[2]: self.programs.load_func(one.function.encode(), raw).fd
-            for one in text.programs
-            if one.probe == "fault_tdp" and one.tracepoint.partition(":")[2] in points
-        }
-        self.ring = RingReader(self.programs[b"ring"].map_fd, RING_BYTES)
-        threads = self.programs[b"threads"]
-        threads[threads.Key(threading.get_native_id())] = threads.Leaf(tgid=os.getpid(), vm=3, vcpu=1)
+        super().__init__(lookup, ("kvm_ioctl", "fault_tdp"), points, mmu=("ept", "kvm_intel"))
+        self.trace_this_thread()
 
     def see(self, *events: tuple[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         """Let the events happen in this thread; return the columns of the rows that come of them."""
         for event, arguments in events:
-            run_program(self.fds[event], *arguments)
-        records = self.ring.read().copy()
-        self.ring.free()
-        return decode.columns(records, "ept")
+            self.run(event, *arguments)
+        return decode.columns(self.records(), "ept")
 
 
 @pytest.fixture(scope="module", params=[OLD, NEW], ids=["before 6.1", "today"])
 def vcpu(request: pytest.FixtureRequest) -> Iterator[Vcpu]:
-    made = Vcpu(request.param)
-    yield made
-    made.ring.close()
-    made.programs.cleanup()
+    with Vcpu.loaded(request.param) as made:
+        yield made
 
 
 def fault(

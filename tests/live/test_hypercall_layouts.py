@@ -10,29 +10,24 @@ import ctypes
 import mmap
 import os
 import struct
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.live.made_up import made_up_point
-from tracekit.probes import bcc_package, constants, source, tracefs
-from tracekit.probes.catalogue import HOST_PROBES
-from tracekit.probes.program_run import run_program
-from tracekit.probes.ring import RingReader
-from tracekit.probes.wire import LOST, VALID
+from tests.live.made_up import MadeUp, made_up_point
+from tracekit.probes import tracefs
+from tracekit.probes.wire import VALID
 from tracekit.trace.schema import KIND_CODE
 
 pytestmark = pytest.mark.live("bpf", "root")
 
-RING_BYTES = 1 << 20
 GPA = 0x7_0000_0000  # where the input page's slot begins
 FIELDS = ("code", "fast", "var_cnt", "rep_cnt", "rep_idx", "ingpa", "outgpa")
 
 
-class Hypervisor:
+class Hypervisor(MadeUp):
     """The decoder loaded, this thread traced as a vCPU, one memslot of one page of ours."""
 
     def __init__(self) -> None:
@@ -41,19 +36,10 @@ class Hypervisor:
         def lookup(category: str, event: str) -> tracefs.Tracepoint | None:
             return point if event == point.event else tracefs.tracepoint(category, event)
 
-        catalogue = [probe for probe in HOST_PROBES if probe.name in ("process", "kvm_ioctl", "hypercall")]
-        known = constants.kernel_constants("npt", "kvm_amd")
-        text = source.build(catalogue, lookup, ring_pages=RING_BYTES // 4096, defines=known)
-        self.programs = bcc_package.compile_program(text.text)
-        (name,) = (one.function for one in text.programs if one.tracepoint == "kvm:kvm_hv_hypercall")
-        bcc = bcc_package.load_bcc()
-        self.fd = self.programs.load_func(name.encode(), bcc.BPF.RAW_TRACEPOINT).fd
-        self.ring = RingReader(self.programs[b"ring"].map_fd, RING_BYTES)
+        super().__init__(lookup, ("kvm_ioctl", "hypercall"), {point.event}, mmu=("npt", "kvm_amd"))
+        self.trace_this_thread(vm_fd=7)
         self.page = mmap.mmap(-1, 4096)
-        threads, slots = self.programs[b"threads"], self.programs[b"memslots"]
-        thread = threads.Leaf()
-        thread.tgid, thread.vm, thread.vcpu, thread.vm_fd = os.getpid(), 3, 1, 7
-        threads[threads.Key(threading.get_native_id())] = thread
+        slots = self.programs[b"memslots"]
         at = ctypes.addressof(ctypes.c_char.from_buffer(self.page))
         slots[slots.Key(os.getpid(), 7, 2)] = slots.Leaf(2, 0, GPA, 4096, at)
         # Another VM of this process has the same slot, with other memory.
@@ -61,21 +47,14 @@ class Hypervisor:
 
     def call(self, code: int, *, count: int = 0, fast: bool = False, gpa: int = GPA) -> np.ndarray:
         """Let the program see a hypercall; return the records that it made."""
-        run_program(self.fd, code, fast, 0, count, 0, gpa, 0)
-        records = self.ring.read().copy()
-        self.ring.free()
-        return records
-
-    def lost(self, reason: str) -> int:
-        return sum(cpu.count for cpu in self.programs[b"losses"][LOST.index(reason)])
+        self.run("kvm_hv_hypercall", code, fast, 0, count, 0, gpa, 0)
+        return self.records()
 
 
 @pytest.fixture(scope="module")
 def hypervisor() -> Iterator[Hypervisor]:
-    made = Hypervisor()
-    yield made
-    made.ring.close()
-    made.programs.cleanup()
+    with Hypervisor.loaded() as made:
+        yield made
 
 
 def told(records: Any) -> list[tuple[int, int | None, int, int | None]]:

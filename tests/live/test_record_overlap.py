@@ -12,12 +12,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tests.live.made_up import made_up_point
+from tests.live.made_up import MadeUp, made_up_point
 from tests.live.recording import TRACEKIT, ended, of_kind
-from tracekit.probes import bcc_package, constants, source, tracefs
-from tracekit.probes.catalogue import HOST_PROBES
+from tracekit.probes import tracefs
 from tracekit.probes.program_run import run_program
-from tracekit.probes.ring import RingReader
 from tracekit.trace import open_trace
 from tracekit.trace.schema import KIND_CODE
 
@@ -126,7 +124,7 @@ int tell(void *context)
 START = AT + 4096
 
 
-class Notifier:
+class Notifier(MadeUp):
     """The programs of the probe as where functions can be hooked, each run by the name of its event."""
 
     def __init__(self) -> None:
@@ -142,34 +140,21 @@ class Notifier:
         def lookup(category: str, event: str) -> tracefs.Tracepoint | None:
             return points.get(event) or tracefs.tracepoint(category, event)
 
-        chosen = [one for one in HOST_PROBES if one.name in ("process", "notifier")]
-        known = constants.kernel_constants("shadow", "kvm")
-        text = source.build(chosen, lookup, ring_pages=256, defines={**known, "START": START})
-        self.programs = bcc_package.compile_program(text.text + TELL)
-        raw = bcc_package.load_bcc().BPF.RAW_TRACEPOINT
-        self.fds = {
-            one.tracepoint.partition(":")[2]: self.programs.load_func(one.function.encode(), raw).fd
-            for one in text.programs
-            if one.probe == "notifier"
-        }
-        run_program(self.programs.load_func(b"tell", raw).fd)
+        super().__init__(lookup, ("notifier",), points, defines={"START": START}, more=TELL)
+        run_program(self.load("tell"))
         self.range, self.mm = (self.programs[b"addresses"][at].value for at in (0, 1))
-        self.ring = RingReader(self.programs[b"ring"].map_fd, 1 << 20)
 
     def see(self, event: str, *arguments: int) -> list[tuple[int, int]]:
         """Let an event happen in this thread; return (kind, owner) of the rows that come of it."""
-        run_program(self.fds[event], *arguments)
-        records = self.ring.read().copy()
-        self.ring.free()
+        self.run(event, *arguments)
+        records = self.records()
         return list(zip(records["kind"].tolist(), records["rip"].tolist(), strict=True))
 
 
 @pytest.fixture(scope="module")
 def notifier() -> Iterator[Notifier]:
-    made = Notifier()
-    yield made
-    made.ring.close()
-    made.programs.cleanup()
+    with Notifier.loaded() as made:
+        yield made
 
 
 @pytest.mark.live("bpf", "root")
@@ -192,8 +177,7 @@ def test_the_function_that_notifies_says_whose_memory_it_is(
     threads = notifier.programs[b"threads"]
     threads[ctypes.c_uint32(os.getpid())] = threads.Leaf(tgid=os.getpid(), vm=5, vcpu=-1)
     try:
-        run_program(notifier.fds[event], START, START + 4096)
-        assert notifier.ring.read()["vm"].tolist() == [5]
-        notifier.ring.free()
+        notifier.run(event, START, START + 4096)
+        assert notifier.records()["vm"].tolist() == [5]
     finally:
         del threads[ctypes.c_uint32(os.getpid())]

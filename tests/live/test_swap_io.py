@@ -9,26 +9,24 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.live.made_up import made_up_point
-from tracekit.probes import bcc_package, btf, constants, source, tracefs
-from tracekit.probes.catalogue import HOST_PROBES
-from tracekit.probes.program_run import run_program
-from tracekit.probes.ring import RingReader
+from tests.live.made_up import MadeUp, made_up_point
+from tracekit.probes import btf, tracefs
 from tracekit.trace.schema import FLAG_UNWRITTEN, KIND_CODE, KINDS
 
 pytestmark = pytest.mark.live("bpf", "root")
 
-RING_BYTES = 1 << 20
-TOLD_BY = ("swap_io", "memcg_function")
 DEVICE_FULL = -95 & 0xFFFFFFFF  # -EOPNOTSUPP as an int: this device takes no page without a request
 REQUEST = tracefs.Tracepoint(
     "block",
     "block_bio_queue",
     (tracefs.Field("nr_sector", 0, 8, signed=False), tracefs.Field("rwbs", 8, 10, signed=False)),
 )
+EVENTS = {"count_memcg_events", REQUEST.event, "page_read_returns", "page_write_returns"} | {
+    f"swap_{direction}{end}" for direction in ("read", "write") for end in ("", "_returns")
+}
 
 
-class SwapIo:
+class SwapIo(MadeUp):
     """The programs of the probe, each run by the name of its event."""
 
     def __init__(self) -> None:
@@ -43,17 +41,7 @@ class SwapIo:
                 )
             return REQUEST if event == REQUEST.event else tracefs.tracepoint(category, event)
 
-        chosen = [one for one in HOST_PROBES if one.name in ("process", "notifier", *TOLD_BY)]
-        known = constants.kernel_constants("shadow", "kvm")
-        text = source.build(chosen, lookup, ring_pages=RING_BYTES // 4096, defines=known)
-        self.programs = bcc_package.compile_program(text.text)
-        raw = bcc_package.load_bcc().BPF.RAW_TRACEPOINT
-        self.fds = {
-            one.tracepoint.partition(":")[2]: self.programs.load_func(one.function.encode(), raw).fd
-            for one in text.programs
-            if one.probe in TOLD_BY
-        }
-        self.ring = RingReader(self.programs[b"ring"].map_fd, RING_BYTES)
+        super().__init__(lookup, ("notifier", "swap_io", "memcg_function"), EVENTS)
 
     def see(self, *events: str | tuple[str, int]) -> list[tuple[str, int]]:
         """Let the events happen in this thread; return (kind, pages) of the rows that come of them.
@@ -70,13 +58,12 @@ class SwapIo:
             if name.isupper() and len(name) > 1:
                 item = btf.enum_value("vm_event_item", name)
                 assert item is not None
-                run_program(self.fds["count_memcg_events"], 0, item, value)
+                self.run("count_memcg_events", 0, item, value)
             elif name in ("R", "W"):
-                run_program(self.fds[REQUEST.event], 8 * value, ord(name))
+                self.run(REQUEST.event, 8 * value, ord(name))
             else:
-                run_program(self.fds[name], 0, value)
-        records = self.ring.read().copy()
-        self.ring.free()
+                self.run(name, 0, value)
+        records = self.records()
         assert set(records["kind"]) <= {KIND_CODE["swap_in"], KIND_CODE["swap_out"]}
         columns = (records[name].tolist() for name in ("kind", "pages", "flags"))
         return [(KINDS[kind], pages, flags) for kind, pages, flags in zip(*columns, strict=True)]
@@ -84,10 +71,8 @@ class SwapIo:
 
 @pytest.fixture(scope="module")
 def swap_io() -> Iterator[SwapIo]:
-    made = SwapIo()
-    yield made
-    made.ring.close()
-    made.programs.cleanup()
+    with SwapIo.loaded() as made:
+        yield made
 
 
 def test_a_request_is_a_swap_only_inside_the_function_that_swaps(swap_io: SwapIo) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,16 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.live.made_up import made_up_point
+from tests.live.made_up import MadeUp, made_up_point
 from tests.live.recording import of_kind, record_command
-from tracekit.probes import bcc_package, constants, source, tracefs
-from tracekit.probes.catalogue import HOST_PROBES
-from tracekit.probes.program_run import run_program
-from tracekit.probes.ring import RingReader
+from tracekit.probes import tracefs
 from tracekit.probes.wire import VALID
 from tracekit.trace.schema import KIND_CODE
 
-RING_BYTES = 1 << 20
 POINTS = {
     "kvm_vcpu_wakeup": ("ns", "waited", "valid"),
     "kvm_hypercall": ("nr", "a0", "a1", "a2", "a3"),
@@ -30,7 +25,7 @@ POINTS = {
 KVM_HC_VAPIC_POLL_IRQ, KVM_HC_KICK_CPU, KVM_HC_MAP_GPA_RANGE = 1, 5, 12
 
 
-class Vcpu:
+class Vcpu(MadeUp):
     """The programs loaded, and this thread traced as vCPU 1 of VM 3."""
 
     def __init__(self) -> None:
@@ -38,23 +33,13 @@ class Vcpu:
             names = POINTS.get(event)
             return made_up_point(category, event, *names) if names else tracefs.tracepoint(category, event)
 
-        chosen = [one for one in HOST_PROBES if one.name in ("process", "kvm_ioctl", "hypercall", "halt")]
-        known = constants.kernel_constants("npt", "kvm_amd")
-        text = source.build(chosen, lookup, ring_pages=RING_BYTES // 4096, defines=known)
-        self.programs = bcc_package.compile_program(text.text)
-        raw = bcc_package.load_bcc().BPF.RAW_TRACEPOINT
-        names = {one.tracepoint.partition(":")[2]: one.function for one in text.programs}
-        self.fds = {event: self.programs.load_func(names[event].encode(), raw).fd for event in POINTS}
-        self.ring = RingReader(self.programs[b"ring"].map_fd, RING_BYTES)
-        threads = self.programs[b"threads"]
-        self.tid = threads.Key(threading.get_native_id())
-        threads[self.tid] = threads.Leaf(tgid=os.getpid(), vm=3, vcpu=1)
+        super().__init__(lookup, ("kvm_ioctl", "hypercall", "halt"), POINTS, mmu=("npt", "kvm_amd"))
+        self.trace_this_thread()
 
     def see(self, event: str, *arguments: int) -> np.ndarray:
         """Let the event happen in this thread; return the records that come of it."""
-        run_program(self.fds[event], *arguments)
-        records = self.ring.read().copy()
-        self.ring.free()
+        self.run(event, *arguments)
+        records = self.records()
         assert (records["vm"] == 3).all()
         assert (records["vcpu"] == 1).all()
         assert (records["valid"] & VALID["vcpu"]).all()
@@ -63,10 +48,8 @@ class Vcpu:
 
 @pytest.fixture(scope="module")
 def vcpu() -> Iterator[Vcpu]:
-    made = Vcpu()
-    yield made
-    made.ring.close()
-    made.programs.cleanup()
+    with Vcpu.loaded() as made:
+        yield made
 
 
 @pytest.mark.live("bpf", "root")
@@ -92,13 +75,14 @@ def test_a_hypercall_has_its_number_and_only_a_range_of_memory_its_place(vcpu: V
 @pytest.mark.live("bpf", "root")
 def test_who_is_not_traced_halts_and_calls_unseen(vcpu: Vcpu) -> None:
     threads = vcpu.programs[b"threads"]
-    traced = threads[vcpu.tid]
-    del threads[vcpu.tid]
+    tid = threads.Key(threading.get_native_id())
+    traced = threads[tid]
+    del threads[tid]
     try:
         assert not len(vcpu.see("kvm_vcpu_wakeup", 1, 1, 1))
         assert not len(vcpu.see("kvm_hypercall", 1, 0, 0, 0, 0))
     finally:
-        threads[vcpu.tid] = traced
+        threads[tid] = traced
 
 
 HALTS = """
