@@ -161,32 +161,29 @@ def test_a_vmm_process_is_recorded_fault_by_fault_and_call_by_call(tmp_path: Pat
     assert trace.events.filter(pl.col("arg") == 12345).collect().height == 0
 
 
-def test_attaching_to_a_running_vm_finds_its_vcpus(tmp_path: Path) -> None:
-    path = tmp_path / "attached.trace"
-    with waiting_guest("--vcpus", "2") as guest:
+def recorded_while_running(path: Path, *options: str) -> tuple[Trace, dict[str, Any]]:
+    """Attach to a small guest that is ready, and let it run; returns the trace and the guest's account."""
+    with waiting_guest(*options) as guest:
         command = [*TRACEKIT, "record", "-p", str(guest.pid), "-o", str(path)]
         with ended(subprocess.Popen(command, text=True)) as recorder:
             wait_for((path / "meta.json").exists)
             time.sleep(0.5)
             account, _ = guest.communicate("\n", timeout=30)
             assert recorder.wait(timeout=30) == 0
-    rows = touched(open_trace(path), json.loads(account)["first_gfn"])
+    return open_trace(path), json.loads(account)
+
+
+def test_attaching_to_a_running_vm_finds_its_vcpus(tmp_path: Path) -> None:
+    trace, account = recorded_while_running(tmp_path / "attached.trace", "--vcpus", "2")
+    rows = touched(trace, account["first_gfn"])
     assert rows["gfn"].n_unique() == 4099
     assert rows.group_by("vcpu").len().sort("vcpu").rows() == [(0, 2050), (1, 2049)]
 
 
 def test_attaching_to_a_running_vm_finds_its_memslots(tmp_path: Path) -> None:
-    path = tmp_path / "attached.trace"
-    with waiting_guest(
-        "--enlightened", "port", "--hint", "discard", "--hint-batch", "64", "--hint-lead", "-1"
-    ) as guest:
-        command = [*TRACEKIT, "record", "-p", str(guest.pid), "-o", str(path)]
-        with ended(subprocess.Popen(command, text=True)) as recorder:
-            wait_for((path / "meta.json").exists)
-            time.sleep(0.5)
-            account, _ = guest.communicate("\n", timeout=30)
-            assert recorder.wait(timeout=30) == 0
-    trace, first = open_trace(path), json.loads(account)["first_gfn"]
+    hints = ("--enlightened", "port", "--hint", "discard", "--hint-batch", "64", "--hint-lead", "-1")
+    trace, account = recorded_while_running(tmp_path / "attached.trace", *hints)
+    first = account["first_gfn"]
     assert trace.memslots["known_by"].unique().to_list() == ["btf"]
     # What the guest hints its VMM discards, 64 pages a call, by an address: only memslots make that a gfn.
     taken = trace.events.filter(pl.col("kind") == "free_page_report").collect()
