@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from tracekit.errors import TracekitError
@@ -18,19 +17,19 @@ from tracekit.probes import btf
 from tracekit.probes.attach import vm_descriptors
 from tracekit.probes.bcc_package import compile_program, load_bcc
 from tracekit.probes.program_run import run_program
+from tracekit.probes.raw import OFFSETS
+from tracekit.probes.source import BPF_FOLDER
 from tracekit.trace.memslots import is_memory
 
 __all__ = ["WalkedSlot", "walked_memslots"]
 
 _PIDFD_GETFD: Final = 438  # the system call
 _MOST_SLOTS: Final = 2048
-_SOURCE: Final = Path(__file__).with_name("bpf") / "memslot_walk.c"
+_SOURCES: Final = tuple(BPF_FOLDER / name for name in ("kernel_reads.h", "memslot_walk.c"))
 # Since Linux 5.17, when KVM began to keep memslots in trees and a hash table instead of an array.
 _OFFSETS: Final = {
-    "TASK_FILES_OFFSET": ("task_struct", "files"),
-    "FILES_TABLE_OFFSET": ("files_struct", "fdt"),
-    "TABLE_DESCRIPTORS_OFFSET": ("fdtable", "fd"),
-    "FILE_PRIVATE_OFFSET": ("file", "private_data"),
+    **{name: OFFSETS[name] for name in ("TASK_FILES_OFFSET", "FILES_TABLE_OFFSET", "TABLE_FILES_OFFSET")},
+    **{name: OFFSETS[name] for name in ("TABLE_SIZE_OFFSET", "FILE_PRIVATE_OFFSET")},
     "VM_MEMSLOTS_OFFSET": ("kvm", "memslots"),
     "MEMSLOTS_HASH_OFFSET": ("kvm_memslots", "id_hash"),
     "MEMSLOTS_INDEX_OFFSET": ("kvm_memslots", "node_idx"),
@@ -69,7 +68,8 @@ def walked_memslots(pid: int) -> list[WalkedSlot]:
         if not borrowed:
             return []
         defines = "".join(f"#define {name} {value}\n" for name, value in offsets.items())
-        programs = compile_program(f"{defines}#define MOST_SLOTS {_MOST_SLOTS}\n{_SOURCE.read_text()}")
+        defines += f"#define MOST_SLOTS {_MOST_SLOTS}\n"
+        programs = compile_program(defines + "".join(path.read_text() for path in _SOURCES))
         stack.callback(programs.cleanup)
         walk = programs.load_func(b"walk", load_bcc().BPF.RAW_TRACEPOINT).fd
         machines: set[int] = set()

@@ -1,4 +1,4 @@
-"""The C text handed to bcc: generated constants and argument structures, common.h, and the chosen probes."""
+"""The C text handed to bcc: generated constants and structures, the headers, and the chosen probes."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def build(probes: Iterable[Probe], lookup: Lookup, *, ring_pages: int, defines: 
     parts = ["#include <linux/types.h>"]
     parts += [f"#define {name} {value}" for name, value in constants.items()]
     parts += [_structure(point) for point in points.values()]
-    parts.append(_located("common.h"))
+    parts += [_located("kernel_reads.h"), _located("common.h")]
     parts += [f"#define PROBE {probe.name}\n{_located(f'{probe.name}.c')}\n#undef PROBE" for probe in probes]
     parts += [_at_function(program) for program in programs if program.hook]
     return Source("\n".join(parts) + "\n", tuple(programs))

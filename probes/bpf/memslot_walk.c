@@ -12,34 +12,25 @@ BPF_ARRAY(machine, u64, 1);  // which VM it was: two descriptors may be of one
 #define BUCKETS 128  // of kvm_memslots.id_hash
 #define DEPTH 24
 
-static __always_inline u64 word(u64 address)
-{
-    u64 value = 0;
-    bpf_probe_read_kernel(&value, sizeof(value), (void *)address);
-    return value;
-}
-
 int walk(struct bpf_raw_tracepoint_args *context)
 {
-    u64 files = word((u64)bpf_get_current_task() + TASK_FILES_OFFSET);
-    u64 descriptors = word(word(files + FILES_TABLE_OFFSET) + TABLE_DESCRIPTORS_OFFSET);
-    u64 kvm = word(word(descriptors + 8 * context->args[0]) + FILE_PRIVATE_OFFSET);
-    u64 slots = word(kvm + VM_MEMSLOTS_OFFSET);
-    u64 nodes = SLOT_NODES_OFFSET + 16 * (u32)word(slots + MEMSLOTS_INDEX_OFFSET);
+    u64 kvm = kernel_u64(file_of(context->args[0]) + FILE_PRIVATE_OFFSET);
+    u64 slots = kernel_u64(kvm + VM_MEMSLOTS_OFFSET);
+    u64 nodes = SLOT_NODES_OFFSET + 16 * (u32)kernel_u64(slots + MEMSLOTS_INDEX_OFFSET);
     u32 n = 0, zero = 0;
     for (u32 bucket = 0; bucket < BUCKETS; bucket++) {
-        u64 node = word(slots + MEMSLOTS_HASH_OFFSET + 8 * bucket);
+        u64 node = kernel_u64(slots + MEMSLOTS_HASH_OFFSET + 8 * bucket);
         for (u32 depth = 0; depth < DEPTH && node; depth++) {
             u64 slot = node - nodes;
-            struct slot one = {.gpa = word(slot + SLOT_GFN_OFFSET) << 12,
-                               .size = word(slot + SLOT_PAGES_OFFSET) << 12,
-                               .hva = word(slot + SLOT_HVA_OFFSET),
-                               .number = (u16)word(slot + SLOT_NUMBER_OFFSET),
-                               .flags = (u32)word(slot + SLOT_FLAGS_OFFSET)};
+            struct slot one = {.gpa = kernel_u64(slot + SLOT_GFN_OFFSET) << 12,
+                               .size = kernel_u64(slot + SLOT_PAGES_OFFSET) << 12,
+                               .hva = kernel_u64(slot + SLOT_HVA_OFFSET),
+                               .number = (u16)kernel_u64(slot + SLOT_NUMBER_OFFSET),
+                               .flags = (u32)kernel_u64(slot + SLOT_FLAGS_OFFSET)};
             if (n < MOST_SLOTS)
                 found.update(&n, &one);
             n++;
-            node = word(node);
+            node = kernel_u64(node);
         }
         if (node)
             n = MOST_SLOTS + 1;
