@@ -8,8 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 # Every read of memory that is not the program's own. Only hypercall.c reads a guest's: the page of a heat
-# hint. The others read arguments of system calls (reclaim, kvm_ioctl) and the kernel's own structures (ksm, and
-# kernel_reads.h for all others).
+# hint. The others read arguments of system calls (reclaim, kvm_ioctl) and the kernel's own structures (ksm,
+# and kernel_reads.h for all others).
 READS = {"hypercall.c": 2, "reclaim.c": 1, "kvm_ioctl.c": 1, "ksm.c": 1, "kernel_reads.h": 1}
 
 
