@@ -14,6 +14,7 @@ from tracekit.errors import DamagedError
 from tracekit.probes import decode
 from tracekit.probes.wire import VALID
 from tracekit.trace import TraceWriter
+from tracekit.trace.repeated import writable
 from tracekit.trace.schema import KIND_CODE, KINDS, PAGE_BYTES
 
 __all__ = ["ImportOptions", "ImportReport", "Memslot", "Sink"]
@@ -108,8 +109,8 @@ class Sink:
         out = decode.columns(records, mmu_mode)
         if self.options.addresses == "gva":
             accesses = out["kind"] == KIND_CODE["access"]
-            out["gva"][accesses] = out["gfn"][accesses] * np.uint64(PAGE_BYTES)
-            out["valid"][accesses] ^= np.uint8(VALID["gfn"] | VALID["gva"])
+            writable(out, "gva")[accesses] = out["gfn"][accesses] * np.uint64(PAGE_BYTES)
+            writable(out, "valid")[accesses] ^= np.uint8(VALID["gfn"] | VALID["gva"])
         self._fill_gfns(out)
         with_vcpu = (out["valid"] & VALID["vcpu"]) != 0
         for vm in np.unique(out["vm"][with_vcpu]).tolist():
@@ -156,5 +157,5 @@ class Sink:
             offset = out["hva"] - np.uint64(slot.hva)  # wraps where hva is below: then it is too large
             inside = ((out["valid"] & VALID["hva"]) != 0) & (offset < np.uint64(slot.size_bytes))
             inside &= (out["valid"] & VALID["gfn"]) == 0
-            out["gfn"][inside] = (offset[inside] + np.uint64(slot.gpa)) >> np.uint64(12)
-            out["valid"][inside] |= np.uint8(VALID["gfn"])
+            writable(out, "gfn")[inside] = (offset[inside] + np.uint64(slot.gpa)) >> np.uint64(12)
+            writable(out, "valid")[inside] |= np.uint8(VALID["gfn"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from tracekit.datasets.importers import blocks as blocks_module
 from tracekit.datasets.importers.scan import scan
 from tracekit.errors import CapabilityError, DamagedError, UsageError
 from tracekit.trace import open_trace
+from tracekit.trace.loops import plain, quicken
 from tracekit.trace.schema import FLAG_GUEST_WALK, FLAG_MAJOR, FLAG_PRESENT, FLAG_ZEROED
 
 FILES = Path(__file__).parent / "import_files"
@@ -32,6 +35,14 @@ def load(
     assert trace.meta.source == "imported"
     assert sum(report.rows.values()) == trace.rows
     return trace.events.collect(), report, trace.losses
+
+
+@pytest.fixture(params=["numpy", "machine code"])
+def decoded_by(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Decode by either: machine code shares columns that stay the same, and they are not to be written to."""
+    assert quicken(build_first=True)
+    with plain() if request.param == "numpy" else nullcontext():
+        yield request.param
 
 
 def guest_faults(events: pl.DataFrame) -> pl.DataFrame:
@@ -234,6 +245,7 @@ def test_strict_stops_at_the_first_bad_line_and_leaves_nothing(tmp_path: Path) -
     assert not (tmp_path / "out.trace").exists()
 
 
+@pytest.mark.usefixtures("decoded_by")
 def test_memslots_that_the_user_knows_give_gfns(tmp_path: Path) -> None:
     slot = Memslot(gpa=0x100000, size_bytes=0x10000, hva=0x7F12A0000000)
     events, _, _ = load("ept-5.10.txt", tmp_path, memslots=(slot,))
@@ -241,6 +253,7 @@ def test_memslots_that_the_user_knows_give_gfns(tmp_path: Path) -> None:
     assert open_trace(tmp_path / "out.trace").memslots["known_by"].to_list() == ["assumed"]
 
 
+@pytest.mark.usefixtures("decoded_by")
 def test_accesses_of_a_process_are_virtual_addresses(tmp_path: Path) -> None:
     events, _, _ = load("damon-perf.txt", tmp_path, "perf", addresses="gva")
     assert events["gfn"].null_count() == events.height == 36
