@@ -19,12 +19,12 @@ from tracekit.probes.losses import Loss
 from tracekit.probes.memslots import Memslot, MemslotTable
 from tracekit.probes.other_vms import OtherVms, SharedMemory
 from tracekit.probes.wire import VALID, VM_UNKNOWN
+from tracekit.trace.loss_reasons import SWAP_OUT_UNPLACED
 from tracekit.trace.repeated import writable
 from tracekit.trace.schema import KIND_CODE, PAGE_BYTES
 
-__all__ = ["UNKNOWN_PIDFD", "UNPLACED", "Attribution", "cgroup_id", "cgroup_lineage"]
+__all__ = ["UNKNOWN_PIDFD", "Attribution", "cgroup_id", "cgroup_lineage"]
 
-UNPLACED: Final = "swap_out_unplaced"
 """Why a page that went out is in the ledger: it has no address, and may have been a guest's (wire.py)."""
 
 UNKNOWN_PIDFD: Final = "process_madvise by a pidfd that was closed"
@@ -213,7 +213,7 @@ class Attribution:
         if len(marked):
             ts = out["ts_ns"][marked]
             span = int(ts.min()), int(ts.max())
-            self._lost.append(Loss(None, *span, None, UNPLACED, at_most=len(marked)))
+            self._lost.append(Loss(None, *span, None, SWAP_OUT_UNPLACED, at_most=len(marked)))
 
     def _by_pidfd(self, out: dict[str, np.ndarray]) -> None:
         """Tell `process_madvise` rows' VM by the process that the kernel found behind the pidfd.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tracekit.probes.losses import Loss
+from tracekit.trace.loss_reasons import with_most
 
-__all__ = ["LossLedger", "bounded"]
+__all__ = ["LossLedger"]
 
 
 @dataclass
@@ -16,15 +17,6 @@ class _Sum:
     t0_ns: int = 2**64
     t1_ns: int = 0
     at_most: int | None = None
-
-
-def bounded(reason: str, at_most: int | None) -> str:
-    """Return a reason with what is known of a number that is not.
-
-    >>> bounded("nested BPF programs", 1394)
-    'nested BPF programs (at most 1,394)'
-    """
-    return reason if at_most is None else f"{reason} (at most {at_most:,})"
 
 
 class LossLedger:
@@ -48,7 +40,7 @@ class LossLedger:
     @property
     def by_reason(self) -> dict[str, int | None]:
         """How many were lost for each reason."""
-        return {bounded(reason, one.at_most): one.lost for reason, one in self._sums.items()}
+        return {with_most(reason, one.at_most): one.lost for reason, one in self._sums.items()}
 
     def add(self, loss: Loss) -> None:
         """Enter one loss."""
@@ -67,5 +59,5 @@ class LossLedger:
             number = "an unknown number" if one.lost is None else f"{one.lost:,}"
             cpus = f"CPU {', '.join(map(str, sorted(one.cpus)))}, " if one.cpus else ""
             first, last = ((t - start_ns) / 1e9 for t in (one.t0_ns, one.t1_ns))
-            lines.append(f"{number}: {bounded(reason, one.at_most)}, {cpus}{first:.3f} s to {last:.3f} s")
+            lines.append(f"{number}: {with_most(reason, one.at_most)}, {cpus}{first:.3f} s to {last:.3f} s")
         return lines

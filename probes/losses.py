@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tracekit.probes.wire import LOST
+from tracekit.trace.loss_reasons import SWAP_OUT_UNPLACED
 
 __all__ = ["Loss", "LossReader"]
 
@@ -27,7 +28,7 @@ class Loss:
 
 
 _UNKNOWN_NUMBER: Final = {"untraced_process", "untraced_thread"}  # one refusal is many events never seen
-_AT_MOST: Final = {"swap_out_unplaced"}  # pages of which it can't be told whether they were a guest's
+_AT_MOST: Final = {SWAP_OUT_UNPLACED}  # pages of which it can't be told whether they were a guest's
 
 
 class LossReader:

@@ -15,7 +15,7 @@ from tracekit.probes.attribution import Attribution
 from tracekit.probes.catalogue import Probe
 from tracekit.probes.cost import CostMeter, StatsSwitch
 from tracekit.probes.filemap import fill_hvas
-from tracekit.probes.ledger import LossLedger, bounded
+from tracekit.probes.ledger import LossLedger
 from tracekit.probes.loader import LoadedProbes
 from tracekit.probes.losses import Loss
 from tracekit.probes.marks import MarkPipe
@@ -29,6 +29,7 @@ from tracekit.probes.vms import Vms
 from tracekit.probes.wire import RECORD
 from tracekit.probes.writers import FlightWriter, Writer
 from tracekit.trace.loops import prepare
+from tracekit.trace.loss_reasons import with_most
 from tracekit.trace.sampling import Sampler
 from tracekit.trace.schema import KINDS
 
@@ -234,7 +235,7 @@ class Recorder:
 
     def _enter(self, loss: Loss) -> None:
         self._ledger.add(loss)
-        reason = bounded(loss.reason, loss.at_most)
+        reason = with_most(loss.reason, loss.at_most)
         self._writer.add_loss(loss.cpu, loss.t0_ns, loss.t1_ns, loss.lost, reason)
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from tracekit.trace.loss_reasons import SWAP_OUT_UNPLACED
 from tracekit.trace.schema import KINDS
 
 __all__ = [
@@ -61,7 +62,7 @@ LOST: Final[tuple[str, ...]] = (
     "untraced_thread",  # more threads than MAX_THREADS: the events of the next ones are lost
     "unreadable_argument",  # a system call's argument was not in memory when the program read it
     "ranges_cut",  # a process_madvise call named more ranges than a program can walk
-    "swap_out_unplaced",  # at most: a page went out, and no unmapping tells where, or whether, a guest had it
+    SWAP_OUT_UNPLACED,  # at most: a page went out, and no unmapping tells where, or whether, a guest had it
     *(f"ring_full: {kind}" for kind in KINDS),  # no room for a record of that kind: the reader was too slow
 )
 """Why the BPF programs lose records: the position is the index of their counter."""

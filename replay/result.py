@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import polars as pl
 
 from tracekit.replay.curves import CURVES
+from tracekit.replay.losses import Missing
 from tracekit.trace.fingerprint import fingerprint
 from tracekit.trace.schema import PAGE_BYTES
 from tracekit.trace.whole_file import write_file
@@ -139,11 +140,18 @@ def notes(trace: TraceLike, timeline: Timeline, facts: Survey) -> list[str]:
     faults = int(facts.faults.sum())
     if trace.meta.source == "synthetic":
         said.append("synthetic trace: no figure here was measured on a real machine")
-    if trace.lost is None:
+    missing = Missing.of(trace)
+    if missing.events is None:
         said.append("an unknown number of events was lost: intervals have no bound")
-    elif trace.lost:
+    elif missing.events:
         said.append(
-            f"{trace.lost} events were lost: what was counted is a lower bound, intervals are widened by them"
+            f"{missing.events} events were lost: what was counted is a lower bound, "
+            "intervals are widened by them"
+        )
+    if missing.swap_outs:
+        said.append(
+            f"{missing.swap_outs} swap-outs at most name no page of the guest: intervals of what moves pages "
+            "are widened by them"
         )
     if timeline.outside_rows:
         said.append(f"{timeline.outside_rows} events name no known guest memory: counted, never saved")

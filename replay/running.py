@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,7 +18,7 @@ from tracekit.replay.chance import CHANCE, chance_rows, window_ends
 from tracekit.replay.costs import Profile, load_profile
 from tracekit.replay.curves import BASELINE, banded, resident_curve
 from tracekit.replay.ledger import Figure, Ledger, widened
-from tracekit.replay.losses import with_losses
+from tracekit.replay.losses import Missing, with_losses
 from tracekit.replay.mechanisms import Context, Mechanism, known_mechanisms
 from tracekit.replay.parts import Phase, parse_phases, phase_figures, vcpu_figures
 from tracekit.replay.pricing import Prices
@@ -166,6 +167,11 @@ class Room:
         """Return the mechanisms of the chain by name."""
         return {m.name: m for m in self.chain.mechanisms}
 
+    @cached_property
+    def missing(self) -> Missing:
+        """What the trace does not hold."""
+        return Missing.of(self.trace)
+
     def context(self, scenario: Scenario, mechanism: Mechanism) -> Context:
         """Return what the mechanism's setup may look at."""
         params = scenario.params[mechanism.name]
@@ -221,7 +227,7 @@ class Room:
 
     def _keep(self, scenario: str, resident: Sequence[Residency]) -> None:
         """Keep the curves of a scenario and of the recorded run, each with what the trace leaves open."""
-        earlier, lost = self.facts.earlier_bytes, self.timeline.trace.lost
+        earlier, lost = self.facts.earlier_bytes, self.missing.that_matter(moved=True)
         scale = 1.0 if self.sample is None else self.sample.memory_scale
         for name, some in ((BASELINE, self.before), (scenario, resident)):
             mine = [resident_curve(one, self.timeline) for one in some]
@@ -270,7 +276,8 @@ class Room:
         ledger = Ledger(replay, before, self.timeline, self.facts, mechanisms, contexts, prices)
         figures = ledger.figures()
         figures |= {**phase_figures(ledger, self.phases), **vcpu_figures(ledger, figures)}
-        figures = with_losses(figures, self.timeline.trace.lost, changed=bool(contexts))
+        moved = any(self.known[name].moves_pages for name in contexts)
+        figures = with_losses(figures, self.missing, changed=bool(contexts), moved=moved)
         return figures if self.sample is None else self.sample.scaled(figures)
 
     def chances(self, scenario: Scenario, resamples: int) -> list[dict[str, Any]]:

@@ -191,6 +191,7 @@ class Mechanism:
     hold no such fault. `open_below(context)` says that the trace can't bound the refaults it causes.
     `holds_limit`: it takes memory before more of it comes, so that a limit holds at any moment.
     `prices_refaults`: it books its refaults at costs of its own, whose range its hypotheses hold.
+    `moves_pages`: it backs pages or takes them, so that it matters which of them the host has.
     `small_pages(context)`: it backs memory ahead in 4 KiB pages, so that each one's first touch misses the
     caches and the TLB (`cold_touch_4k`).
     """
@@ -203,6 +204,7 @@ class Mechanism:
     block_words: int = 0
     prices_refaults: bool = False
     holds_limit: bool = False
+    moves_pages: bool = True
     refault_cost: Callable[[Context], str] | None = None
     fetch: Callable[..., None] | None = None
     look: Callable[..., int] | None = None

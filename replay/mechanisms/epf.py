@@ -293,6 +293,7 @@ MECHANISM = Mechanism(
         Param("mode", "user", "where the guest takes part: user mode only, or any", choices=("user", "any")),
     ),
     page_words=WORDS,
+    moves_pages=False,
     look=look,
     fault=fault,
     tick=tick,

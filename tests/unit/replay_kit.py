@@ -53,6 +53,7 @@ class Tiny:
     memory_pages: int | None = 4096
     span_us: int | None = None
     lost: int | None = 0
+    losses_of: list[tuple[int | None, str]] = field(default_factory=list)
     vms: int = 1
     source: str = "synthetic"
     marks: list[Any] = field(default_factory=list)
@@ -111,7 +112,9 @@ class Tiny:
 
     @property
     def losses(self) -> pl.DataFrame:
-        return pl.DataFrame(schema=pl.from_arrow(LOSSES.empty_table()).schema)  # type: ignore[union-attr]
+        """`losses_of`: how many (None = an unknown number), and why."""
+        rows = [{"t0_ns": 0, "t1_ns": 0, "lost": lost, "reason": reason} for lost, reason in self.losses_of]
+        return pl.DataFrame(rows, schema=pl.from_arrow(LOSSES.empty_table()).schema)  # type: ignore[union-attr]
 
     def batches(
         self, columns: Sequence[str] | None = None, batch_rows: int = 1 << 20

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tracekit.probes.attribution import UNPLACED, Attribution, cgroup_id, cgroup_lineage
+from tracekit.probes.attribution import Attribution, cgroup_id, cgroup_lineage
 from tracekit.probes.filemap import fill_hvas, parse_maps
 from tracekit.probes.memslots import Memslot, MemslotTable
 from tracekit.probes.other_vms import OtherVms
 from tracekit.probes.vmm import Signature, classify, signature_of
 from tracekit.probes.wire import RECORD, VALID, VM_UNKNOWN
+from tracekit.trace.loss_reasons import SWAP_OUT_UNPLACED
 from tracekit.trace.schema import KIND_CODE, KINDS
 
 
@@ -147,7 +148,7 @@ def test_a_page_that_went_out_somewhere_is_lost_only_where_it_can_be_a_vms(
     attribution = Attribution(two_vms, lambda: [100, 200])
     groups = (VM_GROUP, SLICE, ROOT_GROUP, 0, OTHER)
     out = attribution.resolve(rows(*(unplaced(group) for group in groups), {**unplaced(OTHER), "gva": 0}))
-    at_most = sum(loss.at_most or 0 for loss in attribution.take_losses() if loss.reason == UNPLACED)
+    at_most = sum(loss.at_most or 0 for loss in attribution.take_losses() if loss.reason == SWAP_OUT_UNPLACED)
     assert at_most == len(possible)
     assert not out["gva"].any()
 

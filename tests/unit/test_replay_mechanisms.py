@@ -311,6 +311,33 @@ def test_lost_events_widen_every_interval_that_they_could_change() -> None:
     assert (unknown["low"], unknown["high"]) == (None, None)
 
 
+def test_swap_outs_without_a_page_matter_to_what_moves_pages() -> None:
+    # Of a wait of 5 ms as much is overlapped, whatever else the host has swapped out; of what prealloc
+    # saves, each of 7 swap-outs may have been of a page that then faults, or does not.
+    rows = [fault(6_000, 1, 5_000, major=True), fault(6_100, 2, 4)]
+    unplaced = [
+        (None, "swap_out_unplaced (at most 4)"),
+        (None, "swap_out_unplaced (at most 3)"),
+        (2, "ring_full"),
+    ]
+    whole = figure(Tiny(rows), "epf,runnable=1", "critical_path")
+    trace = Tiny(rows, lost=None, losses_of=unplaced[:2])
+    found = metrics(replayed(trace, "epf,runnable=1"), "epf,runnable=1")
+    assert {end: found["critical_path"][end] for end in ("low", "saved", "high")} == {
+        end: whole[end] for end in ("low", "saved", "high")
+    }
+    assert (found["resident_peak"]["low"], found["resident_peak"]["high"]) == (0, 0)
+    assert found["resident_peak"]["label"] != "measured"
+    moved = figure(trace, NO_FAULT, "faults")
+    assert (moved["low"], moved["saved"], moved["high"]) == (2 - 7, 2, 2 + 7)
+    more = figure(Tiny(rows, lost=None, losses_of=unplaced), NO_FAULT, "faults")
+    assert (more["low"], more["high"]) == (2 - 9, 2 + 9)
+    # A number of which nothing is known, or another reason's, bounds nothing.
+    for reason in ("swap_out_unplaced", "nested BPF programs (at most 5)"):
+        open_one = figure(Tiny(rows, lost=None, losses_of=[*unplaced, (None, reason)]), NO_FAULT, "faults")
+        assert (open_one["low"], open_one["high"]) == (None, None)
+
+
 def test_what_came_and_went_between_two_looks_is_in_the_interval_of_the_peak() -> None:
     # 8,192 us are looked at every 2,048 ns. Two pages come within one such span; freed, they are discarded
     # before the third comes: 3 pages at once become 2. Within a span two pages may come before others go, so

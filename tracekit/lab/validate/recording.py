@@ -14,11 +14,11 @@ from tracekit.errors import FailedError, UsageError
 from tracekit.lab.validate.case import Account, Case, Recording, Run, Runs
 from tracekit.lab.validate.session import Session
 from tracekit.trace import Trace
+from tracekit.trace.loss_reasons import SWAP_OUT_UNPLACED
 
 __all__ = ["is_lab_host", "kept_runs", "record_in_lab_host", "record_runs", "stem_of", "was_kept"]
 
 _ATTEMPTS: Final = 3
-_UNPLACED: Final = "swap_out_unplaced"
 _SWAP_BYTES: Final = 1 << 30
 _SILENCE_S: Final = 1800.0
 
@@ -60,7 +60,7 @@ def _in_order(case: Case, stem: str, baselines: int) -> list[tuple[Run, str]]:
 def _lost(stem: str, traces: Mapping[str, Trace]) -> bool:
     """Say whether a run's recording lost events; that pages went out which name no place is so every time."""
     return any(
-        not reason.startswith(_UNPLACED)
+        not reason.startswith(SWAP_OUT_UNPLACED)
         for name, trace in traces.items()
         if name.startswith(f"{stem}-")
         for reason in trace.losses["reason"]
