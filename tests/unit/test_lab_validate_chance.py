@@ -12,8 +12,9 @@ from tracekit.lab.validate.check import Check, summarise
 
 STEP = math.exp(0.02)
 """Baselines that lie so far apart: their logarithms have a standard deviation of 0.02 / sqrt(2)."""
+T_5 = 2.570582
 T_6 = 2.446912
-"""Student's t of 6 degrees of freedom at 97.5 %."""
+"""Student's t of 5 and of 6 degrees of freedom at 97.5 %."""
 
 
 def check(seed: int = 0, *, metric: str = "time", case: str = "touch", first: float = 1000.0) -> Check:
@@ -68,7 +69,15 @@ def test_few_repeats_borrow_from_other_cases_of_the_same_metric() -> None:
     )
 
 
-def test_start_up_work_scatters_as_the_guests_time_does() -> None:
+def test_start_up_work_lies_as_far_from_its_price_as_calibrations_of_it_lie_apart() -> None:
+    one = replace(check(metric="startup"), befores=(0.0, 0.0))
+    startups = [replace(one, seed=seed, predicted=80.0 * math.exp(0.1 * (seed % 2))) for seed in range(6)]
+    # 0 and 0.1 in turns have a standard deviation of 0.05 * sqrt(6 / 5): the run's, and the price's.
+    expected = math.exp(T_5 * 0.05 * math.sqrt(6 / 5) * math.sqrt(2))
+    assert [one.factor for one in with_chance(startups)] == [pytest.approx(expected)] * 6
+
+
+def test_start_up_work_by_one_price_scatters_as_the_guests_time_does() -> None:
     startups = [
         replace(check(seed, metric="startup"), befores=(0.0, 0.0), predictions=(80.0, 80.0))
         for seed in range(6)

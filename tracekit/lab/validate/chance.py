@@ -2,6 +2,9 @@
 
 Each seed's baseline is recorded more than once; how far these recordings lie apart is pooled over the seeds
 of a case. No real run is looked at: what is measured never enters its own interval, nor another's.
+
+A baseline has no start-up work. But each seed is calibrated anew, and its price is what the same work took at
+that time: how far these lie apart is how far a run may lie from a price.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ MANY: Final = 5
 """With fewer degrees of freedom than this, a case borrows from all others that compare the same metric."""
 
 _LIKE: Final = {"startup": "time"}
-"""A baseline has no start-up work: that scatters as the guest's time does (assumed)."""
+"""With few calibrations, or one for all seeds, start-up work scatters as the guest's time does (assumed)."""
 
 
 def with_chance(checks: Sequence[Check]) -> list[Check]:
@@ -40,9 +43,14 @@ def with_chance(checks: Sequence[Check]) -> list[Check]:
     for check in checks:
         key = check.mechanism, check.case, check.metric, len(check.befores)
         if key not in factors:
-            runs = pooled(check, _LIKE.get(check.metric, check.metric), lambda one: one.befores)
-            predictions = pooled(check, check.metric, lambda one: one.predictions)
-            factors[key] = new_run_factor(runs, predictions, len(check.befores))
+            by_price = [one.predicted for one in groups[key[:3]]]
+            prices = scatter([by_price])
+            if check.metric in _LIKE and prices.dof >= MANY and len(set(by_price)) > 1:
+                factors[key] = new_run_factor(prices, prices, 1)
+            else:
+                runs = pooled(check, _LIKE.get(check.metric, check.metric), lambda one: one.befores)
+                predictions = pooled(check, check.metric, lambda one: one.predictions)
+                factors[key] = new_run_factor(runs, predictions, len(check.befores))
         factor = factors[key]
         found.append(replace(check, factor=None if math.isinf(factor) else factor))
     return found
