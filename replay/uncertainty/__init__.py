@@ -9,7 +9,7 @@ from tracekit.replay.uncertainty.bootstrap import interval, point
 from tracekit.replay.uncertainty.breakeven import BreakEven, Crossing, break_even
 from tracekit.replay.uncertainty.costs import Empirical, Fit, fits, split
 from tracekit.replay.uncertainty.gaps import Gaps, gaps_of, returned_within
-from tracekit.replay.uncertainty.new_run import Scatter, new_run_factor, scatter
+from tracekit.replay.uncertainty.new_run import UNKNOWN, Scatter, new_run_factor, scatter
 from tracekit.replay.uncertainty.parameters import Evaluate, Parameter
 from tracekit.replay.uncertainty.ranges import Variation, parse_variation, parse_variations, points
 from tracekit.replay.uncertainty.seeding import generator
@@ -18,6 +18,7 @@ from tracekit.replay.uncertainty.tails import Tail, tail
 from tracekit.replay.uncertainty.tornado import swing_rows, tornado
 
 __all__ = [
+    "UNKNOWN",
     "Blocks",
     "BreakEven",
     "Crossing",

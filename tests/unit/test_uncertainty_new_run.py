@@ -46,3 +46,21 @@ def test_it_holds_as_often_as_it_says(seeds: int, repeats: int) -> None:
         held += predicted / factor <= new <= predicted * factor
     # 4,000 sessions: the standard error of 95 % is 0.34 points.
     assert 0.94 < held / sessions < 0.96
+
+
+def test_it_holds_where_prices_drift_and_not_without_them() -> None:
+    """8 seeds, each with a price of its own time and two baselines; the run has the price of another time."""
+    rng = np.random.default_rng(8)
+    held, without, sessions = 0, 0, 1500
+    for _ in range(sessions):
+        runs = np.exp(rng.normal(0, 0.05, (8, 2)))
+        prices = np.exp(rng.normal(0, 0.2, 8))
+        predictions = runs * prices[:, None]
+        in_units = predictions.mean(axis=1) / runs.mean(axis=1)
+        own = scatter(runs.tolist()), scatter(predictions.tolist()), 2
+        factor, narrow = new_run_factor(*own, prices=scatter([in_units.tolist()])), new_run_factor(*own)
+        away = abs(rng.normal(0, 0.05) + rng.normal(0, 0.2) - math.log(predictions[0].mean()))
+        held += away <= math.log(factor)
+        without += away <= math.log(narrow)
+    assert 0.93 < held / sessions < 0.97
+    assert without / sessions < 0.5

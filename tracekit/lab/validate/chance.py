@@ -3,8 +3,8 @@
 Each seed's baseline is recorded more than once; how far these recordings lie apart is pooled over the seeds
 of a case. No real run is looked at: what is measured never enters its own interval, nor another's.
 
-A baseline has no start-up work. But each seed is calibrated anew, and its price is what the same work took at
-that time: how far these lie apart is how far a run may lie from a price.
+Times rest on prices too, and each seed is calibrated anew: by how much more the predictions of seeds differ,
+each in units of its baseline, than those of one seed do, is by how much prices drift from hour to hour.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Final
 
 from tracekit.lab.validate.check import Check
-from tracekit.replay.uncertainty import Scatter, new_run_factor, scatter
+from tracekit.replay.uncertainty import UNKNOWN, Scatter, new_run_factor, scatter
 
 __all__ = ["with_chance"]
 
@@ -23,7 +23,7 @@ MANY: Final = 5
 """With fewer degrees of freedom than this, a case borrows from all others that compare the same metric."""
 
 _LIKE: Final = {"startup": "time"}
-"""With few calibrations, or one for all seeds, start-up work scatters as the guest's time does (assumed)."""
+"""A baseline has no start-up work: that scatters as the guest's time does (assumed)."""
 
 
 def with_chance(checks: Sequence[Check]) -> list[Check]:
@@ -43,14 +43,18 @@ def with_chance(checks: Sequence[Check]) -> list[Check]:
     for check in checks:
         key = check.mechanism, check.case, check.metric, len(check.befores)
         if key not in factors:
-            by_price = [one.predicted for one in groups[key[:3]]]
-            prices = scatter([by_price])
-            if check.metric in _LIKE and prices.dof >= MANY and len(set(by_price)) > 1:
-                factors[key] = new_run_factor(prices, prices, 1)
-            else:
-                runs = pooled(check, _LIKE.get(check.metric, check.metric), lambda one: one.befores)
-                predictions = pooled(check, check.metric, lambda one: one.predictions)
-                factors[key] = new_run_factor(runs, predictions, len(check.befores))
+            runs = pooled(check, _LIKE.get(check.metric, check.metric), lambda one: one.befores)
+            predictions = pooled(check, check.metric, lambda one: one.predictions)
+            prices = _prices(groups[key[:3]])
+            factors[key] = new_run_factor(runs, predictions, len(check.befores), prices=prices)
         factor = factors[key]
         found.append(replace(check, factor=None if math.isinf(factor) else factor))
     return found
+
+
+def _prices(seeds: Sequence[Check]) -> Scatter:
+    """Return how far the predictions of a case's seeds lie apart, each in units of its baseline."""
+    if seeds[0].unit != "ns":
+        return UNKNOWN
+    found = scatter([[one.predicted / (one.before or 1.0) for one in seeds]])
+    return found if found.dof >= MANY else UNKNOWN
