@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 __all__ = ["LEVEL", "Scatter", "new_run_factor", "scatter"]
@@ -61,12 +62,18 @@ def new_run_factor(
     `prices`: how far such predictions lie apart by prices that were measured at different times, each in
     units of its run. What they have beyond `predictions` is a price's, and the new run has its own again.
     """
-    from scipy.stats import t
-
     beside = predictions.log_sd**2 / averaged if predictions.dof else 0.0
     drift = max(prices.log_sd**2 - beside, 0.0) if prices.dof else 0.0
     dof = min(runs.dof, predictions.dof or runs.dof, prices.dof if drift else runs.dof)
     if not dof:
         return math.inf
-    half = float(t.ppf((1 + level) / 2, dof)) * math.sqrt(runs.log_sd**2 + beside + 2 * drift)
+    half = _quantile((1 + level) / 2, dof) * math.sqrt(runs.log_sd**2 + beside + 2 * drift)
     return math.exp(min(half, 700.0))
+
+
+@cache
+def _quantile(share: float, dof: int) -> float:
+    """Return Student's t below which that share lies."""
+    from scipy.stats import t
+
+    return float(t.ppf(share, dof))
