@@ -43,7 +43,10 @@ _OFFSETS: Final = {
 
 
 class WalkedSlot(NamedTuple):
-    """A memslot of a VM, which one of its file descriptors stands for (the least)."""
+    """A memslot of a VM, which one of its file descriptors stands for (the least).
+
+    `machine` is the kernel's structure of that VM (0 = not known): all its descriptors lead there.
+    """
 
     vm_fd: int
     number: int
@@ -51,18 +54,19 @@ class WalkedSlot(NamedTuple):
     size_bytes: int
     hva: int
     flags: int
+    machine: int = 0
 
 
 def walked_memslots(pid: int) -> list[WalkedSlot]:
     """Return a VMM's memslots, in order of VMs and numbers.
 
-    Empty where it has no VM or very many memslots (over 2,048), or this kernel does not say where things are,
-    or does not let us look.
+    Empty where it has no VM, or one with very many memslots (over 2,048), or this kernel does not say where
+    things are, or does not let us look: what lies outside of the memslots of a VM that has some is taken for
+    no guest's, so either all of a process' are known or none.
     """
     offsets = {name: btf.field_offset(*field, module="kvm") for name, field in _OFFSETS.items()}
     if None in offsets.values():
         return []
-    found: list[WalkedSlot] = []
     with contextlib.suppress(OSError, TracekitError), contextlib.ExitStack() as stack:
         borrowed = {fd: stack.enter_context(_borrowed(pid, fd)) for fd in vm_descriptors(pid)}
         if not borrowed:
@@ -72,19 +76,22 @@ def walked_memslots(pid: int) -> list[WalkedSlot]:
         programs = compile_program(defines + "".join(path.read_text() for path in _SOURCES))
         stack.callback(programs.cleanup)
         walk = programs.load_func(b"walk", load_bcc().BPF.RAW_TRACEPOINT).fd
-        machines: set[int] = set()
+        found: dict[int, list[WalkedSlot]] = {}
         for fd, own in sorted(borrowed.items()):
             run_program(walk, own)
-            if (machine := programs[b"machine"][0].value) not in machines:  # else another descriptor of it
-                machines.add(machine)
-                found += [WalkedSlot(fd, *slot) for slot in _read(programs)]
-    return sorted(found)
+            if (machine := programs[b"machine"][0].value) in found:  # another descriptor of it
+                continue
+            if (slots := _read(programs)) is None:
+                return []
+            found[machine] = [WalkedSlot(fd, *slot, machine) for slot in slots]
+        return sorted(slot for slots in found.values() for slot in slots)
+    return []
 
 
-def _read(programs: Any) -> list[tuple[int, int, int, int, int]]:
+def _read(programs: Any) -> list[tuple[int, int, int, int, int]] | None:
     count = programs[b"count"][0].value
     if count > _MOST_SLOTS:
-        return []
+        return None
     slots = [programs[b"found"][at] for at in range(count)]
     return [
         (one.number, one.gpa, one.size, one.hva, one.flags)

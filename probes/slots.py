@@ -7,6 +7,7 @@ marked so in the trace (`known_by`).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -79,7 +80,9 @@ class SlotFinder:
             self._looked.add(pid)
             if pid in self._told:
                 known_by, slots = self._told[pid]
-                for vm_fd, slot, gpa, size, hva, flags in slots:
+                for vm_fd, slot, gpa, size, hva, flags, machine in slots:
+                    if machine:  # a call through another descriptor of it finds it by this
+                        self._bpf[b"machine_names"][ctypes.c_uint64(machine)] = ctypes.c_int32(vm_fd)
                     self._add(Memslot(vm, slot, gpa, size, hva, flags, self._start_ns, known_by), pid, vm_fd)
                 continue
             if vm == 0 and self._monitor is not None and self._monitor_is_there():

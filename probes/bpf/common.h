@@ -41,6 +41,7 @@ struct thread {
     u32 call;
     u32 tgid;
     s32 vcpu_fd, vm_fd;  // of the vCPU that it runs, and of that one's VM
+    u32 vcpus_made;      // when that was looked up (kvm_ioctl.c)
     u16 vm;
     s16 vcpu;
     u8 armed;        // a child that has not yet become its command: silent until exec

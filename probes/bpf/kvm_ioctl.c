@@ -31,15 +31,40 @@ struct vcpu_id {
 };
 BPF_HASH(vcpus, struct vcpu_key, struct vcpu_id, 16384);
 
+// How many vCPUs have been made: a thread looks again whose it runs, as one that is gone may have had the same descriptor.
+BPF_ARRAY(vcpus_made, u32, 1);
+
 // How often a descriptor has been given to a new VM while we looked: it is another one from then on.
 #define DESCRIPTOR_BITS 20
 BPF_HASH(machines, struct vcpu_key, u32, 16384);
+
+// A VM's name: the first descriptor by which it was seen, and the above. A VMM may work through duplicates of that (dup,
+// crosvm does): they are known by what they stand for (struct kvm).
+BPF_HASH(machine_names, u64, s32, 16384);
+
+static __always_inline u64 machine_behind(s32 fd)
+{
+#ifdef FILE_PRIVATE_OFFSET
+    u64 file = file_of(fd);
+    return file ? kernel_u64(file + FILE_PRIVATE_OFFSET) : 0;
+#else
+    return 0;
+#endif
+}
 
 static __always_inline s32 machine_of(u32 tgid, u32 fd)
 {
     struct vcpu_key key = {.tgid = tgid, .fd = fd};
     u32 *times = machines.lookup(&key);
-    return times ? fd | *times << DESCRIPTOR_BITS : fd;
+    s32 name = times ? fd | *times << DESCRIPTOR_BITS : fd;
+    u64 machine = machine_behind(fd);
+    if (!machine)
+        return name;
+    s32 *known = machine_names.lookup(&machine);
+    if (known)
+        return *known;
+    machine_names.update(&machine, &name);
+    return name;
 }
 
 ON(syscalls, sys_enter_ioctl)
@@ -52,10 +77,12 @@ ON(syscalls, sys_enter_ioctl)
         return;
     if (cmd == KVM_RUN) {
         s32 fd = args->fd;
-        if (fd != t->vcpu_fd) {
+        u32 zero = 0, *made = vcpus_made.lookup(&zero);
+        if (made && (fd != t->vcpu_fd || *made != t->vcpus_made)) {
             struct vcpu_key key = {.tgid = t->tgid, .fd = fd};
             struct vcpu_id *id = vcpus.lookup(&key);
             t->vcpu_fd = fd;
+            t->vcpus_made = *made;
             if (id) {
                 t->vcpu = id->number;
                 t->vm_fd = id->vm_fd;
@@ -79,7 +106,7 @@ ON(syscalls, sys_enter_ioctl)
         return;
     }
     t->call = cmd;
-    t->call_e = machine_of(t->tgid, args->fd);
+    t->call_e = cmd == KVM_CREATE_VM ? 0 : machine_of(t->tgid, args->fd);
     t->call_start = bpf_ktime_get_ns();
 }
 
@@ -100,12 +127,19 @@ ON(syscalls, sys_exit_ioctl)
         struct vcpu_key key = {.tgid = t->tgid, .fd = ret};
         u32 *before = machines.lookup(&key), times = before ? (*before + 1) & 0x7ff : 0;
         machines.update(&key, &times);
+        u64 machine = machine_behind(ret);
+        s32 name = ret | times << DESCRIPTOR_BITS;
+        if (machine)  // by which another one may have been known, that is gone
+            machine_names.update(&machine, &name);
         return;
     }
     if (cmd == KVM_CREATE_VCPU) {
         struct vcpu_key key = {.tgid = t->tgid, .fd = ret};
         struct vcpu_id id = {.number = t->call_a, .vm_fd = t->call_e};
         vcpus.update(&key, &id);
+        u32 zero = 0, *made = vcpus_made.lookup(&zero);
+        if (made)
+            lock_xadd(made, 1);
         return;
     }
     u64 now = bpf_ktime_get_ns();

@@ -26,7 +26,7 @@ int walk(struct bpf_raw_tracepoint_args *context)
                                .size = kernel_u64(slot + SLOT_PAGES_OFFSET) << 12,
                                .hva = kernel_u64(slot + SLOT_HVA_OFFSET),
                                .number = (u16)kernel_u64(slot + SLOT_NUMBER_OFFSET),
-                               .flags = (u32)kernel_u64(slot + SLOT_FLAGS_OFFSET)};
+                               .flags = (u16)kernel_u64(slot + SLOT_FLAGS_OFFSET)};  // above are KVM's own
             if (n < MOST_SLOTS)
                 found.update(&n, &one);
             n++;

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.live("kvm", "bpf", "root")
 
 PAGE = mmap.PAGESIZE
 SLOTS = 1_009  # a prime; several in each bucket of KVM's table
+MOST = 2_048  # that are read of one VM
 LOG_DIRTY = 1  # KVM_MEM_LOG_DIRTY_PAGES
 
 
@@ -63,6 +64,10 @@ def main() -> None:
             walked = walked_memslots(os.getpid())
             assert len({slot.vm_fd for slot in walked}) == 2
             assert [slot.number for slot in walked if slot.flags == LOG_DIRTY] == [0]
+            # All are known or none: what is outside of a process' memslots passes for no guest's.
+            for slot in range(MOST):
+                other.set_memslot(1 + slot, 1 + slot << 30, PAGE, start)
+            assert there() == []
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.live("kvm", "bpf", "root")
 # What all these VMMs begin with: a VM whose memory is `memory`, and `at` is where it is.
 PRELUDE = """
 import ctypes, json, mmap, os, resource, sys, time
-from tracekit.lab.kvm import Kvm
+from tracekit.lab.kvm import Kvm, Vm
 libc = ctypes.CDLL(None, use_errno=True)
 HUGE = 2 << 20
 def address(m): return ctypes.addressof(ctypes.c_char.from_buffer(m))
@@ -105,6 +105,58 @@ def test_calls_of_a_vmm_are_told_apart_and_have_their_gfns(tmp_path: Path) -> No
         assert of_kind(trace, kind)["latency_ns"].min() > 0
     slots = trace.memslots.sort("slot")
     assert slots["to_ns"].is_null().to_list() == [True, False]
+
+
+DUPLICATE = """
+SIZE = 16 << 20
+memory, skip = anonymous(SIZE)
+start = address(memory) + skip
+with Kvm() as kvm, kvm.create_vm() as one, Vm(os.dup(one.fd), 4096) as same:
+    one.set_memslot(0, 0, SIZE, start)
+    same.set_memslot(0, 0, 0, start)
+    same.set_memslot(0, SIZE, SIZE, start)
+    for page in range(0, SIZE, 4096): memory[skip + page] = 1
+    for i in range(211): memory.madvise(mmap.MADV_DONTNEED, skip + 8192 * i, 4096)
+tell()
+"""
+
+
+def test_a_vm_is_one_whichever_of_its_descriptors_a_vmm_uses(tmp_path: Path) -> None:
+    trace, _ = record_script(tmp_path, DUPLICATE)
+    slots = trace.memslots.sort("from_ns")
+    assert slots.select("slot", "gpa").rows() == [(0, 0), (0, 16 << 20)]
+    assert slots["to_ns"].is_null().to_list() == [False, True]
+    taken = [4096 + 2 * i for i in range(211)]
+    assert of_kind(trace, "balloon_inflate")["gfn"].to_list() == taken
+    assert of_kind(trace, "unmap").filter(pl.col("pages") == 1)["gfn"].to_list() == taken
+
+
+ONE_THREAD = """
+SIZE = 2 << 20
+memory, skip = anonymous(SIZE)
+memory[skip + 0x1000 : skip + 0x1001] = b"\\xf4"
+descriptors = set()
+with Kvm() as kvm:
+    for index in (1, 3):
+        with kvm.create_vm() as vm, vm.create_vcpu(index) as vcpu:
+            vm.set_memslot(0, 0, SIZE, address(memory) + skip)
+            sregs = vcpu.sregs()
+            sregs.cs.base = sregs.cs.selector = 0
+            vcpu.set_sregs(sregs)
+            regs = vcpu.regs()
+            regs.rip, regs.rflags = 0x1000, 2
+            vcpu.set_regs(regs)
+            vcpu.run()
+            descriptors.add(vcpu.fd)
+            memory.madvise(mmap.MADV_DONTNEED, skip + 4096 * index, 4096)
+tell(descriptors=len(descriptors))
+"""
+
+
+def test_a_vcpu_that_gets_the_descriptor_of_a_closed_one_is_not_that_one(tmp_path: Path) -> None:
+    trace, account = record_script(tmp_path, ONE_THREAD)
+    assert account["descriptors"] == 1
+    assert of_kind(trace, "balloon_inflate").select("gfn", "vcpu").rows() == [(1, 1), (3, 3)]
 
 
 TWO_VMS = """
