@@ -27,7 +27,7 @@ from tracekit.probes.slots import SlotFinder, Told, is_emulated
 from tracekit.probes.vmm import classify
 from tracekit.probes.vms import Vms
 from tracekit.probes.wire import RECORD
-from tracekit.probes.writers import FlightWriter, Writer
+from tracekit.probes.writers import FlightWriter, RotatingWriter, Writer
 from tracekit.trace.loops import prepare
 from tracekit.trace.loss_reasons import with_most
 from tracekit.trace.sampling import Sampler
@@ -38,6 +38,7 @@ __all__ = ["Recorder"]
 _FLUSH_NS: Final = 250_000_000
 _SAMPLE_NS: Final = 1_000_000_000
 _SAVE_NS: Final = 10_000_000_000
+_PATIENCE_NS: Final = 1_000_000_000
 _NEWEST: Final = 16
 _MUCH: Final = 1 << 20  # rows after which machine code for the next recording is worth compiling
 _LOOKED_AT: Final = 4096  # rows at the end of a batch that are searched for those with a latency
@@ -78,6 +79,8 @@ class Recorder:
         self._batch: pa.RecordBatch | None = None
         self._start_ns = self._saved_ns = start_ns
         self._flushed_ns = self._sampled_ns = self._newest_ns = 0
+        self._complete_ns = self._missed_ns = start_ns
+        self._missed = 0
         self.report = RecordReport(plan.out, active=probes.active, refused=probes.refused)
         if marks.off:
             self._meta.notes.append(marks.off)
@@ -91,15 +94,18 @@ class Recorder:
         """Carry all records that are finished now from the ring to the trace; returns how many."""
         if not self._plan.guest:
             self._finder.look(running=bool(self._plan.pids))
-        total = 0
+        total, ring, now = 0, self._probes.ring, time.monotonic_ns()
+        begun = ring.begun_bytes
         # What comes meanwhile is for the next time: a flood must not keep us from flushing and stopping.
-        for _ in range(self._probes.ring.pending_bytes // (RECORD.itemsize * MOST_RECORDS) + 1):
-            records = self._probes.ring.read()
+        for _ in range(ring.pending_bytes // (RECORD.itemsize * MOST_RECORDS) + 1):
+            records = ring.read()
             total += len(records)
             out = decode.columns(records, self._mode)
-            self._probes.ring.free()
+            ring.free()
             if len(records):
                 self._carry(out)
+        # One that is still being written holds back those behind it.
+        self._complete_ns = max(self._complete_ns, now if ring.freed_bytes >= begun else 0, self._newest_ns)
         return total
 
     def _carry(self, out: dict[str, np.ndarray]) -> None:
@@ -132,6 +138,11 @@ class Recorder:
             self._attribution.note_cgroups()
             self._enter_losses()
             self._enter_marks()
+            if isinstance(
+                self._writer, FlightWriter | RotatingWriter
+            ):  # it may be about to finalise one of several
+                self._enter_misses()
+                self._writer.complete_until(self._complete_ns)
             self._writer.flush()
         if now - self._sampled_ns >= _SAMPLE_NS:
             self._sampled_ns = now
@@ -165,9 +176,7 @@ class Recorder:
     def finish(self) -> RecordReport:
         """Carry over what happened until now, enter the last losses, finalise the trace."""
         stop_ns = time.monotonic_ns()
-        # What is still traced goes on filling the ring: stop at what is newer than the end.
-        while self.drain() and self._newest_ns < stop_ns:
-            pass
+        self._drain_until(stop_ns)
         self._vms.refresh()
         self._enter_losses()
         self._enter_marks()
@@ -196,6 +205,20 @@ class Recorder:
         report.lost, report.losses = self._ledger.lost, self._ledger.by_reason
         report.where = self._ledger.lines(self._start_ns)
         return report
+
+    def _drain_until(self, stop_ns: int) -> None:
+        """Carry all that was before; what is still traced goes on filling the ring.
+
+        A record that is being written holds back those behind it, and its CPU may be taken away from it for
+        a while.
+        """
+        while self._complete_ns < stop_ns:
+            if self.drain():
+                continue
+            if time.monotonic_ns() - stop_ns > _PATIENCE_NS:
+                self._enter(Loss(None, self._complete_ns, stop_ns, None, "behind a record never finished"))
+                return
+            time.sleep(0.001)
 
     def _save_meta(self, now_ns: int) -> None:
         """Have a crash find the VMs that are known by now, and what recording has cost until lately."""
@@ -228,10 +251,10 @@ class Recorder:
 
         They may have been anybody's, so how many of ours were among them is not known, only whether any.
         """
-        missed = sum(stats.missed for stats in self._probes.program_stats())
-        if missed:
-            ends = self._start_ns, time.monotonic_ns()
-            self._enter(Loss(None, *ends, None, "nested BPF programs", at_most=missed))
+        missed, now = sum(stats.missed for stats in self._probes.program_stats()), time.monotonic_ns()
+        if more := missed - self._missed:
+            self._enter(Loss(None, self._missed_ns, now, None, "nested BPF programs", at_most=more))
+        self._missed, self._missed_ns = missed, now
 
     def _enter(self, loss: Loss) -> None:
         self._ledger.add(loss)

@@ -47,7 +47,17 @@ class RingReader:
     @property
     def pending_bytes(self) -> int:
         """How much of the ring is taken."""
-        return int(self._producer[0]) - int(self._consumer[0])
+        return self.begun_bytes - self.freed_bytes
+
+    @property
+    def begun_bytes(self) -> int:
+        """How much has been begun to be written, since the ring was made."""
+        return int(self._producer[0])
+
+    @property
+    def freed_bytes(self) -> int:
+        """How much of that was read and given back."""
+        return int(self._consumer[0])
 
     def read(self) -> np.ndarray:
         """Return the next submitted records in order (dtype RECORD), where they lie; `free` gives them back.

@@ -81,7 +81,7 @@ class _Link(NamedTuple):
     """What reaches a recording from outside, and how it speaks: `say` does it at once and for the report."""
 
     stop: Callable[[], str]
-    triggered: Callable[[], bool]
+    triggered: Callable[[], int]
     watch: Callable[[Status | None], None] | None
     tell: Callable[[str], None] | None
     notes: list[str]
@@ -153,9 +153,14 @@ def _record(plan: RecordPlan, child: target.Child | None, link: _Link, stack: Ex
     recorder.report.notes = link.notes
     if child and not link.stop():
         child.release()
-    recorder.report.stopped_by = _run(recorder, plan, pids, link)
-    running = child is not None and child.poll() is None
-    report = recorder.finish()
+    try:
+        recorder.report.stopped_by = _run(recorder, plan, pids, link)
+        running = child is not None and child.poll() is None
+        report = recorder.finish()
+    except KeyboardInterrupt:
+        kept = "the last seconds are lost" if plan.keep_last_seconds else f"tracekit recover {writer.path}"
+        link.say(f"stopped at once: {kept}")
+        raise
     probes.close()
     if child:
         code = child.end()

@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -32,16 +33,16 @@ def stop_signals() -> Iterator[Callable[[], str]]:
 
 
 @contextmanager
-def triggers() -> Iterator[Callable[[], bool]]:
-    """Take SIGUSR1: the yielded function says whether one has come since it was asked before."""
+def triggers() -> Iterator[Callable[[], int]]:
+    """Take SIGUSR1: the yielded function says when one has come since it was asked before (ns; 0: none)."""
     seen: list[int] = []
 
-    def came() -> bool:
-        any_came = bool(seen)
+    def came() -> int:
+        last = seen[-1] if seen else 0
         seen.clear()
-        return any_came
+        return last
 
-    with _handled(lambda number, _: seen.append(number), signal.SIGUSR1):
+    with _handled(lambda *_: seen.append(time.monotonic_ns()), signal.SIGUSR1):
         yield came
 
 

@@ -138,6 +138,7 @@ class RotatingWriter:
         self._memslots = _Memslots()
         self._paths: deque[Path] = deque()
         self._closed_bytes = self._number = 0
+        self._complete_ns = meta.start_ns or time.monotonic_ns()
         self._begin()
 
     @property
@@ -185,6 +186,10 @@ class RotatingWriter:
         _copy_facts(self.meta, self._writer.meta)
         self._writer.save_meta()
 
+    def complete_until(self, ts_ns: int) -> None:
+        """Say that all rows until then are here: there, one trace ends and the next begins."""
+        self._complete_ns = ts_ns
+
     def flush(self) -> int:
         """Flush; when the time is over, finalise this trace and begin the next."""
         if time.monotonic_ns() - self._began_ns >= self._every_ns:
@@ -202,7 +207,7 @@ class RotatingWriter:
     def _begin(self) -> None:
         self._began_ns = time.monotonic_ns()
         path, self._writer = self._open_next()
-        self._writer.meta.start_ns = self._began_ns
+        self._writer.meta.start_ns = self._complete_ns
         self._writer.save_meta()  # a crash must not make it as old as the whole recording
         self._memslots.tell(self._writer)
         self._paths.append(path)
@@ -221,6 +226,7 @@ class RotatingWriter:
                     raise
 
     def _end(self) -> None:
+        self._writer.meta.stop_ns = self._complete_ns
         _copy_facts(self.meta, self._writer.meta)
         self._closed_bytes += self._writer.bytes_written
         self.rows += self._writer.close().rows or 0
@@ -229,8 +235,9 @@ class RotatingWriter:
 class FlightWriter:
     """Keeps the last `seconds` in memory, compressed; a dump and `close` write them out as a trace.
 
-    A dump is made at the next flush after `triggered` has said so, under the next number of which nothing has
-    the name (NAME-0001.trace, …). One that fails costs nothing that is kept; `say` is told of each.
+    A dump is made at the first flush by which all rows from before it was asked for are here (`triggered`
+    says when that was, 0: it was not), under the next number of which nothing has the name
+    (NAME-0001.trace, …). One that fails costs nothing that is kept; `say` is told of each.
     About 10 bytes an event: 100,000 events/s for 60 s are 60 MB.
     """
 
@@ -241,7 +248,7 @@ class FlightWriter:
         open_trace: Callable[[Path], TraceWriter],
         *,
         seconds: float,
-        triggered: Callable[[], bool],
+        triggered: Callable[[], int],
         say: Callable[[str], None],
     ) -> None:
         self.meta = meta
@@ -249,7 +256,7 @@ class FlightWriter:
         self.bytes_written = 0
         self._open, self._keep_ns = open_trace, int(seconds * 1e9)
         self._triggered, self._say = triggered, say
-        self._newest_ns = 0
+        self._newest_ns = self._complete_ns = self._asked_ns = 0
         self._start_ns = meta.start_ns or 0
         self._memslots = _Memslots()
         self._later_memslots: deque[dict[str, Any]] = deque()  # of the seconds that are kept
@@ -294,10 +301,16 @@ class FlightWriter:
     def save_meta(self) -> None:
         """Nothing is on the disk before a dump."""
 
+    def complete_until(self, ts_ns: int) -> None:
+        """Say that all rows until then are here: a dump ends there."""
+        self._complete_ns = ts_ns
+
     def flush(self) -> int:
         """Write a dump if one was asked for."""
         self._forget()
-        if self._triggered():
+        self._asked_ns = self._triggered() or self._asked_ns
+        if 0 < self._asked_ns <= self._complete_ns:
+            self._asked_ns = 0
             self._dump_beside()
         return 0
 
@@ -325,7 +338,7 @@ class FlightWriter:
         path, writer = self._free_path(), None
         try:
             writer = self._open(path)
-            self._fill(writer, time.monotonic_ns())
+            self._fill(writer, self._complete_ns)
         except (TracekitError, OSError) as error:
             if writer is not None:  # all that is in it is still kept here, and its room may be needed
                 shutil.rmtree(writer.path, ignore_errors=True)

@@ -261,7 +261,7 @@ def test_a_second_signal_makes_no_loss_silent(tmp_path: Path) -> None:
         recorder.send_signal(signal.SIGINT)
         recorder.send_signal(signal.SIGTERM)
         recorder.send_signal(signal.SIGCONT)
-        finished(recorder, 130)
+        assert f"stopped at once: tracekit recover {path}" in finished(recorder, 130)
     report = recover(path)
     found = account(open_trace(path), counter)
     assert found.stored < found.emitted == 10_007

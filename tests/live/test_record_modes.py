@@ -11,14 +11,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
 from tests.live.recording import TRACEKIT, of_kind, record_command, wait_for
-from tracekit.probes.plan import RecordPlan, Status
+from tracekit.probes.loader import LoadedProbes, ProgramStats
+from tracekit.probes.plan import RecordPlan, RecordReport, Status
+from tracekit.probes.recorder import Recorder
+from tracekit.probes.ring import RingReader
 from tracekit.probes.run import record
 from tracekit.trace import Trace, open_trace, recover
 from tracekit.trace.schema import FLAG_ZEROED, PAGE_BYTES
@@ -167,6 +172,66 @@ def test_a_series_of_traces_has_every_event_once_and_keeps_the_last(tmp_path: Pa
     assert len(addresses) > 20
     steps = {(b - a) % (1 << 20) for a, b in pairwise(addresses)}
     assert steps == {4096}  # the beats go on over the seams, none missing and none twice
+    # Each begins where the one before ends, and has what was in between.
+    metas = [trace.meta for trace in traces]
+    assert all(a.stop_ns == b.start_ns for a, b in pairwise(metas))
+    for trace in traces:
+        first, last = span(trace)
+        assert trace.meta.start_ns <= first <= last <= trace.meta.stop_ns  # type: ignore[operator]
+
+
+def test_what_programs_missed_is_in_the_ledger_of_the_trace_of_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's counter grows after two thirds of the time, by a prime number."""
+    path, began = tmp_path / "series.trace", time.monotonic()
+    stats = LoadedProbes.program_stats
+
+    def missing(probes: LoadedProbes) -> list[ProgramStats]:
+        first, *others = stats(probes)
+        missed = 101 if (tmp_path / "series-0003.trace").exists() else 0
+        return [replace(first, missed=missed), *others]
+
+    monkeypatch.setattr(LoadedProbes, "program_stats", missing)
+    report = record(RecordPlan(out=path, command=("sleep", "60"), seconds=3, rotate_seconds=0.7))
+    assert time.monotonic() - began < 60
+    assert report.losses == {"nested BPF programs (at most 101)": None}
+    traces = [open_trace(part) for part in sorted(tmp_path.glob("series-*.trace"))]
+    assert [trace.lost for trace in traces] == [0, 0, None, *[0 for _ in traces[3:]]]
+    (loss,) = traces[2].losses.to_dicts()
+    assert traces[1].meta.start_ns <= loss["t0_ns"] < loss["t1_ns"]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("turns", [3, 10**9])
+def test_what_lies_behind_a_record_that_is_being_written_is_waited_for_or_entered_as_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    """The ring's first record is being written all the time, and at the end so many turns longer."""
+    read, finish, left = RingReader.read, Recorder.finish, [10**9]
+
+    def held_back(ring: RingReader) -> np.ndarray:
+        left[0] -= 1
+        return read(ring)[:0] if left[0] > 0 else read(ring)
+
+    def held_back_free(ring: RingReader) -> None:
+        if left[0] <= 0:
+            free(ring)
+
+    def at_the_end(recorder: Recorder) -> RecordReport:
+        left[0] = turns
+        return finish(recorder)
+
+    free = RingReader.free
+    monkeypatch.setattr(RingReader, "read", held_back)
+    monkeypatch.setattr(RingReader, "free", held_back_free)
+    monkeypatch.setattr(Recorder, "finish", at_the_end)
+    path, account = tmp_path / "x.trace", tmp_path / "account.json"
+    report = record(RecordPlan(out=path, command=(sys.executable, "-c", TOUCH, str(account))))
+    at, _ = json.loads(account.read_text())
+    faults = of_kind(open_trace(path), "host_fault")
+    mine = faults.filter(pl.col("hva").is_between(at, at + PAGES * PAGE_BYTES, closed="left"))
+    assert (mine.height, report.lost) == ((PAGES, 0) if turns == 3 else (0, None))
+    assert open_trace(path).lost == report.lost
 
 
 def test_a_flight_recorder_writes_the_last_seconds_when_triggered(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def flight_of(path: Path, meta: Meta, seconds: float) -> FlightWriter:
         meta,
         lambda path: TraceWriter(path, Meta(), live=True),
         seconds=seconds,
-        triggered=lambda: False,
+        triggered=lambda: 0,
         say=lambda text: None,
     )
 
@@ -58,20 +58,51 @@ def test_a_memslot_that_went_within_the_seconds_that_are_kept_was_there(tmp_path
 
 
 def test_a_part_that_is_killed_is_no_older_than_it_is(tmp_path: Path) -> None:
-    meta = Meta(start_ns=time.monotonic_ns() - 100 * SECOND)
+    meta = Meta(start_ns=(start := time.monotonic_ns() - 100 * SECOND))
 
     def open_part(path: Path) -> TraceWriter:
         return TraceWriter(path, replace(meta), live=True)
 
-    before = time.monotonic_ns()
-    writer = RotatingWriter(tmp_path / "r.trace", meta, open_part, seconds=60, keep=0)
-    writer.append(events_batch(ts_ns=[time.monotonic_ns()], kind="madvise"))
+    writer = RotatingWriter(tmp_path / "r.trace", meta, open_part, seconds=0, keep=0)
+    first, second, third = (start + at * SECOND for at in (90, 95, 99))
+    writer.append(events_batch(ts_ns=[first], kind="madvise"))
+    # Its rows are those until all are there, and not until somebody came to write them.
+    writer.complete_until(second)
     writer.flush()
+    writer.append(events_batch(ts_ns=[third], kind="madvise"))
     copy = tmp_path / "killed.trace"
-    shutil.copytree(tmp_path / "r-0001.trace", copy)
+    shutil.copytree(tmp_path / "r-0002.trace", copy)
     recover(copy)
-    assert open_trace(copy).meta.start_ns >= before
+    assert open_trace(copy).meta.start_ns == second
+    writer.meta.stop_ns = third + 1
     writer.close()
+    spans = [open_trace(tmp_path / f"r-000{number}.trace").meta for number in (1, 2)]
+    assert [(one.start_ns, one.stop_ns) for one in spans] == [(start, second), (second, third + 1)]
+
+
+def test_a_dump_waits_for_what_was_before_it_was_asked_for_and_ends_with_it(tmp_path: Path) -> None:
+    now = time.monotonic_ns()
+    asked = [now]
+    flight = FlightWriter(
+        tmp_path / "f.trace",
+        Meta(start_ns=now - SECOND),
+        lambda path: TraceWriter(path, Meta(), live=True),
+        seconds=60,
+        triggered=lambda: asked.pop() if asked else 0,
+        say=lambda text: None,
+    )
+    flight.append(events_batch(ts_ns=[now - SECOND // 2], kind="madvise"))
+    flight.complete_until(now - 2)
+    flight.flush()
+    assert not (tmp_path / "f-0001.trace").exists()
+    flight.append(events_batch(ts_ns=[now - 1, now + 3], kind="madvise"))
+    flight.complete_until(now + 5)
+    flight.flush()
+    dump = open_trace(tmp_path / "f-0001.trace")
+    assert dump.events.collect().height == 3
+    assert (dump.meta.start_ns, dump.meta.stop_ns) == (now - SECOND, now + 5)
+    flight.flush()
+    assert not (tmp_path / "f-0002.trace").exists()
 
 
 def test_the_last_seconds_are_those_before_the_end_and_not_before_the_writing(tmp_path: Path) -> None:
