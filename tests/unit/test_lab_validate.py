@@ -213,6 +213,12 @@ def test_a_guest_without_exits_has_none_predicted(tmp_path):
 def test_comparing_anew_needs_what_an_earlier_run_left(tmp_path):
     with pytest.raises(UsageError, match="no earlier run left"):
         validate(["prealloc"], tmp_path, profile="published", again=True)
+    with pytest.raises(UsageError, match=r"host-0\.toml"):
+        validate(["prealloc"], tmp_path, again=True)
+    # What a lab host recorded is predicted by published prices, and needs none of this host's.
+    for names, lab_host in ((["epf"], False), (["prealloc"], True)):
+        with pytest.raises(UsageError, match=r"no earlier run left .*-baseline\.trace"):
+            validate(names, tmp_path, again=True, lab_host=lab_host)
 
 
 def test_a_guests_time_is_its_phases_without_waits_for_a_cpu(tmp_path):

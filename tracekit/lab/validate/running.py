@@ -106,9 +106,10 @@ def validate(
         raise UsageError("--repeat is at least 1", hint="--repeat 20")
     chosen = names or [name for name in known if runs_here(known[name])]
 
-    there = [name for name in chosen if lab_host or not runs_here(known[name])]
-    if again or is_lab_host():
-        there = []
+    elsewhere = [name for name in chosen if lab_host or not (runs_here(known[name]) or is_lab_host())]
+    there = [] if again or is_lab_host() else elsewhere
+    # What all was recorded elsewhere, no price of this host says anything of.
+    given = profile or ("published" if elsewhere == chosen else None)
 
     def wanted(name: str, turn: int) -> list[Case]:
         kept = again or name in there
@@ -128,9 +129,7 @@ def validate(
     left_out: dict[str, str] = {}
     found = Validation((), {}, {})
     for turn in range(seed, seed + repeat):
-        prices: Path | str | None = profile or ("published" if there == chosen else None)
-        prices = prices or _calibrated(folder / f"host-{turn}.toml", again=again, say=say)
-        costs = load_profile(prices)
+        costs = load_profile(given or _calibrated(folder / f"host-{turn}.toml", again=again, say=say))
         if there:
             record_in_lab_host(there, turn, folder, part=part, baselines=baselines, say=say)
         for name in chosen:
@@ -149,7 +148,7 @@ def validate(
                     runs = kept_runs(stem_of(case, turn), folder)
                     checks += compare(case, turn, runs, costs)
         about = {
-            "profile": str(profile or ("published" if there == chosen else "calibrated before each seed")),
+            "profile": str(given or "calibrated before each seed"),
             "seeds": list(range(seed, turn + 1)),
         }
         found = Validation(tuple(with_chance(checks)), dict(left_out), about)
