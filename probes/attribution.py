@@ -9,7 +9,7 @@ that belongs to no traced VM are not the trace's business and go.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -49,6 +49,7 @@ _PROCESSES: Final = Path("/proc")
 _FOREIGN: Final = VM_UNKNOWN - 1  # of rows that are surely of no traced VM, on their way out
 _LOST: Final = VM_UNKNOWN - 2  # of rows that are in the ledger, likewise
 _ROOT: Final = 0
+_FEW_SLOTS: Final = 16  # look for each of them in all rows
 _EXITING: Final = 0x4  # PF_EXITING (include/linux/sched.h), of the flags in /proc/PID/stat
 _FLAGS_FIELD: Final = 6  # of stat, from the state on, which follows the name
 
@@ -169,10 +170,9 @@ class Attribution:
         ts = out["ts_ns"][rows]
         found = np.full(len(rows), VM_UNKNOWN, np.uint16)
         several = np.zeros(len(rows), bool)
-        for slot in self._memslots.slots:
-            inside = (first < slot.hva + slot.size_bytes) & (end > slot.hva) & _is_in_time(slot, ts)
-            several |= inside & (found != VM_UNKNOWN) & (found != slot.vm)
-            found[inside] = slot.vm
+        for slot, touching in _touched(self._memslots.slots, first, end, ts):
+            several[touching] |= (found[touching] != VM_UNKNOWN) & (found[touching] != slot.vm)
+            found[touching] = slot.vm
         writable(out, "vm")[rows] = found
         if not (known := found != VM_UNKNOWN).any():
             return
@@ -252,22 +252,46 @@ class Attribution:
         keep = np.ones(len(out["kind"]), bool)
         keep[rows] = False
         parts = [{name: column[keep] for name, column in out.items()}]
-        touched = set(out["vm"][rows].tolist())
-        for slot in (slot for slot in slots if slot.vm in touched):
-            low = np.maximum(first, np.uint64(slot.hva))
-            high = np.minimum(end, np.uint64(slot.hva + slot.size_bytes))
-            touching = (low < high) & (out["vm"][rows] == slot.vm) & _is_in_time(slot, out["ts_ns"][rows])
-            if touching.any():
-                part = {name: column[rows[touching]] for name, column in out.items()}
-                part["hva"] = low[touching]
-                part["pages"] = ((high - low)[touching] // np.uint64(PAGE_BYTES)).astype(np.uint32)
-                parts.append(part)
+        vm, named = out["vm"][rows], set(out["vm"][rows].tolist())
+        mine = [slot for slot in slots if slot.vm in named]
+        for slot, touching in _touched(mine, first, end, out["ts_ns"][rows]):
+            inside = touching[vm[touching] == slot.vm]
+            if not len(inside):
+                continue
+            part = {name: column[rows[inside]] for name, column in out.items()}
+            part["hva"] = np.maximum(first[inside], np.uint64(slot.hva))
+            bytes_inside = np.minimum(end[inside], np.uint64(slot.hva + slot.size_bytes)) - part["hva"]
+            part["pages"] = (bytes_inside // np.uint64(PAGE_BYTES)).astype(np.uint32)
+            parts.append(part)
         return {name: np.concatenate([part[name] for part in parts]) for name in out}
 
 
-def _is_in_time(slot: Memslot, ts_ns: np.ndarray) -> np.ndarray:
-    inside: np.ndarray = (ts_ns >= slot.from_ns) & (ts_ns < slot.to_ns)
-    return inside
+def _touched(
+    slots: Sequence[Memslot], first: np.ndarray, end: np.ndarray, ts_ns: np.ndarray
+) -> Iterator[tuple[Memslot, np.ndarray]]:
+    """Yield each memslot that is touched, by address and in time, with the rows that touch it, in order."""
+    near = _near(slots, first, end) if len(slots) > _FEW_SLOTS else ((slot, None) for slot in slots)
+    for slot, rows in near:
+        low, high, ts = (first, end, ts_ns) if rows is None else (first[rows], end[rows], ts_ns[rows])
+        inside = (low < slot.hva + slot.size_bytes) & (high > slot.hva) & (high > low)
+        inside &= (ts >= slot.from_ns) & (ts < slot.to_ns)
+        touching = np.flatnonzero(inside)
+        if len(touching):
+            yield slot, touching if rows is None else rows[touching]
+
+
+def _near(
+    slots: Sequence[Memslot], first: np.ndarray, end: np.ndarray
+) -> Iterator[tuple[Memslot, np.ndarray]]:
+    """Yield memslots with rows that may touch them: a thousand are not each looked for in all rows."""
+    order = np.argsort(first, kind="stable")
+    ranked, longest = first[order], (end - first).max()
+    start = np.array([slot.hva for slot in slots], np.uint64)
+    stop = start + np.array([slot.size_bytes for slot in slots], np.uint64)
+    from_rank = np.searchsorted(ranked, start - np.minimum(start, longest))
+    to_rank = np.searchsorted(ranked, stop)
+    for at in np.flatnonzero(from_rank < to_rank).tolist():
+        yield slots[at], np.sort(order[from_rank[at] : to_rank[at]])
 
 
 def _is_notified(kind: np.ndarray) -> np.ndarray:

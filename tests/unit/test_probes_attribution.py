@@ -210,6 +210,28 @@ def test_notifier_rows_are_cut_to_the_memslots_they_touch(two_vms: MemslotTable)
     assert found == [("age", 1, 0x52000, 1), ("unmap", 0, 0x16000, 2), ("unmap", 0, 0x20000, 2)]
 
 
+def test_rows_are_cut_to_each_of_many_memslots_that_they_touch() -> None:
+    """Forty memslots of four pages, eight apart; the rows begin anywhere, and one is all memory."""
+    table = MemslotTable(NoWriter())  # type: ignore[arg-type]
+    for slot in range(40):
+        table.add(Memslot(0, slot, slot << 20, 4 << 12, (64 + 8 * slot) << 12, 0, 10, "ioctl"))
+    rng = np.random.default_rng(5)
+    given = [(int(page), int(pages)) for page, pages in rng.integers((50, 1), (400, 20), (500, 2))]
+    given.append((0, 1000))
+    expected = sorted(
+        (low << 12, high - low)
+        for page, pages in given
+        for start in range(64, 64 + 8 * 40, 8)
+        if (low := max(page, start)) < (high := min(page + pages, start + 4))
+    )
+    unmaps = [
+        {"kind": "unmap", "vm": 0, "ts_ns": 20, "hva": p << 12, "pages": n, "valid": ("hva",)}
+        for p, n in given
+    ]
+    out = Attribution(table, lambda: [100]).resolve(rows(*unmaps))
+    assert sorted(zip(out["hva"].tolist(), out["pages"].tolist(), strict=True)) == expected
+
+
 def test_a_memslot_that_has_just_gone_still_answers_for_its_time(two_vms: MemslotTable) -> None:
     two_vms.add(Memslot(1, 0, 0, 0, 0, 0, 1_000_000, "ioctl"))
     out = rows(
