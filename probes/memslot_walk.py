@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-from tracekit.errors import TracekitError
 from tracekit.probes import btf
 from tracekit.probes.attach import vm_descriptors
 from tracekit.probes.bcc_package import compile_program, load_bcc
@@ -65,20 +65,22 @@ def walked_memslots(pid: int) -> list[WalkedSlot]:
     no guest's, so either all of a process' are known or none.
     """
     offsets = {name: btf.field_offset(*field, module="kvm") for name, field in _OFFSETS.items()}
-    if None in offsets.values():
+    descriptors = vm_descriptors(pid)
+    if None in offsets.values() or not descriptors:
         return []
-    with contextlib.suppress(OSError, TracekitError), contextlib.ExitStack() as stack:
-        borrowed = {fd: stack.enter_context(_borrowed(pid, fd)) for fd in vm_descriptors(pid)}
-        if not borrowed:
-            return []
+    found: dict[int, list[WalkedSlot]] = {}
+    # bcc raises bare Exceptions for whatever the kernel refuses; a recording can do without.
+    with contextlib.suppress(Exception), contextlib.ExitStack() as stack:
         defines = "".join(f"#define {name} {value}\n" for name, value in offsets.items())
         defines += f"#define MOST_SLOTS {_MOST_SLOTS}\n"
         programs = compile_program(defines + "".join(path.read_text() for path in _SOURCES))
         stack.callback(programs.cleanup)
         walk = programs.load_func(b"walk", load_bcc().BPF.RAW_TRACEPOINT).fd
-        found: dict[int, list[WalkedSlot]] = {}
-        for fd, own in sorted(borrowed.items()):
-            run_program(walk, own)
+        for fd in sorted(descriptors):
+            with _borrowed(pid, fd) as own:  # for a moment: whoever has it keeps the VM from ending
+                if own not in vm_descriptors(os.getpid()):  # closed meanwhile
+                    continue
+                run_program(walk, own)
             if (machine := programs[b"machine"][0].value) in found:  # another descriptor of it
                 continue
             if (slots := _read(programs)) is None:
@@ -102,16 +104,17 @@ def _read(programs: Any) -> list[tuple[int, int, int, int, int]] | None:
 
 @contextlib.contextmanager
 def _borrowed(pid: int, fd: int) -> Iterator[int]:
-    """Have a descriptor of another process as our own."""
+    """Have a descriptor of another process as our own; -1 where it is closed."""
     process = os.pidfd_open(pid)
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         own = libc.syscall(_PIDFD_GETFD, process, fd, 0)
-        if own < 0:
+        if own < 0 and ctypes.get_errno() != errno.EBADF:
             raise OSError(ctypes.get_errno(), "pidfd_getfd")
     finally:
         os.close(process)
     try:
         yield own
     finally:
-        os.close(own)
+        if own >= 0:
+            os.close(own)

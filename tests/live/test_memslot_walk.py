@@ -10,10 +10,12 @@ import mmap
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 
 from tracekit.lab.kvm import Kvm
+from tracekit.probes import memslot_walk
 from tracekit.probes.memslot_walk import walked_memslots
 
 pytestmark = pytest.mark.live("kvm", "bpf", "root")
@@ -52,6 +54,14 @@ def main() -> None:
         copy = os.dup(walked_memslots(os.getpid())[0].vm_fd)
         assert there() == expected
         os.close(copy)
+        # One that is closed between being listed and being borrowed, or then is another file, is no VM's.
+        descriptors = memslot_walk.vm_descriptors
+        with mock.patch.object(memslot_walk, "vm_descriptors", lambda pid: {*descriptors(pid), copy}):
+            assert there() == expected
+        # Where the kernel refuses the program they are not known, and that is no failure.
+        refused = mock.Mock(load_func=mock.Mock(side_effect=Exception("Failed to load BPF program")))
+        with mock.patch.object(memslot_walk, "compile_program", return_value=refused):
+            assert there() == []
         # One goes, one moves: KVM then uses the other of its two sets.
         vm.set_memslot(5, 5 << 30, 0, start)
         vm.set_memslot(7, 7 << 30, 0, start)
