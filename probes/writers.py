@@ -366,7 +366,8 @@ class FlightWriter:
         oldest = max(end_ns - self._keep_ns, self._start_ns)
         with writer:
             _copy_facts(self.meta, writer.meta)
-            writer.meta.start_ns = oldest
+            writer.meta.start_ns, writer.meta.stop_ns = oldest, None
+            writer.save_meta()  # a disk that gets full must not make it as old as the whole recording
             writer.meta.stop_ns = end_ns
             self._memslots.tell(writer)
             for memslot in self._later_memslots:

@@ -8,6 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pytest
+
+from tracekit.errors import FailedError
 from tracekit.probes.writers import FlightWriter, RotatingWriter
 from tracekit.trace import Meta, TraceWriter, events_batch, open_trace, recover
 
@@ -103,6 +107,29 @@ def test_a_dump_waits_for_what_was_before_it_was_asked_for_and_ends_with_it(tmp_
     assert (dump.meta.start_ns, dump.meta.stop_ns) == (now - SECOND, now + 5)
     flight.flush()
     assert not (tmp_path / "f-0002.trace").exists()
+
+
+def test_last_seconds_that_could_not_be_written_are_no_older_than_they_are(tmp_path: Path) -> None:
+    class Full(TraceWriter):
+        def append(self, batch: pa.RecordBatch) -> None:
+            if self._held.rows:
+                raise FailedError("the disk is full")
+            super().append(batch)
+
+    path, end = tmp_path / "f.trace", time.monotonic_ns()
+    meta = Meta(start_ns=end - 90 * SECOND)
+    flight = flight_of(path, meta, 2)
+    flight._open = lambda path: Full(path, replace(meta), live=True)
+    for before in (SECOND, SECOND // 2):
+        flight.append(events_batch(ts_ns=[end - before], kind="madvise"))
+    meta.stop_ns = end
+    with pytest.raises(FailedError):
+        flight.close()
+    recover(path)
+    found = open_trace(path)
+    assert found.meta.rows == 1
+    assert found.meta.start_ns == end - 2 * SECOND
+    assert found.lost is None
 
 
 def test_the_last_seconds_are_those_before_the_end_and_not_before_the_writing(tmp_path: Path) -> None:
