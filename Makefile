@@ -13,7 +13,8 @@ demo: setup  ## Record a real guest, replay what-ifs, print the table, write the
 
 test:  ## Set up, lint, type-check and run every test this host can run
 	@.ci/setup test
-	@$(MAKE) --no-print-directory check unit live
+	@$(MAKE) --no-print-directory lint unit
+	@$(MAKE) --no-print-directory -j2 typecheck live  # one waits for guests, the other does not mind
 
 check: lint typecheck  ## Lint, format, types and the one-way import rule
 
@@ -22,7 +23,7 @@ lint:
 	@.venv/bin/ruff format --check .
 
 typecheck:
-	@.ci/typecheck
+	@nice -n 19 .ci/typecheck
 
 unit:  ## Only the tests that need no guest and no root, one file of them on each CPU
 	@.venv/bin/pytest -m 'not live' -n logical --dist loadfile
