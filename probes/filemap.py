@@ -76,9 +76,8 @@ def fill_hvas(out: dict[str, np.ndarray], pids: Sequence[int]) -> np.ndarray:
     hugetlb[rows] = out["level"][rows] > 1
     for name in ("hva", "rip", "gva", "level"):
         writable(out, name)[rows] = 0
-    for one_vm, one_rip, one_number in {
-        (int(v), int(r), int(n)) for v, r, n in zip(vm, rip, number, strict=True)
-    }:
+    # A VMM calls once for each page, and of the same file: of equal ones only one is looked at.
+    for one_vm, one_rip, one_number in {*zip(vm.tolist(), rip.tolist(), number.tolist(), strict=True)}:
         mine = (vm == one_vm) & (rip == one_rip) & (number == one_number)
         if one_vm >= len(pids):
             continue
