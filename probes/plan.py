@@ -46,7 +46,8 @@ class RecordPlan:
     sample: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what can't be (UsageError)."""
+        """Refuse what can't be (UsageError); who is named twice is one."""
+        object.__setattr__(self, "pids", tuple(dict.fromkeys(self.pids)))
         if self.pids and (self.command or self.guest):
             raise UsageError("-p is for VMs that run already: no command and no --guest with it", hint=_WAYS)
         if not (self.command or self.pids or self.guest):

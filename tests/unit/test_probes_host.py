@@ -23,6 +23,10 @@ from tracekit.probes.tracefs import Tracepoint
 from tracekit.probes.wire import LOST
 
 
+def test_a_process_that_is_named_twice_is_one_vm() -> None:
+    assert RecordPlan(out=Path("x.trace"), pids=(7, 8, 7)).pids == (7, 8)
+
+
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
