@@ -162,6 +162,22 @@ def test_synthetic_and_losses_cannot_be_overlooked(tmp_path):
     assert json.loads(run("info", path, "--json").stdout)["lost"] is None
 
 
+def test_a_loss_that_lasts_hides_no_other(tmp_path):
+    """Twenty entries of two CPUs, and then one for another reason: only twelve lines are shown."""
+    path = tmp_path / "x.trace"
+    with TraceWriter(path, Meta(start_ns=0)) as writer:
+        writer.append(events_batch(ts_ns=[1, 50], kind="map"))
+        for at in range(20):
+            writer.add_loss(at % 2, at, at + 1, 7, "ring_full: map")
+            writer.add_loss(None, at, at + 1, None, "nested BPF programs (at most 11)")
+        writer.add_loss(None, 30, 40, 3, "the other")
+    shown = " ".join(run("info", path).stdout.split())
+    assert shown.count("ring_full: map") == 2
+    assert "70 0" in shown
+    assert "nested BPF programs (at most 220)" in shown
+    assert "the other" in shown
+
+
 def test_no_trace_not_a_trace_a_newer_one_an_unfinished_one(trace, tmp_path):
     path = trace[0]
     ran = run("info", tmp_path / "y.trace")

@@ -212,6 +212,8 @@ def _samples(summary: Summary) -> Table | None:
 
 
 def _losses(summary: Summary) -> Table | None:
+    from tracekit.trace.loss_reasons import summed
+
     rows = [
         (
             "unknown" if row["lost"] is None else f"{row['lost']:,}",
@@ -220,7 +222,7 @@ def _losses(summary: Summary) -> Table | None:
             _since_start(summary, row["t1_ns"]),
             row["reason"],
         )
-        for row in summary.losses
+        for row in summed(summary.losses)
     ]
     return _add_rows(_table("Losses", "lost", "CPU", "from", "to", "reason"), rows) if rows else None
 
