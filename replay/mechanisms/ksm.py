@@ -15,7 +15,8 @@ Policies:
   were written unseen) and all of them (value). Pages that are alike in other content can't be seen, so the
   true saving may also be higher.
 
-A write that needs its own copy again is a fault, where the recording has none (an allocation of the guest).
+With `zero`, a write that needs its own copy again is a fault, where the recording has none (an allocation of
+the guest).
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ def event(s: World, e: Event, w: int, m: Own, me: int) -> int:
         elif w & C_BACKED and not (m.page[e.page] & IS_MERGED and number in (0, m.page[e.page] >> NUMBER)):
             split(s, e.page, e.end, m)
             merge(s, e.page, number, e.end, m, me)
-    elif e.op == ev.ALLOC and split(s, e.page, e.end, m):
+    elif m.par[RECORDED] == 0 and e.op == ev.ALLOC and split(s, e.page, e.end, m):
         cls = ev.EPT * ev.LEVELS + 1
         add_fault(s, e.lane, me, REFAULT, cls, s.cost[cls])
         advance(s, e.lane, -s.cost[cls])
@@ -203,6 +204,8 @@ def numbers(timeline: Timeline) -> NDArray[np.int64]:
     for raw in timeline.raw():
         for row in np.flatnonzero(np.isin(raw.kind, KSM_KINDS)).tolist():
             pfn, vm, gfn = int(raw.arg[row]), int(raw.vm[row]), int(raw.gfn[row])
+            if gfn < 0:  # not known: the event names no page, however many it is about
+                continue
             number = known.setdefault(pfn, len(known) + 1) if pfn > 0 else 0
             for one in range(gfn, gfn + max(int(raw.pages[row]), 1)):
                 if timeline.index.known_page(vm, one) >= 0:

@@ -126,3 +126,22 @@ def test_the_new_mechanisms_agree_compiled_and_plain() -> None:
     plain = replayed(trace, *scenarios, plain=True)
     assert plain.rows.equals(replayed(trace, *scenarios, plain=False).rows)
     assert plain.rows.filter(plain.rows["metric"] == "refaults")["counterfactual"].max() > 0
+
+
+def test_what_breaks_recorded_merges_is_in_the_recording() -> None:
+    rows = [fault(10, page, 0.005) for page in range(2)]
+    rows += [ksm(1 * S, page) | {"arg": 77} for page in range(2)]
+    rows += [alloc(2 * S, 0), fault(3 * S, 0, 0.005, present=True)]
+    row = found(rows, "ksm", 5)
+    # The guest writes what it was given at 3 s only: until then the two share one page.
+    assert row["resident_time"]["saved"] * GIB_S == pytest.approx(2, rel=1e-6)
+    assert (row["faults"]["baseline"], row["faults"]["saved"], row["refaults"]["saved"]) == (3, 0, 0)
+
+
+def test_a_merge_of_no_known_page_is_none() -> None:
+    rows = [fault(10, page, 0.005) for page in range(2)]
+    rows += [{"us": 20, "kind": "ksm_merge", "gfn": None, "pages": 3}]
+    rows += [ksm(1 * S, page) | {"arg": 78} for page in range(2)]
+    figure = found(rows, "ksm", 5)["resident_time"]
+    # Two share one page from 1 s to 5 s, whatever page came first.
+    assert figure["saved"] * GIB_S == pytest.approx(4, rel=1e-6)
