@@ -192,8 +192,8 @@ class Ledger:
     def _spread(self, mask: NDArray[np.bool_]) -> tuple[Amount, bool]:
         """Return how far prices could move the saved stall (around 0), and whether any was used.
 
-        Recorded latencies are exact. A fault that was shortened takes what a price says; its range is in the
-        hypotheses of what shortened it.
+        Recorded latencies are exact. A fault that was shortened takes what a price says, one that was
+        overlapped the price of the switches; its range is in the hypotheses of what did it.
         """
         table, added = self._fault_table().sum(axis=0), self._added_table().sum(axis=0)
         changed = table[1:, :, ac.UNMEASURED].sum(axis=0)
@@ -206,7 +206,7 @@ class Ledger:
                 spread = price.times(n)
                 low += spread.low - spread.value
                 high += spread.high - spread.value
-        short = bool(table[ac.SHORTENED][mask][:, ac.COUNT].any())
+        short = bool(table[[ac.SHORTENED, ac.OVERLAPPED]][:, mask, ac.COUNT].any())
         used = bool(changed[mask].any() or extra[mask].any() or short)
         return Amount(0.0, min(low, 0.0), high), used
 

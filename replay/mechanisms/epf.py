@@ -4,6 +4,7 @@ By the rules of KVM's asynchronous page faults (virt/kvm/async_pf.c, Documentati
 
 - only faults that wait for I/O: swap-in, file, userfaultfd. First-touch zero fill never is asynchronous: 0;
   nor is a device that is read synchronously (zram);
+- only the guest's: a thread of the VMM waits as ever;
 - only in user mode: where the recording says that the guest was in kernel mode, the vCPU halts as before
   (`mode=any`: a guest that takes them there too, KVM_ASYNC_PF_SEND_ALWAYS);
 - at most 64 outstanding per vCPU, one more waits; a repeated fault on a page that is on its way waits;
@@ -15,14 +16,15 @@ there is any other thread. Value: the vCPU goes on until all `runnable` threads 
 vCPU in the recording counts as the other threads' work, in the recorded order: nothing is scheduled anew.
 
 With `runnable=recorded` the value takes what the guest's own run queue was (samples of `record --guest`,
-merged into the trace): at each wait the newest sample, its threads shared evenly among the CPUs, less the one
-that waits. Between samples anything may have been, so both ends stay what they are.
+merged into the trace): at each wait the newest sample, its threads shared evenly among the CPUs of that time,
+less the one that waits. Between samples anything may have been, so both ends stay what they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import polars as pl
@@ -44,6 +46,7 @@ from tracekit.replay.pages import (
     CLOCK_END,
     World,
 )
+from tracekit.replay.timeline import Timeline
 
 __all__ = ["MECHANISM"]
 
@@ -52,7 +55,8 @@ RECORDED: Final = "recorded"
 _THREADS, _CPUS = "guest_runnable_threads", "guest_cpus"
 # m.ints: what is in force; the use of a backed page that may turn out to wait for a device; CLOCK_ADDED
 # before it; then, by mechanism, the time of such waits that was known then; then the lanes.
-OVERHEAD, READY_NS, HALTS = range(3)  # HALTS: the bits of an event for which the vCPU halts
+# HALTS: the bits of an event for which whoever faults waits as ever: a thread of the VMM, a vCPU that halts.
+OVERHEAD, READY_NS, HALTS = range(3)
 PENDING, PENDING_PAGE, PENDING_LANE, PENDING_START, ADDED, KNOWN = range(3, 9)
 MECHANISMS: Final = 256  # at most: the owner of a page is 8 bits
 LANES: Final = KNOWN + MECHANISMS
@@ -64,6 +68,7 @@ LANE_WORDS: Final = QUEUE + OUTSTANDING_PER_VCPU
 # Words of a page: when it will be there, and 1 + the lane that waits for it.
 THERE, WAITER, WORDS = range(3)
 MAJOR: Final = ev.EPT_MAJOR * ev.LEVELS + 1
+TAKEN_BY_GUEST: Final = (ev.EPT, ev.EPT_MAJOR)
 
 
 @hot
@@ -179,7 +184,7 @@ def tick(s: World, now: int, m: Own, me: int) -> None:
 @hot
 def fault(s: World, e: Event, w: int, verdict: int, service: int, m: Own, me: int) -> tuple[int, int, int]:
     """Overlap a recorded wait of the guest in a mode in which it takes part."""
-    waits = e.bits & (ev.MAJOR | ev.ON_HOST | m.ints[HALTS]) == ev.MAJOR
+    waits = e.bits & (ev.MAJOR | m.ints[HALTS]) == ev.MAJOR
     if verdict != KEPT or not waits:
         return w, verdict, service
     ns = service_of(s, m, e.page, e.lane, e.start, service)
@@ -204,50 +209,67 @@ def setup(context: Context) -> Setup:
     lanes[:used, NEXT] = starts[vms[:used]]
     ints[OVERHEAD] = round(inject + 2 * switch + ready)
     ints[READY_NS] = ready
-    ints[HALTS] = ev.IN_KERNEL if context.text("mode") == "user" else 0
+    ints[HALTS] = ev.ON_HOST | (ev.IN_KERNEL if context.text("mode") == "user" else 0)
     return Setup(ints=ints)
 
 
 def _queues(context: Context) -> list[NDArray[np.int64]]:
     """Return for each VM when (ns) its vCPUs' other threads were how many, as pairs; the last is never."""
     given = context.params["runnable"]
-    recorded = _recorded(context) if given == RECORDED else None
+    recorded = _recorded(context) if given == RECORDED else []
     found = []
     for vm in range(context.timeline.vms):
         if context.hypothesis == "low":
             pairs = [-delays.NEVER, 0]
         elif context.hypothesis == "high":
             pairs = [-delays.NEVER, 0 if given == 0 else OUTSTANDING_PER_VCPU]
-        elif recorded is None:
-            pairs = [-delays.NEVER, min(int(context.number("runnable")), OUTSTANDING_PER_VCPU)]
-        else:
+        elif given == RECORDED:
             pairs = recorded[vm]
+        else:
+            pairs = [-delays.NEVER, min(int(context.number("runnable")), OUTSTANDING_PER_VCPU)]
         found.append(np.array([*pairs, delays.NEVER, 0], np.int64))
     return found
 
 
+_read: WeakKeyDictionary[Timeline, list[list[int]]] = WeakKeyDictionary()
+"""What `_recorded` found: each replay of a trace asks for it."""
+
+
 def _recorded(context: Context) -> list[list[int]]:
-    """Return the guests' own samples of their run queues as `_queues` does, the first from ever on."""
-    trace, start_ns = context.timeline.trace, context.timeline.start_ns
-    samples: pl.DataFrame | None = getattr(trace, "samples", None)
+    """Return the guests' own samples of their run queues as `_queues` does, the first from ever on.
+
+    A VM whose guest has no fault in the trace needs none: nothing of it waits.
+    """
+    timeline, faults = context.timeline, context.survey.lane_faults.reshape(-1, 4, ev.LEVELS).sum(axis=2)
+    if timeline in _read:
+        return _read[timeline]
+    waits = set(timeline.lanes.vm[faults[:, list(TAKEN_BY_GUEST)].any(axis=1)].tolist())
+    samples: pl.DataFrame | None = getattr(timeline.trace, "samples", None)
     found = []
-    for vm in range(context.timeline.vms):
-        mine = []
-        if samples is not None:
-            own = samples.filter(pl.col("vm") == vm).sort("ts_ns")
-            mine = [own.filter(pl.col("metric") == metric) for metric in (_THREADS, _CPUS)]
-        if not mine or any(one.is_empty() for one in mine):
+    for vm in range(timeline.vms):
+        pairs = [] if samples is None else _pairs(samples.filter(pl.col("vm") == vm), timeline.start_ns)
+        if not pairs and vm in waits:
             raise UsageError(
                 f"the trace holds no samples of the run queue of VM {vm}",
                 hint="epf,runnable=1; or tracekit record --guest in the VM, and tracekit merge",
             )
-        threads, cpus = mine
-        each = threads["value"].to_numpy() // max(float(cpus["value"][0]), 1.0)
-        others = np.clip(np.nan_to_num(each - 1), 0, OUTSTANDING_PER_VCPU).astype(np.int64)
-        when = threads["ts_ns"].to_numpy().astype(np.int64) - start_ns
-        when[0] = -delays.NEVER  # a fault may have begun before the recording
-        found.append(np.stack([when, others], axis=1).ravel().tolist())
+        found.append(pairs or [-delays.NEVER, 0])
+    _read[timeline] = found
     return found
+
+
+def _pairs(samples: pl.DataFrame, start_ns: int) -> list[int]:
+    """Return the pairs of one VM by its samples; none if it has none. CPUs may come and go."""
+    threads, cpus = (samples.filter(pl.col("metric") == one).sort("ts_ns") for one in (_THREADS, _CPUS))
+    if threads.is_empty() or cpus.is_empty():
+        return []
+    newest = np.searchsorted(cpus["ts_ns"].to_numpy(), threads["ts_ns"].to_numpy(), side="right") - 1
+    share = np.fmax(cpus["value"].to_numpy()[np.maximum(newest, 0)], 1.0)
+    others = np.nan_to_num(threads["value"].to_numpy() // share - 1)
+    when = threads["ts_ns"].to_numpy().astype(np.int64) - start_ns
+    when[0] = -delays.NEVER  # a fault may have begun before the recording
+    most = np.clip(others, 0, OUTSTANDING_PER_VCPU).astype(np.int64)
+    return [int(one) for pair in zip(when, most, strict=True) for one in pair]
 
 
 def finish(context: Context, world: World, own: Own, me: int) -> None:

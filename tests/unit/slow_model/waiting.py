@@ -49,7 +49,7 @@ class Epf(Mechanism):
         self.may_wait = page.there and e.what in ("fault", "access") and self.takes_part(e) and not at_once
 
     def takes_part(self, e: Step) -> bool:
-        return not e.kernel or self.params["mode"] == "any"
+        return not e.on_host and (not e.kernel or self.params["mode"] == "any")
 
     def after(self, e: Step, page: Page, added: list[list[Any]]) -> None:
         if not self.may_wait:
@@ -68,7 +68,7 @@ class Epf(Mechanism):
                 self.w.advance(e.lane, e.vm, wait - service)
 
     def fault(self, e: Step, page: Page, verdict: str, service: int) -> tuple[str, int]:
-        if verdict != "kept" or not e.major or e.on_host or not self.takes_part(e):
+        if verdict != "kept" or not e.major or not self.takes_part(e):
             return verdict, service
         found = self.overlapped(page, e.lane, e.start, service)
         return (verdict, service) if found is None else ("overlapped", found)
