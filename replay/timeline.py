@@ -58,6 +58,7 @@ _ROW_BYTES: Final = 43
 _VM_BYTES: Final = 4 * (TOPS + MAX_VCPU)  # of the tables that every VM has
 _MOST_ROWS: Final = 1 << 28
 _MOST_ROWS_PER_EVENT: Final = 64
+_LONGEST_NS: Final = 1 << 61  # 73 years; sums and differences of such times fit into 64 bits
 
 
 class TraceLike(Protocol):
@@ -115,6 +116,7 @@ class Timeline:
             self._ends[:] = 0
             np.maximum.at(self._ends, self.slots[:, 0], np.minimum(self.slots[:, 2], MAX_GFN))
         self.rows = self._events = 0
+        self._waited_ns = 0.0
         self.index = PageIndex(vms, self.slots)
         self.lanes: Lanes = new_lanes(vms)
         self.seen = np.zeros(32, np.int64)
@@ -209,6 +211,12 @@ class Timeline:
                     self.start_ns = int(raw.ts[0])
                 self.last_ns = max(self.last_ns, previous)
                 self._events += len(raw.ts)
+                self._waited_ns += float(np.maximum(raw.latency, 0).sum(dtype=np.float64))
+                if max(self.last_ns - self.start_ns, self._waited_ns) > _LONGEST_NS:
+                    raise DamagedError(
+                        "the events of the trace span more than 73 years, or wait so long in all",
+                        hint="tracekit info TRACE   shows its clock and where it is from",
+                    )
             yield raw
 
     def _within_memory(self, raw: Raw) -> Raw:

@@ -28,6 +28,7 @@ FUZZ = Path(seeds.__file__).parent
 INPUTS = sorted((FUZZ / "corpus").glob("*/*")) + sorted((FUZZ / "found").glob("*/*"))
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("path", INPUTS, ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_every_input_kept_is_read_right_or_refused(path: Path) -> None:
     start = time.process_time()
@@ -344,6 +345,17 @@ def test_pages_scattered_over_all_addresses_are_refused_before_memory_runs_out()
         patch.setattr("tracekit.trace.room._available_bytes", lambda: 256 << 20)
         with pytest.raises(UsageError, match="of memory"):
             run(trace, ["zeroing"])
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize(("us", "latency"), [(1 << 52, 4_000), (100, 1 << 62), (100, (1 << 63) + 5)])
+def test_times_that_do_not_fit_into_64_bits_are_refused(us: int, latency: int) -> None:
+    """After 142 years; a stall of 146 years, beside one that is no number of a signed column."""
+    row = {"kind": "ept_violation", "vcpu": 0, "level": 1, "access": 2, "latency_ns": 1 << 61}
+    rows = [row | {"us": 1, "gfn": 1, "latency_ns": latency}, row | {"us": us, "gfn": 2}]
+    trace: Any = Tiny([*rows, row | {"us": us + 1, "gfn": 3}])
+    with pytest.raises(DamagedError, match="73 years"):
+        run(trace, ["zeroing"])
 
 
 def test_memory_is_asked_for_only_where_it_matters(monkeypatch: pytest.MonkeyPatch) -> None:
