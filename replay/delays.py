@@ -55,9 +55,11 @@ USES: Final = (ev.FAULT, ev.ACCESSED, ev.ALLOC, ev.POPULATE, ev.SWAP_IN)
 
 SETTINGS, ROW, CLASS, DELAYS = range(4)
 # A row: ranges and pages, the two limbs of World.hold; of a rank, pages taken by idle time and the limbs of
-# their last uses; refaults by lane follow the curve.
+# their last uses; the curve, and what of it came back only to be taken away in the recording; then refaults
+# by lane.
 RANGES, PAGES, HOLD, IDLE, LAST_USE, CURVE = 0, 1, 2, 4, 5, 7
-LANES: Final = CURVE + CURVE_BINS
+GONE: Final = CURVE + CURVE_BINS
+LANES: Final = GONE + CURVE_BINS
 
 
 def whole(delay: float) -> int:
@@ -127,6 +129,8 @@ def give_back(s: World, m: Own, e: Event, rank: int, n: int) -> None:
     _change(s, m, at, e.end + s.cost[m.ints[CLASS]] if fault else e.end, n)
     if fault:
         m.ints[at + LANES + e.lane] += n
+    elif e.op in (ev.DROP, ev.SWAP_OUT):
+        m.ints[at + GONE + bin_of(s, e.end) - CURVE] += n
 
 
 @hot
@@ -228,7 +232,8 @@ def one_of(s: World, m: Own, me: int, setting: int) -> World:
         shift=s.shift.copy(),
         resident=s.resident + change[PAGES],
         hold=s.hold + change[HOLD : HOLD + 2],
-        curve=s.curve + change[CURVE:LANES],
+        curve=s.curve + change[CURVE:GONE],
+        gains=s.gains + back[CURVE:GONE] - back[GONE:LANES],
         faults=s.faults.copy(),
         added=added,
         tally=tally,

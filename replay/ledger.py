@@ -350,17 +350,21 @@ class Ledger:
         }
 
     def _peak(self, after: Residency, earlier: float) -> Figure:
-        """Return the peak; where no limit takes memory, pages may come and go between two looks, unseen.
+        """Return the peak; where memory is taken, pages may come and go between two looks, unseen.
 
-        No more than either run gained in such a span, and never above the recorded run's peak. That is on
-        balance: of memory taken back sooner after its use than a span lasts, more may have come.
+        As if all that came in such a span had come before any went; but no more than a limit lets be, and
+        where nothing is backed ahead, never above the recorded run's peak.
         """
         before, peak = self.before.peak(), after.peak()
         found = self._memory(before * PAGE_BYTES, peak * PAGE_BYTES, earlier)
-        if not any(m.stage is Stage.TAKE and not m.holds_limit for m in self._on()):
+        on = self._on()
+        if not any(m.stage is Stage.TAKE for m in on):
             return found
-        unseen = max(self.before.most_at_once(), after.most_at_once())
-        unseen = max(min(unseen, before - peak), 0)
+        limits = [m.limit_pages(self.contexts[m.name]) for m in on if m.limit_pages is not None]
+        most = min([after.most(), *(max(limit, peak) for limit in limits)])
+        if not any(m.stage is Stage.BACK for m in on):
+            most = min(most, before)
+        unseen = max(most - peak, 0)
         return replace(found, saved=found.saved._replace(low=found.saved.low - unseen * PAGE_BYTES))
 
     def _memory(

@@ -76,8 +76,8 @@ class World(NamedTuple):
 
     words[page]: state bits. shift[lane]: ns that the lane runs ahead of the recording (closed loop).
     resident[0]: pages backed now in the counterfactual (that of a replay with nothing on is the baseline).
-    hold: see `held`. curve[bins]: changes of resident pages. faults, added, tally, histogram, by_lane: see
-    `tracekit.replay.accounts`. calm: see `calm_table`.
+    hold: see `held`. curve[bins]: changes of resident pages; gains[bins]: of these, what came. faults, added,
+    tally, histogram, by_lane: see `tracekit.replay.accounts`. calm: see `calm_table`.
     """
 
     words: NDArray[np.int32]
@@ -86,6 +86,7 @@ class World(NamedTuple):
     resident: NDArray[np.int64]
     hold: NDArray[np.int64]
     curve: NDArray[np.int64]
+    gains: NDArray[np.int64]
     faults: NDArray[np.int64]
     added: NDArray[np.int64]
     tally: NDArray[np.int64]
@@ -169,8 +170,10 @@ def resident_change(s: World, t: int, n: int) -> None:
     s.resident[0] += n
     s.hold[0] += n * (t >> HOLD_BITS)
     s.hold[1] += n * (t & ((1 << HOLD_BITS) - 1))
-    at = max(t, 0) >> s.clock[CLOCK_BIN_SHIFT]
-    s.curve[min(at, CURVE_BINS - 1)] += n
+    at = min(max(t, 0) >> s.clock[CLOCK_BIN_SHIFT], CURVE_BINS - 1)
+    s.curve[at] += n
+    if n > 0:
+        s.gains[at] += n
 
 
 @hot

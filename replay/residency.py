@@ -16,12 +16,13 @@ __all__ = ["Residency"]
 class Residency:
     """Resident pages over time. That of a replay with nothing on is the baseline's.
 
-    `pages`: at the end. `changes[bin]`: in each span of 2^`bin_shift` ns. `weighted`: the sum of change * t
-    over all changes, page·ns.
+    `pages`: at the end. `changes[bin]`: in each span of 2^`bin_shift` ns; `gains[bin]`: of these, what came.
+    `weighted`: the sum of change * t over all changes, page·ns.
     """
 
     pages: int
     changes: NDArray[np.int64]
+    gains: NDArray[np.int64]
     bin_shift: int
     weighted: int
 
@@ -29,7 +30,8 @@ class Residency:
     def of(cls, world: World) -> Residency:
         """Read the counters of a replay."""
         weighted = (int(world.hold[0]) << HOLD_BITS) + int(world.hold[1])
-        return cls(int(world.resident[0]), world.curve.copy(), int(world.clock[CLOCK_BIN_SHIFT]), weighted)
+        shift = int(world.clock[CLOCK_BIN_SHIFT])
+        return cls(int(world.resident[0]), world.curve.copy(), world.gains.copy(), shift, weighted)
 
     def page_ns(self, horizon_ns: int) -> float:
         """Return pages times the time that they were resident, up to `horizon_ns` (page·ns)."""
@@ -39,6 +41,6 @@ class Residency:
         """Return the most pages that were resident at the end of a bin."""
         return max(int(self.changes.cumsum().max()), 0)
 
-    def most_at_once(self) -> int:
-        """Return the most pages that one bin gained."""
-        return max(int(self.changes.max()), 0)
+    def most(self) -> int:
+        """Return what can't have been exceeded at any moment: all in a bin may have come before any went."""
+        return max(int((self.changes.cumsum() - self.changes + self.gains).max()), 0)

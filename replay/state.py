@@ -240,6 +240,7 @@ class Replay:
             resident=np.zeros(1, np.int64),
             hold=np.zeros(2, np.int64),
             curve=np.zeros(pg.CURVE_BINS, np.int64),
+            gains=np.zeros(pg.CURVE_BINS, np.int64),
             faults=np.zeros((len(setups) + 1) * ac.VERDICTS * CLASSES * ac.CELLS, np.int64),
             added=np.zeros((len(setups) + 1) * ac.REASONS * CLASSES * 2, np.int64),
             tally=np.zeros((len(setups) + 1) * ac.TALLIES, np.int64),

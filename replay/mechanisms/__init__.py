@@ -189,7 +189,7 @@ class Mechanism:
     mechanism that shortens faults to a price holds that price's range in its hypotheses.
     `refault_cost(context)` names the cost of using a page again that it marked C_SWAPPED, for traces that
     hold no such fault. `open_below(context)` says that the trace can't bound the refaults it causes.
-    `holds_limit`: it takes memory before more of it comes, so that a limit holds at any moment.
+    `limit_pages(context)`: it takes memory before more comes: no more than this is resident at any moment.
     `prices_refaults`: it books its refaults at costs of its own, whose range its hypotheses hold.
     `moves_pages`: it backs pages or takes them, so that it matters which of them the host has.
     `small_pages(context)`: it backs memory ahead in 4 KiB pages, so that each one's first touch misses the
@@ -203,7 +203,7 @@ class Mechanism:
     page_words: int = 0
     block_words: int = 0
     prices_refaults: bool = False
-    holds_limit: bool = False
+    limit_pages: Callable[[Context], int] | None = None
     moves_pages: bool = True
     refault_cost: Callable[[Context], str] | None = None
     fetch: Callable[..., None] | None = None

@@ -308,6 +308,14 @@ def next_uses(timeline: Timeline) -> NDArray[np.int64]:
     return answer
 
 
+def limit_pages(context: Context) -> int:
+    """Return the limit; the least that guest memory may have of it is the low end: more of it goes."""
+    limit_mib = context.number("limit_mib") - context.number("other_mib")
+    if context.hypothesis == "low":
+        limit_mib -= context.number("slack_mib")
+    return int(min(max(1.0, limit_mib * (1 << 20) / PAGE_BYTES), MOST_PAGES))
+
+
 def setup(context: Context) -> Setup:
     """Take the limit and the device; look ahead where the hypothesis may."""
     order = {"low": FIFO, "high": MIN}.get(context.hypothesis, LRU)
@@ -316,13 +324,9 @@ def setup(context: Context) -> Setup:
     unmap = context.profile.costs["unmap_4k"]
     end = {"low": "high", "high": "low"}.get(context.hypothesis, "ns")
     direct = context.text("reclaim") == "direct"
-    # The least that guest memory may have of the limit is the low end: more of it goes.
-    limit_mib = context.number("limit_mib") - context.number("other_mib")
-    if context.hypothesis == "low":
-        limit_mib -= context.number("slack_mib")
     ints = np.zeros(INTS, np.int64)
     ints[ORDER] = order
-    ints[LIMIT] = min(max(1.0, limit_mib * (1 << 20) / PAGE_BYTES), MOST_PAGES)
+    ints[LIMIT] = limit_pages(context)
     ints[SWAP_IN] = round(getattr(into, end))
     ints[SWAP_OUT] = round(getattr(out, end) + getattr(unmap, end)) if direct else 0
     ints[MARKS] = mark_of(device)
@@ -393,7 +397,7 @@ MECHANISM = Mechanism(
     begin=begin,
     costs=costs,
     prices_refaults=True,
-    holds_limit=True,
+    limit_pages=limit_pages,
     bounded=bounded,
     open_below=open_below,
     label=label,

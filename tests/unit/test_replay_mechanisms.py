@@ -338,15 +338,46 @@ def test_swap_outs_without_a_page_matter_to_what_moves_pages() -> None:
         assert (open_one["low"], open_one["high"]) == (None, None)
 
 
+def test_memory_that_is_taken_at_once_comes_back_between_two_looks() -> None:
+    # 10 s are looked at every 4.2 ms. Pages are used one after another, each gone 0.1 ms later; then all five
+    # at once, and gone again before the next look: of a peak of 5 pages nothing is saved.
+    rows = [fault(100_000 * (k + 1), k, 0.1) for k in range(5)]
+    rows.append({"us": 5_000_000, "kind": "access", "gfn": 0, "pages": 5, "arg": 1})
+    trace = Tiny(rows, span_us=10_000_000)
+    idle = "policy=idle,idle_s=0.0001,scan_ms=0"
+    row = figure(trace, f"cold_hint,{idle}", "resident_peak", closed_loop=False)
+    assert (row["baseline"], row["counterfactual"], row["low"]) == (5 * PAGE_BYTES, 0, 0)
+    # Under a limit of 3 pages it can't have been more than those.
+    both = f"cold_hint+swap,cold_hint.{idle.replace(',', ',cold_hint.')},limit_mib={3 / 256}"
+    assert figure(trace, both, "resident_peak", closed_loop=False)["low"] == 2 * PAGE_BYTES
+
+
+def test_pages_backed_ahead_for_a_moment_may_exceed_the_recorded_peak() -> None:
+    # Four free pages are hinted hot, and discarded 0.1 ms after they were freed: before the next look. The
+    # recording never had more than one.
+    rows = [fault(100_000, 0, 0.1), *(free(200_000, page) for page in range(1, 5))]
+    rows += [
+        {"us": 200_001, "kind": "hv_hypercall", "gfn": 1, "pages": 4, "arg": 0x8003 | 2 << 16, "vcpu": 0}
+    ]
+    hinted = "hot_hint+cold_hint,hot_hint.policy=recorded,order=0,delay_ms=0.1"
+    row = figure(Tiny(rows, span_us=10_000_000), hinted, "resident_peak", closed_loop=False)
+    assert (row["baseline"], row["low"]) == (PAGE_BYTES, -4 * PAGE_BYTES)
+
+
 def test_what_came_and_went_between_two_looks_is_in_the_interval_of_the_peak() -> None:
     # 8,192 us are looked at every 2,048 ns. Two pages come within one such span; freed, they are discarded
-    # before the third comes: 3 pages at once become 2. Within a span two pages may come before others go, so
-    # that all three may have been there for a moment; more than the recorded peak it can't have been.
+    # long before the third comes: 3 pages at once become 2.
     rows = [fault(100.6, 0, 0.1), fault(101.2, 1, 0.1), free(150, 0), free(151, 1), fault(900, 2, 0.1)]
     trace = Tiny(rows, span_us=8_192)
-    row = figure(trace, "cold_hint,policy=on_free,order=0,delay_ms=0.01", "resident_peak", closed_loop=False)
+    discarded = "cold_hint,policy=on_free,order=0,delay_ms=0.01"
+    row = figure(trace, discarded, "resident_peak", closed_loop=False)
     assert (row["baseline"], row["counterfactual"]) == (3 * PAGE_BYTES, 2 * PAGE_BYTES)
-    assert (row["low"], row["high"]) == (0, PAGE_BYTES)
+    assert row["low"] == row["high"] == PAGE_BYTES
+    # Discarded within the span in which the third comes (899.07 to 901.12 us), all may have been there for a
+    # moment; more than the recorded peak it can't have been.
+    rows[2]["us"], rows[3]["us"] = 890.5, 890.6
+    row = figure(trace, discarded, "resident_peak", closed_loop=False)
+    assert (row["counterfactual"], row["low"], row["high"]) == (2 * PAGE_BYTES, 0, PAGE_BYTES)
     # Memory that is only backed in another order has no such moments.
     row = figure(trace, "prealloc", "resident_peak", closed_loop=False)
     assert row["low"] == row["high"] == row["saved"]
