@@ -51,6 +51,7 @@ from tracekit.replay.pages import (
     C_UNMAPPED,
     C_UNUSED,
     CLOCK_AROUND,
+    CLOCK_END,
     UNSEEN,
     World,
     back,
@@ -68,7 +69,7 @@ ORACLE, STRIDE, PREVIOUS, ON_ALLOC, RECORDED = range(5)
 OF_4K, OF_2M = range(2)
 # m.ints: what is in force; worker's next free time, hints in the open hypercall, hints that still join the
 # worker's batch, batches so far, when the worker is up for the batch; then four words per lane, then what
-# waking takes
+# waking takes, then the `plan` of policy previous
 POLICY, LEAD, WINDOW, COST_4K, BATCH, HYPERCALL, UNMAPPED = range(7)
 FREE_AT, IN_CALL, TO_JOIN, BATCHES, UP_AT, STREAMS = range(7, 13)
 LAST, STRIDE_OF, RUN, EXPECTED, STREAM_WORDS = 0, 1, 2, 3, 4
@@ -76,6 +77,7 @@ LANE_SLOTS = 4096
 REACH = ev.BLOCK_PAGES  # a stride is no longer than this
 WAKES = STREAMS + LANE_SLOTS * STREAM_WORDS
 WAKES_KEPT, WAKES_STEP = 64, 39  # so many equally likely values, taken in an order without a trend
+PLAN = WAKES + WAKES_KEPT
 # Under shadow paging one fault maps 2^GROUP_SHIFT pages; m.block: 1 + when an exit last mapped each group.
 GROUP_SHIFT = 3
 
@@ -106,9 +108,14 @@ def awake(m: Own, issued: int) -> int:
 
 @hot
 def prefault(s: World, p: int, n: int, issued: int, cost: int, m: Own, me: int) -> None:
-    """Let the worker back `n` pages from `p` on; m.page[p] becomes the time when they are ready."""
+    """Let the worker back `n` pages from `p` on; m.page[p] becomes the time when they are ready.
+
+    What it would only begin after the end of the trace does not happen in it.
+    """
     done = max(issued, m.ints[FREE_AT]) + cost
     m.ints[FREE_AT] = done
+    if done - cost >= s.clock[CLOCK_END]:
+        return
     m.page[p] = done
     count(s, me, PREFAULTS_2M if n == ev.BLOCK_PAGES else PREFAULTS, 1 if n == ev.BLOCK_PAGES else n)
     s.words[p] = back(s, int64(s.words[p]), done, me) | C_UNUSED | m.ints[UNMAPPED]
@@ -202,6 +209,8 @@ def guess_beyond(s: World, page: int, stride: int, at: int, m: Own, me: int) -> 
         p = neighbour(s, page, stride * k)
         if p == UNSEEN:  # nothing in the trace ever names its block: a wrong guess for ever
             m.ints[FREE_AT] = max(at, m.ints[FREE_AT]) + m.ints[COST_4K]
+            if m.ints[FREE_AT] - m.ints[COST_4K] >= s.clock[CLOCK_END]:
+                continue
             count(s, me, PREFAULTS, 1)
             count(s, me, PREFAULTS_UNUSED, 1)
             resident_change(s, m.ints[FREE_AT], 1)
@@ -310,38 +319,49 @@ def setup(context: Context) -> Setup:
     ints[BATCH] = context.number("batch")
     ints[HYPERCALL] = cost["hypercall"]
     ints[UNMAPPED] = 0 if context.text("via") == "pre_fault" else C_UNMAPPED
+    if policy == PREVIOUS:
+        ints = np.append(ints, plan(context, int(ints[COST_4K])))
     return Setup(par=[of_4k, of_2m], ints=ints)
 
 
-def begin(context: Context, world: World, own: Own, me: int) -> None:
-    """Lay out the previous run's first touches: when the worker would have each page ready."""
-    if context.text("policy") != "previous":
-        return
+def plan(context: Context, cost: int) -> NDArray[np.int64]:
+    """Return how many of the previous run's pages the trace names, these, and when the worker has each ready.
+
+    Then when it has those that nothing in the trace ever names. All in ns.
+    """
     from tracekit.replay.training import first_touches
 
     gfns, starts = first_touches(context.text("train"))
-    issued = np.maximum(starts - int(own.ints[LEAD]), 0)
-    cost = int(own.ints[COST_4K])
+    issued = np.maximum(starts - delays.whole(context.number("lead_ms") * 1e6), 0)
     # One worker in order: done[k] = max over j <= k of issued[j] + (k - j + 1) * cost.
     k = np.arange(len(issued), dtype=np.int64)
     done = np.maximum.accumulate(issued - k * cost) + (k + 1) * cost
-    for (vm, gfn), ready in zip(gfns.tolist(), done.tolist(), strict=True):
-        page = context.timeline.index.known_page(vm, gfn)
-        if page >= 0:
-            own.page[page] = ready
-        elif page == UNSEEN:
-            resident_change(world, ready, 1)
-            count(world, me, PREFAULTS_UNUSED, 1)
-    count(world, me, PREFAULTS, len(gfns))
+    pages = np.array([context.timeline.index.known_page(vm, gfn) for vm, gfn in gfns.tolist()], np.int64)
+    known = pages >= 0
+    return np.concatenate([[known.sum()], pages[known], done[known], done[pages == UNSEEN]])
+
+
+def begin(context: Context, world: World, own: Own, me: int) -> None:
+    """Lay out the previous run's first touches."""
+    if context.text("policy") != "previous":
+        return
+    known = int(own.ints[PLAN])
+    pages, ready = own.ints[PLAN + 1 : PLAN + 1 + 2 * known].reshape(2, -1)
+    own.page[pages] = ready
+    count(world, me, PREFAULTS, int((own.ints[PLAN + 1 + known :] <= world.clock[CLOCK_END]).sum()))
 
 
 def finish(context: Context, world: World, own: Own, me: int) -> None:
-    """Pages of the previous run that nothing touched here were backed all the same."""
+    """Pages of the previous run that nothing touched here were backed all the same, up to the end."""
     if context.text("policy") != "previous":
         return
-    untouched = np.flatnonzero(
-        (own.page[: len(world.words)] > 0) & (world.words & (B_BACKED | C_BACKED) == 0)
-    )
+    end = int(world.clock[CLOCK_END]) - int(world.shift.max(initial=0))
+    unseen = own.ints[PLAN + 1 + 2 * int(own.ints[PLAN]) :]
+    for ready in unseen[unseen <= end].tolist():
+        resident_change(world, ready, 1)
+        count(world, me, PREFAULTS_UNUSED, 1)
+    mine = own.page[: len(world.words)]
+    untouched = np.flatnonzero((mine > 0) & (mine <= end) & (world.words & (B_BACKED | C_BACKED) == 0))
     for page in untouched.tolist():
         world.words[page] = back(world, int(world.words[page]), int(own.page[page]), me) | C_UNUSED
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.unit.replay_kit import (
@@ -17,9 +19,13 @@ from tests.unit.replay_kit import (
 from tracekit.errors import UsageError
 from tracekit.replay.costs import Cost
 from tracekit.replay.mechanisms.hot_hint import wakes
+from tracekit.trace import Meta, TraceWriter
+from tracekit.trace.batch import events_batch
 from tracekit.trace.schema import PAGE_BYTES
 
 MIB = 1 << 20
+GIB_S = (1 << 30) / PAGE_BYTES  # page-seconds in one GiB*s
+S = 1_000_000  # us
 NO_FAULT = "prealloc,via=pre_fault"
 
 
@@ -104,8 +110,8 @@ def test_hints_for_memory_that_is_never_named_are_wasted_and_outside_memory_are_
     rows = [fault(100 * (k + 1), k, 4) for k in (509, 510, 511)]
     # n = 4 from page 511 on: 512 .. 515. No event names their block, but it is guest memory: all wasted.
     name = "hot_hint,policy=stride,n=4"
-    assert figure(Tiny(rows, memory_pages=4096), name, "prefaults_wasted")["counterfactual"] == 4
-    assert figure(Tiny(rows, memory_pages=512), name, "prefaults_wasted")["counterfactual"] == 0
+    assert figure(Tiny(rows, memory_pages=4096, span_us=60_000), name, "prefaults_wasted")["counterfactual"] == 4
+    assert figure(Tiny(rows, memory_pages=512, span_us=60_000), name, "prefaults_wasted")["counterfactual"] == 0
 
 
 def test_on_alloc_hints_what_the_guest_allocates() -> None:
@@ -163,3 +169,30 @@ def test_wake_ups_are_spread_between_the_ends_of_their_range() -> None:
     assert set(wakes(cost, "low")) == {2_000_000}
     assert set(wakes(cost, "high")) == {10_000}
     assert set(wakes(Cost(0.0, 0.0, 0.0, "the test"), "point")) == {0}
+
+
+def test_what_an_earlier_run_touched_after_the_end_is_not_hinted(tmp_path: Path) -> None:
+    # The earlier run was longer: it touched two more pages at 90 s and 91 s, one of them never named here.
+    earlier = tmp_path / "earlier.trace"
+    with TraceWriter(earlier, Meta(source="synthetic", start_ns=1_000)) as writer:
+        ts = [1_000 + second * 10**9 for second in (1, 90, 91)]
+        writer.append(
+            events_batch(ts_ns=ts, kind="ept_violation", vcpu=0, gfn=[1, 2, 3_000], level=1, latency_ns=0)
+        )
+    scenario = f"hot_hint,policy=previous,train={earlier},lead_ms=0"
+    found = metrics(replayed(Tiny([fault(2 * S, 1)], span_us=10 * S), scenario, profile=costs()), scenario)
+    # Page 1 is there at 1.000001 s, until 10 s, where it was from 2 s on.
+    held = found["resident_time"]
+    assert held["counterfactual"] * GIB_S == pytest.approx(8.999999, rel=1e-6)
+    assert held["baseline"] * GIB_S == pytest.approx(8, rel=1e-6)
+    assert found["prefaults_wasted"]["counterfactual"] == 0
+    assert found["host_cpu_background"]["counterfactual"] == 1_000  # one prefault
+
+
+def test_a_worker_that_is_behind_at_the_end_has_backed_no_more() -> None:
+    rows = [alloc(10, page) for page in range(4)]
+    scenario = "hot_hint,policy=on_alloc,batch=511"
+    found = metrics(replayed(Tiny(rows, span_us=12), scenario, profile=costs(hypercall=0)), scenario)
+    # Ready at 11 and 12 us, the end; two more would be begun then. One page was there for 1 us.
+    assert found["prefaults_wasted"]["counterfactual"] == 2
+    assert found["resident_time"]["counterfactual"] * GIB_S == pytest.approx(1e-6, rel=1e-6)

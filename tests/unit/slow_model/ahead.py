@@ -136,6 +136,7 @@ class HotHint(Mechanism):
         self.given, self.up_at = 0, 0
         self.ready: dict[Page, int] = {}
         self.planned: dict[Page, int] = {}
+        self.unseen: list[int] = []
         self.lanes: dict[Any, dict[str, Any]] = {}
         if self.params["policy"] == "previous":
             self.plan()
@@ -150,8 +151,7 @@ class HotHint(Mechanism):
             if page is not None:
                 self.planned[page] = done
             elif self.w.in_memory(vm, gfn, gfn + 1):
-                self.w.change("counterfactual", done, 1)
-                self.w.count(self.name, "wasted")
+                self.unseen.append(done)
         self.w.count(self.name, "prefaults", len(touches))
 
     def time_of(self, e: Step) -> int:
@@ -175,6 +175,8 @@ class HotHint(Mechanism):
 
     def prefault(self, pages: list[Page], issued: int, cost: int) -> None:
         done = self.free_at = max(issued, self.free_at) + cost
+        if done - cost >= self.w.span:
+            return
         for page in pages:
             if not page.backed:
                 self.w.back(page, done, self.name)
@@ -240,8 +242,9 @@ class HotHint(Mechanism):
                     self.prefault([ahead], e.end, int(self.per_4k))
             elif gfn >= 0 and self.w.in_memory(page.vm, gfn, gfn + 1):
                 self.free_at = max(e.end, self.free_at) + int(self.per_4k)
-                self.w.count(self.name, "wasted")
-                self.w.change("counterfactual", self.free_at, 1)
+                if self.free_at - int(self.per_4k) < self.w.span:
+                    self.w.count(self.name, "wasted")
+                    self.w.change("counterfactual", self.free_at, 1)
         lane["next"] = page.gfn + step * (self.params["n"] + 1)
 
     def event(self, e: Step, page: Page) -> None:
@@ -253,7 +256,11 @@ class HotHint(Mechanism):
             self.prefault([page], self.awake(e.end), int(self.per_4k))
 
     def end(self) -> None:
+        for due in self.unseen:
+            if due <= self.w.latest:
+                self.w.change("counterfactual", due, 1)
+                self.w.count(self.name, "wasted")
         for page, due in self.planned.items():
-            if not page.there and not page.backed:
+            if not page.there and not page.backed and due <= self.w.latest:
                 self.w.back(page, due, self.name)
                 page.unused = True
