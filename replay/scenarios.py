@@ -96,9 +96,11 @@ def _value(mechanism: Mechanism, param: Param, value: Any) -> ParamValue:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not abs(number) <= MOST.get(param.unit, MOST[""]):
+    most = MOST.get(param.unit, MOST[""])
+    if not abs(number) <= most:
         instead = "".join(f" or {word}" for word in param.words)
-        raise UsageError(f"{what} must be a number{_unit(param)}{instead}, not {value}")
+        room = f" of at most {most:g}" if math.isfinite(number) else ""
+        raise UsageError(f"{what} must be a number{room}{_unit(param)}{instead}, not {value}")
     if isinstance(param.default, int):
         if number != int(number):
             raise UsageError(f"{what} must be a whole number{_unit(param)}, not {value}")

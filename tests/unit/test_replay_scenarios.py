@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from textwrap import dedent
 
 import polars as pl
 import pytest
@@ -33,7 +34,11 @@ from tracekit.trace.batch import events_batch
         ("hot_hint,lead_ms=-1", "lead_ms must be at least 0", ""),
         ("hot_hint,lead_ms=nan", "lead_ms must be a number", ""),
         ("swap,limit_mib=inf", "limit_mib must be a number", ""),
-        ("hot_hint,lead_ms=1e13", "lead_ms must be a number", ""),  # 317 years do not fit into 64 bits of ns
+        (
+            "hot_hint,lead_ms=1e13",
+            "lead_ms must be a number of at most 1e.12 ",
+            "",
+        ),  # 317 years do not fit into 64 bits of ns
         ("balloon,interval_s=1e10", "interval_s must be a number", ""),
         ("hot_hint,n=1.5", "n must be a whole number", ""),
         ("hot_hint,batch=512", "at most 511", ""),
@@ -55,6 +60,15 @@ def test_parameters_find_their_mechanism() -> None:
     assert scenario.params["hot_hint"] | {"policy": "stride", "n": 4} == scenario.params["hot_hint"]
     assert scenario.params["zeroing"]["until_ms"] == 5.0
     assert parse_scenario("baseline").mechanisms == ()
+
+
+def test_the_scenario_file_of_the_docs(tmp_path: Path) -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "model.md").read_text()
+    block = docs.partition("    [[scenario]]")[2].partition("`tracekit sweep")[0]
+    (tmp_path / "docs.toml").write_text(dedent("    [[scenario]]" + block))
+    hints, small = load_scenarios(tmp_path / "docs.toml")
+    assert (hints.name, [m.name for m in hints.mechanisms]) == ("hints", ["zeroing", "hot_hint"])
+    assert (hints.params["hot_hint"]["n"], small.params["swap"]["device"]) == (8, "zram")
 
 
 def test_scenario_files(tmp_path: Path) -> None:
