@@ -110,8 +110,9 @@ def test_hints_for_memory_that_is_never_named_are_wasted_and_outside_memory_are_
     rows = [fault(100 * (k + 1), k, 4) for k in (509, 510, 511)]
     # n = 4 from page 511 on: 512 .. 515. No event names their block, but it is guest memory: all wasted.
     name = "hot_hint,policy=stride,n=4"
-    assert figure(Tiny(rows, memory_pages=4096, span_us=60_000), name, "prefaults_wasted")["counterfactual"] == 4
-    assert figure(Tiny(rows, memory_pages=512, span_us=60_000), name, "prefaults_wasted")["counterfactual"] == 0
+    for memory_pages, wasted in ((4096, 4), (512, 0)):
+        trace = Tiny(rows, memory_pages=memory_pages, span_us=60_000)
+        assert figure(trace, name, "prefaults_wasted")["counterfactual"] == wasted
 
 
 def test_on_alloc_hints_what_the_guest_allocates() -> None:
