@@ -14,8 +14,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
+from numpy.typing import NDArray
 
 from tests.live.recording import GUEST, TRACEKIT, ended, of_kind, record_command, wait_for, writing_to
 from tests.live.second_tracer import SecondTracer, second_tracer
@@ -37,21 +39,39 @@ def at_most_lost(trace: Trace) -> int:
 
 
 def same_window(trace: Trace, tracer: SecondTracer, own: set[int]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Both tracers' rows between two quiet moments of the second one, without the recorder's own threads."""
+    """Both tracers' rows between two quiet moments of both, without the recorder's own threads."""
     rows = tracer.rows.sort("ts_ns")
-    quiet = rows.filter(pl.col("ts_ns").diff() > 50_000)["ts_ns"] - 25_000
-    # Its events are switched on one after the other: begin when all are.
-    quiet = quiet.filter(quiet.is_between(rows["ts_ns"][0] + 200_000_000, rows["ts_ns"][-1]))
-    start, end = quiet[0], quiet[-1]
     # A thread of its own that has ended is not in `own`, but its process is.
     mine = pl.col("tid").is_in(list(own)) | pl.col("tgid").is_in(list(own))
-    ours = trace.events.filter(pl.col("ts_ns").is_between(start, end)).collect()
+    ours = trace.events.sort("ts_ns").collect()
     first = [int(task.name) for task in Path("/proc/1/task").iterdir()]
     if not ours["tid"].is_in(first).any():
         # Some sandboxes' kernels run no BPF program while their first process has the CPU (docs/probes.md).
         mine |= pl.col("tid").is_in(first) | (pl.col("tgid") == 1)
-    theirs = rows.filter(pl.col("ts_ns").is_between(start, end), ~mine)
+    theirs = rows.filter(~mine)
+    # Its events are switched on one after the other: begin when all are.
+    begin = rows["ts_ns"][0] + 200_000_000
+    quiet = quiet_moments(ours["ts_ns"].cast(pl.Int64).to_numpy(), theirs["ts_ns"].to_numpy())
+    start, end = quiet[quiet > begin][[0, -1]]
+    ours, theirs = (one.filter(pl.col("ts_ns").is_between(start, end)) for one in (ours, theirs))
     return ours.with_columns(pl.col("kind").cast(pl.String)), theirs
+
+
+def quiet_moments(ours: NDArray[np.int64], theirs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return moments (ns) with the same event before them for both tracers, and the same after.
+
+    Between its two stamps an event may have waited for the CPU: then it lies on both sides of a moment.
+    """
+    apart = np.flatnonzero(np.diff(theirs) > 50_000)
+    moments = theirs[apart + 1] - 25_000
+    after = np.searchsorted(ours, moments)
+    inside = (after > 0) & (after < len(ours))
+    apart, moments, after = apart[inside], moments[inside], after[inside]
+    near = [
+        abs(ours[at] - theirs[theirs_at]) < 20_000
+        for at, theirs_at in ((after - 1, apart), (after, apart + 1))
+    ]
+    return moments[near[0] & near[1]]
 
 
 def test_pages_and_access_regions_of_this_machine_are_those_another_tracer_saw(tmp_path: Path) -> None:

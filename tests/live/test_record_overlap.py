@@ -6,7 +6,6 @@ import ctypes
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -151,33 +150,35 @@ class Notifier(MadeUp):
         return list(zip(records["kind"].tolist(), records["rip"].tolist(), strict=True))
 
 
-@pytest.fixture(scope="module")
-def notifier() -> Iterator[Notifier]:
-    with Notifier.loaded() as made:
-        yield made
-
-
 @pytest.mark.live("bpf", "root")
-@pytest.mark.parametrize(
-    ("hook", "event", "kind"),
-    [
-        ("unmaps", "kvm_unmap_hva_range", "unmap"),
-        ("ages", "kvm_age_hva", "age"),
-        ("ages_lightly", "kvm_age_hva", "age"),
-    ],
-)
-def test_the_function_that_notifies_says_whose_memory_it_is(
-    notifier: Notifier, hook: str, event: str, kind: str
-) -> None:
-    arguments = (notifier.range,) if hook == "unmaps" else (notifier.mm, START, START + 4096)
-    assert notifier.see(hook, *arguments) == []
-    assert notifier.see(event, START, START + 4096) == [(KIND_CODE[kind], os.getpid())]
-    # What it said of other addresses says nothing of these; this process has no VM, so it is not known whose.
-    assert notifier.see(event, START + 8192, START + 12288) == [(KIND_CODE[kind], 0)]
-    threads = notifier.programs[b"threads"]
-    threads[ctypes.c_uint32(os.getpid())] = threads.Leaf(tgid=os.getpid(), vm=5, vcpu=-1)
-    try:
-        notifier.run(event, START, START + 4096)
-        assert notifier.records()["vm"].tolist() == [5]
-    finally:
-        del threads[ctypes.c_uint32(os.getpid())]
+def test_the_function_that_notifies_says_whose_memory_it_is() -> None:
+    """In a process of its own: one that has had a VM is told of its memory for ever."""
+    made = subprocess.run(
+        [sys.executable, "-m", __spec__.name], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert made.returncode == 0, made.stderr
+
+
+def main() -> None:
+    """Let the notifier's functions be called for memory of this process, which has no VM."""
+    with Notifier.loaded() as notifier:
+        of_this_mm = notifier.mm, START, START + 4096
+        for hook, arguments, event, kind in (
+            ("unmaps", (notifier.range,), "kvm_unmap_hva_range", "unmap"),
+            ("ages", of_this_mm, "kvm_age_hva", "age"),
+            ("ages_lightly", of_this_mm, "kvm_age_hva", "age"),
+        ):
+            # What was said of addresses says nothing of others: of those it is not known whose they are.
+            assert notifier.see(event, START + 8192, START + 12288) == [(KIND_CODE[kind], 0)]
+            assert notifier.see(hook, *arguments) == []
+            assert notifier.see(event, START, START + 4096) == [(KIND_CODE[kind], os.getpid())]
+            assert notifier.see(event, START + 8192, START + 12288) == [(KIND_CODE[kind], 0)]
+            threads = notifier.programs[b"threads"]
+            threads[ctypes.c_uint32(os.getpid())] = threads.Leaf(tgid=os.getpid(), vm=5, vcpu=-1)
+            notifier.run(event, START, START + 4096)
+            assert notifier.records()["vm"].tolist() == [5]
+            del threads[ctypes.c_uint32(os.getpid())]
+
+
+if __name__ == "__main__":
+    main()
