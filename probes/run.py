@@ -151,9 +151,9 @@ def _record(plan: RecordPlan, child: target.Child | None, link: _Link, stack: Ex
     recorder = Recorder(plan, probes, writer, vms, catalogue=catalogue, switch=switch, told=told, marks=marks)
     link.notes.extend(recorder.report.notes)
     recorder.report.notes = link.notes
-    if child and not link.stop():
-        child.release()
     try:
+        if child and not link.stop():
+            child.release()
         recorder.report.stopped_by = _run(recorder, plan, pids, link)
         running = child is not None and child.poll() is None
         report = recorder.finish()

@@ -65,8 +65,8 @@ def until_end(pids: Sequence[int]) -> Iterator[Callable[[float], bool]]:
     def ended(seconds: float) -> bool:
         for descriptor, _ in poller.poll(seconds * 1000):
             poller.unregister(descriptor)
+            descriptors.discard(descriptor)  # first: a second signal may come as soon as it is closed
             os.close(descriptor)
-            descriptors.discard(descriptor)
         return bool(pids) and not descriptors
 
     try:

@@ -58,8 +58,12 @@ class Child:
         """Let the command start."""
         self.released_s = time.monotonic()
         os.write(self._gate, b"\n")
-        os.close(self._gate)
-        self._gate = -1
+        self._close_gate()
+
+    def _close_gate(self) -> None:
+        gate, self._gate = self._gate, -1  # first: a second signal may come as soon as it is closed
+        if gate >= 0:
+            os.close(gate)
 
     def poll(self) -> int | None:
         """Return the exit code as a shell gives it (128 + signal), or None while it runs."""
@@ -68,9 +72,7 @@ class Child:
 
     def end(self) -> int:
         """End the command if it still runs (SIGTERM, after 5 s SIGKILL) and return its exit code."""
-        if self._gate >= 0:
-            os.close(self._gate)
-            self._gate = -1
+        self._close_gate()
         if self._process.poll() is None:
             self._process.terminate()
             try:

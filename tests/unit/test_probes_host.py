@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -315,3 +316,23 @@ def test_btf_tells_offsets_and_values_that_a_program_can_check() -> None:
     assert btf.field_offset("list_head", "prev") in (8, None)
     assert btf.enum_value("zone_type", "no_such_zone") is None
     assert btf.field_offset("no_such_structure", "x") is None
+
+
+def test_a_signal_that_comes_as_a_command_is_let_go_closes_nothing_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    close = os.close
+
+    def interrupted(descriptor: int) -> None:
+        close(descriptor)
+        raise KeyboardInterrupt
+
+    reader, gate = os.pipe()
+    child = target.Child(subprocess.Popen(["sleep", "60"]), gate)
+    monkeypatch.setattr(os, "close", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        child.release()
+    monkeypatch.undo()
+    assert os.read(reader, 2) == b"\n"
+    assert child.end() == 143  # and not "Bad file descriptor"
+    os.close(reader)
