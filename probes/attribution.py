@@ -25,8 +25,6 @@ from tracekit.trace.schema import KIND_CODE, PAGE_BYTES
 
 __all__ = ["UNKNOWN_PIDFD", "Attribution", "cgroup_id", "cgroup_lineage"]
 
-"""Why a page that went out is in the ledger: it has no address, and may have been a guest's (wire.py)."""
-
 UNKNOWN_PIDFD: Final = "process_madvise by a pidfd that was closed"
 """Why a row is lost of which it can't be told whose it was."""
 

@@ -138,9 +138,8 @@ class Recorder:
             self._attribution.note_cgroups()
             self._enter_losses()
             self._enter_marks()
-            if isinstance(
-                self._writer, FlightWriter | RotatingWriter
-            ):  # it may be about to finalise one of several
+            # One of several traces may be about to be finalised: it needs what belongs to its time.
+            if isinstance(self._writer, FlightWriter | RotatingWriter):
                 self._enter_misses()
                 self._writer.complete_until(self._complete_ns)
             self._writer.flush()

@@ -70,3 +70,9 @@ def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
                 return
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def run_alone(module: str) -> None:
+    """Run a module of tests as a program: its process has had no VM, and ends with those that it makes."""
+    done = subprocess.run([sys.executable, "-m", module], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0, done.stderr

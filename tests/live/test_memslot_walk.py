@@ -8,12 +8,11 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import subprocess
-import sys
 from unittest import mock
 
 import pytest
 
+from tests.live.recording import run_alone
 from tracekit.lab.kvm import Kvm
 from tracekit.probes import memslot_walk
 from tracekit.probes.memslot_walk import walked_memslots
@@ -31,10 +30,7 @@ def there() -> list[tuple[int, ...]]:
 
 
 def test_the_memslots_of_a_vm_that_runs_already_are_those_that_were_set() -> None:
-    reader = subprocess.run(
-        [sys.executable, "-m", __spec__.name], stderr=subprocess.PIPE, text=True, check=False
-    )
-    assert reader.returncode == 0, reader.stderr
+    run_alone(__spec__.name)
 
 
 def main() -> None:

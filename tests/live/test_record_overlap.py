@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from tests.live.made_up import MadeUp, made_up_point
-from tests.live.recording import TRACEKIT, ended, of_kind
+from tests.live.recording import TRACEKIT, ended, of_kind, run_alone
 from tracekit.probes import tracefs
 from tracekit.probes.program_run import run_program
 from tracekit.trace import open_trace
@@ -153,10 +153,7 @@ class Notifier(MadeUp):
 @pytest.mark.live("bpf", "root")
 def test_the_function_that_notifies_says_whose_memory_it_is() -> None:
     """In a process of its own: one that has had a VM is told of its memory for ever."""
-    made = subprocess.run(
-        [sys.executable, "-m", __spec__.name], stderr=subprocess.PIPE, text=True, check=False
-    )
-    assert made.returncode == 0, made.stderr
+    run_alone(__spec__.name)
 
 
 def main() -> None:
