@@ -87,7 +87,7 @@ def test_pages_and_access_regions_of_this_machine_are_those_another_tracer_saw(t
             time.sleep(1)
             with mmap.mmap(-1, 1009 * PAGE_BYTES) as pages:  # an idle machine hands out next to nothing
                 pages.write(b"x" * len(pages))
-            time.sleep(5.5 if damon else 1)  # DAMON here speaks every 5 s
+            time.sleep(8 if damon else 1)  # DAMON here speaks every 5 s, later on a busy machine
             own = {int(task.name) for task in Path(f"/proc/{recorder.pid}/task").iterdir()}
         recorder.send_signal(signal.SIGINT)
         assert recorder.wait(timeout=60) == 0
@@ -113,13 +113,33 @@ def test_pages_and_access_regions_of_this_machine_are_those_another_tracer_saw(t
             zeroed = seen.filter(pl.col("text").str.contains("__GFP_ZERO", literal=True)).height
             assert 0 <= zeroed - mine.filter(pl.col("flags") & FLAG_ZEROED != 0).height <= missing
     if damon:
-        seen = theirs.filter(pl.col("event") == "damon_aggregated")["text"]
-        found = [re.search(r"(\d+)-(\d+): (\d+)", text) for text in seen]
-        numbers = [tuple(map(int, match.groups())) for match in found if match]
-        regions = [(start // PAGE_BYTES, (end - start) // PAGE_BYTES, n) for start, end, n in numbers]
-        assert len(regions) == len(seen) > 0
-        rows = ours.filter(pl.col("kind") == "access").select("gfn", "pages", "arg")
-        assert rows.rows() == regions
+        rounds = aggregations(tracer)
+        assert rounds
+        accesses = trace.events.filter(pl.col("kind").cast(pl.String) == "access").sort("ts_ns").collect()
+        for start, end, regions in rounds:
+            mine = accesses.filter(pl.col("ts_ns").is_between(start - 10**9, end + 10**9))
+            assert mine.select("gfn", "pages", "arg").rows() == regions
+
+
+def aggregations(tracer: SecondTracer) -> list[tuple[int, int, list[tuple[int, int, int]]]]:
+    """Return DAMON's rounds that the tracer saw whole: first and last ts_ns, regions (gfn, pages, accesses).
+
+    Every region says how many its round has, so one that was cut where the tracer began or ended shows.
+    """
+    rows = tracer.of("damon_aggregated").sort("ts_ns", maintain_order=True)
+    pattern = r"nr_regions=(\d+) (\d+)-(\d+): (\d+)"
+    rounds: list[tuple[int, int, list[tuple[int, int, int]]]] = []
+    for _, one in rows.group_by((pl.col("ts_ns").diff().fill_null(0) > 10**9).cum_sum(), maintain_order=True):
+        found = [
+            tuple(map(int, match.groups()))
+            for match in (re.search(pattern, text) for text in one["text"])
+            if match
+        ]
+        assert len(found) == one.height
+        if all(expected == one.height for expected, *_ in found):
+            regions = [(start // PAGE_BYTES, (end - start) // PAGE_BYTES, n) for _, start, end, n in found]
+            rounds.append((one["ts_ns"][0], one["ts_ns"][-1], regions))
+    return rounds
 
 
 LINUX = """
