@@ -45,6 +45,9 @@ def test_a_short_calibration_measures_every_cost(tmp_path: Path):
     assert [(side, size) for side, size, _ in result.zeroing] == [
         (side, size) for size in SIZES for side in ("guest", "host")
     ]
+    for name, exits in (("epf_inject", 1), ("epf_ready", 2)):
+        assert (name in result.costs) == ("exit" in result.costs)
+        assert "exit" not in result.costs or result.costs[name].ns == exits * result.costs["exit"].ns
     result.save(tmp_path / "host.toml")
     profile = load_profile(tmp_path / "host.toml")
     assert profile.ns("unmap_4k") == pytest.approx(result.costs["unmap_4k"].ns, abs=0.1)

@@ -28,6 +28,17 @@ def test_a_toucher_faults_once_for_each_page(tmp_path: Path, passes: int) -> Non
     assert abs(counts[1] - counts[0] - 1009) <= 3  # a few of a process's own vary
 
 
+@pytest.mark.skipif(os.uname().machine != "x86_64" or sys.platform != "linux", reason="x86-64 Linux only")
+def test_a_toucher_tells_of_each_pass(tmp_path: Path) -> None:
+    program = tmp_path / "touch"
+    for tell in (False, True):
+        program.write_bytes(toucher(5, passes=3, tell=tell))
+        program.chmod(0o755)
+        told = subprocess.run([program], check=True, stdout=subprocess.PIPE).stdout
+        assert len(told) == 3 * tell
+        program.unlink()
+
+
 def test_what_no_program_can_do_is_refused() -> None:
     for arguments in ({"pages": 0}, {"pages": 1, "passes": 0}, {"pages": 1, "think": 1 << 31}):
         with pytest.raises(UsageError):

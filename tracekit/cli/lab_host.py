@@ -50,6 +50,12 @@ def run(
     swap: Annotated[
         int, typer.Option(parser=parse_size, metavar="SIZE", help="Give the host a disk of SIZE to swap to.")
     ] = 0,
+    swap_latency: Annotated[
+        float,
+        typer.Option(
+            min=0, metavar="MS", help="Swap in the host's memory, each request done after MS; 0: a disk."
+        ),
+    ] = 0.0,
     put: Annotated[
         list[Path] | None, typer.Option(metavar="PATH", help="Copy a file or folder to /opt/tracekit/in.")
     ] = None,
@@ -66,7 +72,13 @@ def run(
     from tracekit.lab.host.machine import HostMachine, HostPlan
 
     plan = HostPlan(
-        kernel=kernel, memory_bytes=memory, vcpus=vcpus, accel=accel, swap_bytes=swap, put=tuple(put or ())
+        kernel=kernel,
+        memory_bytes=memory,
+        vcpus=vcpus,
+        accel=accel,
+        swap_bytes=swap,
+        swap_latency_ns=round(swap_latency * 1e6),
+        put=tuple(put or ()),
     )
     with HostMachine(plan, say=_say) as machine:
         _say(f"booted in {machine.boot_s:.1f} s")

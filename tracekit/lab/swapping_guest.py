@@ -18,6 +18,7 @@ from typing import Any, Final
 from tracekit.errors import CapabilityError, FailedError, UsageError
 from tracekit.lab.linux_guest import LinuxGuest, LinuxPlan
 from tracekit.lab.memory_limit import MemoryLimit
+from tracekit.lab.thread_times import vcpus_ran_ns
 from tracekit.lab.user_program import toucher
 
 __all__ = ["SwapPlan", "run_swap_plan"]
@@ -27,13 +28,20 @@ _TURN: Final = 10_000
 """What a sibling computes between two looks at its counter, in loop turns."""
 
 _WORK: Final = """
+mkfifo /fill/passes
+read begin _ </proc/uptime
+/fill/touch >/fill/passes &
+touch=$!
+exec 3</fill/passes
+dd bs=1 count=1 <&3 >/dev/null 2>&1
 read start _ </proc/uptime
 i=0; while [ $i -lt {siblings} ]; do /fill/compute & i=$((i + 1)); done
-/fill/touch || exit
+wait $touch || exit
 read touched _ </proc/uptime
+left=$(pidof compute | wc -w)
 wait
 read end _ </proc/uptime
-echo "$start $touched $end"
+echo "$begin $start $touched $end $left"
 grep -i -e HYP: -e APF /proc/interrupts || true
 """
 
@@ -43,7 +51,8 @@ class SwapPlan:
     """What the guest has, what it touches and what its host leaves it; sizes in bytes.
 
     Once it has booted, `limit_bytes` are left to QEMU and guest together; then one thread writes each page of
-    `touch_bytes` once a pass, in order, while `siblings` others compute `sibling_turns` loop turns each.
+    `touch_bytes` once a pass, in order. After the first pass, which needs no swap-in, `siblings` others
+    begin, and compute `sibling_turns` loop turns each.
     `async_faults` False is the counterpart: the guest declines them (parameter `no-kvmapf`) and KVM halts the
     vCPU for each. The siblings' work is the same in both, and so are the touches: compare the walls.
     """
@@ -69,9 +78,11 @@ class SwapPlan:
 def run_swap_plan(plan: SwapPlan, *, timeout_s: float = 600.0) -> dict[str, Any]:
     """Boot the guest, limit its memory, let it work; return a JSON-ready account.
 
-    `touch_s` and `wall_s` are the guest's own seconds (hundredths, /proc/uptime) until the touches and until
-    all threads were done, `major_faults` the host's count while they ran, `interrupts` the guest's lines of
-    its hypervisor callback. `timeout_s` bounds the guest's silence.
+    Of the guest's own seconds (hundredths, /proc/uptime) `fill_s` are the first pass, `touch_s` and `wall_s`
+    from then until the touches and until all threads were done. `siblings_left` were still computing when the
+    touches were done. The host's counts of all of it are `vcpu_s`, how long the vCPU had a CPU, and
+    `major_faults`. `interrupts` are the guest's lines of its hypervisor callback. `timeout_s` bounds the
+    guest's silence.
     Raises `CapabilityError` where there is no swap, cgroup v2 or KVM for Linux; `FailedError` when it dies.
     """
     if len(Path("/proc/swaps").read_text().splitlines()) < 2:
@@ -91,26 +102,28 @@ def run_swap_plan(plan: SwapPlan, *, timeout_s: float = 600.0) -> dict[str, Any]
                 )
             )
         with guest:
-            _put(
-                guest, "touch", toucher(plan.touch_bytes // _PAGE_BYTES, passes=plan.passes, think=plan.think)
-            )
+            pages = plan.touch_bytes // _PAGE_BYTES
+            _put(guest, "touch", toucher(pages, passes=plan.passes, think=plan.think, tell=True))
             _put(guest, "compute", toucher(1, passes=plan.sibling_turns // _TURN, think=_TURN))
             limit.set(plan.limit_bytes)
-            before = limit.count("pgmajfault")
+            before, ran = limit.count("pgmajfault"), vcpus_ran_ns(guest.qemu.pid)
             said = guest.qemu.run(_WORK.format(siblings=plan.siblings), timeout_s=timeout_s)
-            major = limit.count("pgmajfault") - before
+            major, ran = limit.count("pgmajfault") - before, vcpus_ran_ns(guest.qemu.pid) - ran
             # What is left of the guest's life needs no swapping.
             limit.set(None)
             release, pid = guest.qemu.run("uname -r").strip(), guest.qemu.pid
-    if not (times := re.match(r"([\d.]+) ([\d.]+) ([\d.]+)\n", said)):
+    if not (times := re.match(r"([\d.]+) ([\d.]+) ([\d.]+) ([\d.]+) (\d+)\n", said)):
         raise FailedError(f"the guest did not tell its times: {said[:200]!r}")
-    start, touched, end = map(float, times.groups())
+    begin, start, touched, end, left = map(float, times.groups())
     return {
         "plan": {**asdict(plan), "kit": str(plan.kit or "")},
         "pid": pid,
         "kernel": release,
+        "fill_s": round(start - begin, 2),
         "touch_s": round(touched - start, 2),
         "wall_s": round(end - start, 2),
+        "vcpu_s": round(ran / 1e9, 2),
+        "siblings_left": int(left),
         "major_faults": major,
         "interrupts": said[times.end() :].strip().splitlines(),
     }

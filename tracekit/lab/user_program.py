@@ -17,13 +17,14 @@ _PAGE_BYTES: Final = 4096
 _AT: Final = 0x400000
 _ELF_HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 _PROGRAM_HEADER: Final = struct.Struct("<IIQQQQQQ")
-_MMAP, _EXIT = 9, 60
+_WRITE, _MMAP, _EXIT = 1, 9, 60
 
 
-def toucher(pages: int, *, passes: int = 1, think: int = 0) -> bytes:
+def toucher(pages: int, *, passes: int = 1, think: int = 0, tell: bool = False) -> bytes:
     """Return a program that maps `pages` 4 KiB pages and writes each of them once a pass, in order.
 
-    After each write it computes `think` loop turns. With one page it is a program that only computes.
+    After each write it computes `think` loop turns. With one page it is a program that only computes. `tell`:
+    a byte goes to its standard output after each pass.
     Raises `UsageError` where a number is out of range.
     """
     if pages < 1 or passes < 1 or not 0 <= think < 1 << 31:
@@ -52,6 +53,12 @@ def toucher(pages: int, *, passes: int = 1, think: int = 0) -> bytes:
     code.emit("49 81 c7", "add r15, 4096", imm32(_PAGE_BYTES))
     code.emit("49 ff ce", "dec r14")
     code.jump("0f 85", "jne", "page")
+    if tell:
+        code.emit("b8", "mov eax, write", imm32(_WRITE))
+        code.emit("bf", "mov edi, stdout", imm32(1))
+        code.emit("4c 89 e6", "mov rsi, r12")
+        code.emit("ba", "mov edx, 1", imm32(1))
+        code.emit("0f 05", "syscall")
     code.emit("49 ff cd", "dec r13")
     code.jump("0f 85", "jne", "pass")
     code.emit("b8", "mov eax, exit", imm32(_EXIT))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -22,9 +22,9 @@ _HYPERVISORS: Final = ("kvm_amd", "kvm_intel")
 _BOOT: Final = """#!/bin/sh
 /bin/busybox mkdir -p /dev /proc /root
 /bin/busybox mount -t devtmpfs dev /dev
-for module in $(/bin/busybox cat /modules/order); do
-  /bin/busybox insmod /modules/$module.ko || true  # only one of kvm_amd and kvm_intel loads
-done
+while read -r module options; do
+  /bin/busybox insmod /modules/$module.ko $options || true  # only one of kvm_amd and kvm_intel loads
+done </modules/order
 /bin/busybox mount -t ext4 /dev/vda /root
 /bin/busybox mkdir -p /root/opt/python /root/opt/tracekit
 /bin/busybox mount -t ext4 -o ro /dev/vdb /root/opt/python
@@ -49,23 +49,29 @@ ln -sf /proc/self/fd /dev/fd
 busybox ip link set lo up
 hostname lab-host
 echo madvise >/sys/kernel/mm/transparent_hugepage/enabled
-[ -b /dev/vde ] && mkswap /dev/vde >/dev/null && swapon /dev/vde
+for disk in /dev/vde /dev/nullb0; do
+  [ -b $disk ] && mkswap $disk >/dev/null && swapon $disk
+done
 mkdir -p /out
 cd /out
 """
 
 
-def boot_initramfs(kernel: Kernel) -> bytes:
-    """Return the initramfs: load the modules, mount the disks, go over to the Debian system."""
+def boot_initramfs(kernel: Kernel, options: Mapping[str, str]) -> bytes:
+    """Return the initramfs: load the modules, mount the disks, go over to the Debian system.
+
+    `options` names further modules, with what each is loaded with.
+    """
     image = Initramfs()
     busybox = unpacked("busybox-static") / "bin" / "busybox"
     image.add_file("bin/busybox", busybox.read_bytes(), executable=True)
     image.add_link("bin/sh", "busybox")
     image.add_device("dev/console", 5, 1)
-    modules = load_order(kernel.modules, (*_MODULES, *_HYPERVISORS))
+    modules = load_order(kernel.modules, (*_MODULES, *_HYPERVISORS, *options))
     for name, content in modules:
         image.add_file(f"modules/{name}.ko", content)
-    image.add_file("modules/order", "\n".join(name for name, _ in modules).encode())
+    order = "".join(f"{name} {options.get(name, '')}\n" for name, _ in modules)
+    image.add_file("modules/order", order.encode())
     image.add_file("init", _BOOT.encode(), executable=True)
     return image.to_bytes()
 

@@ -34,7 +34,9 @@ _RESULT_BYTES: Final = 16 << 30  # a sparse file: takes what is written
 class HostPlan:
     """What a lab host is made of; sizes in bytes. `put` are files and folders it finds in /opt/tracekit/in.
 
-    `swap_bytes` adds a virtio block device of that size, /dev/vde, which the host swaps to.
+    `swap_bytes` adds a virtio block device of that size, /dev/vde, which the host swaps to. With
+    `swap_latency_ns` it is a device in the host's own memory instead, /dev/nullb0, that answers each request
+    after that time: a wait that keeps no CPU busy.
     """
 
     kernel: str = "6.12"
@@ -42,6 +44,7 @@ class HostPlan:
     vcpus: int = 1
     accel: Accel = "auto"
     swap_bytes: int = 0
+    swap_latency_ns: int = 0
     put: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
@@ -51,6 +54,19 @@ class HostPlan:
             raise UsageError("a lab host needs 1 GiB: bcc's compiler takes 200 MB", hint="--memory 4G")
         if missing := [str(path) for path in self.put if not path.exists()]:
             raise UsageError(f"nothing at {', '.join(missing)}", hint="--put PATH that exists")
+        if self.swap_latency_ns and not self.swap_bytes:
+            raise UsageError("a swap that takes its time has a size", hint="--swap 1G")
+
+    @property
+    def modules(self) -> dict[str, str]:
+        """Return the kernel modules of this host beside those of every one, and what they are loaded with."""
+        if not self.swap_latency_ns:
+            return {}
+        # Its own timer (irqmode 2) ends each request. It has whole GiB, and takes memory as it is written.
+        words = (
+            f"gb={-(-self.swap_bytes >> 30)} memory_backed=1 irqmode=2 completion_nsec={self.swap_latency_ns}"
+        )
+        return {"null_blk": words}
 
 
 def build(kernel: str, *, say: Callable[[str], None]) -> list[Path]:
@@ -79,10 +95,10 @@ class HostMachine:
         say(f"starting the lab host: Linux {kernel.release} in QEMU with {accel}")
         with contextlib.ExitStack() as cleanup:
             folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="tracekit-host-")))
-            (folder / "initramfs").write_bytes(boot_initramfs(kernel))
+            (folder / "initramfs").write_bytes(boot_initramfs(kernel, plan.modules))
             self._results = folder / "results"
             disks = [*layers, tracekit_image(folder, plan.put), _sparse(self._results, _RESULT_BYTES)]
-            if plan.swap_bytes:
+            if plan.swap_bytes and not plan.swap_latency_ns:
                 disks.append(_sparse(folder / "swap", plan.swap_bytes))
             started = time.monotonic()
             self.qemu = cleanup.enter_context(

@@ -20,6 +20,8 @@ __all__ = ["is_lab_host", "kept_runs", "record_in_lab_host", "record_runs", "ste
 
 _ATTEMPTS: Final = 3
 _SWAP_BYTES: Final = 1 << 30
+_SWAP_LATENCY_NS: Final = 3_000_000
+"""Of a device for an emulated host: most of a wait must keep no CPU busy, or there is nothing to overlap."""
 _SILENCE_S: Final = 1800.0
 
 
@@ -104,7 +106,7 @@ def record_in_lab_host(
     from tracekit.lab.host.machine import HostMachine, HostPlan
 
     words = ("--record-only", "--profile", "published", "--seed", str(seed), "--baselines", str(baselines))
-    with HostMachine(HostPlan(swap_bytes=_SWAP_BYTES), say=say) as machine:
+    with HostMachine(HostPlan(swap_bytes=_SWAP_BYTES, swap_latency_ns=_SWAP_LATENCY_NS), say=say) as machine:
         command = ("tracekit", "lab", "validate", *names, *words, "--case", part, "-o", ".")
         outcome = machine.qemu.execute(
             f"cd /out && {shlex.join(command)}", timeout_s=_SILENCE_S, tee=lambda text: say(text.rstrip())
