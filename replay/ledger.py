@@ -350,22 +350,25 @@ class Ledger:
         }
 
     def _peak(self, after: Residency, earlier: float) -> Figure:
-        """Return the peak; where memory is taken, pages may come and go between two looks, unseen.
+        """Return the peak; pages may come and go between two looks, unseen, in either run.
 
         As if all that came in such a span had come before any went; but no more than a limit lets be, and
         where nothing is backed ahead, never above the recorded run's peak.
         """
         before, peak = self.before.peak(), after.peak()
         found = self._memory(before * PAGE_BYTES, peak * PAGE_BYTES, earlier)
-        on = self._on()
-        if not any(m.stage is Stage.TAKE for m in on):
+        on = [m for m in self._on() if m.moves_pages]
+        if not on or after.same_as(self.before):
             return found
         limits = [m.limit_pages(self.contexts[m.name]) for m in on if m.limit_pages is not None]
         most = min([after.most(), *(max(limit, peak) for limit in limits)])
         if not any(m.stage is Stage.BACK for m in on):
             most = min(most, before)
-        unseen = max(most - peak, 0)
-        return replace(found, saved=found.saved._replace(low=found.saved.low - unseen * PAGE_BYTES))
+        unseen, recorded_unseen = max(most - peak, 0), self.before.most() - before
+        low = found.saved.low - unseen * PAGE_BYTES
+        high = found.saved.high + recorded_unseen * PAGE_BYTES
+        label = weaker(found.label, "bounded" if unseen or recorded_unseen else "measured")
+        return replace(found, saved=found.saved._replace(low=low, high=high), label=label)
 
     def _memory(
         self, before: float, after: float, earlier: float, moved: float = 0.0, most: float = 0.0

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.errors import UsageError
-from tracekit.replay.mechanisms import known_mechanisms
+from tracekit.replay.ledger import Figure
+from tracekit.replay.mechanisms import Context, known_mechanisms
 from tracekit.replay.result import Result
 from tracekit.replay.running import Room
 from tracekit.replay.scenarios import Scenario, read_scenarios, with_parameters
@@ -29,6 +31,12 @@ from tracekit.replay.uncertainty import (
 )
 
 __all__ = ["Sweep", "scenario_to_vary"]
+
+T = TypeVar("T")
+
+_ENDS: Final[tuple[Literal["value", "low", "high"], ...]] = ("value", "low", "high")
+_UNBOUNDED: Final = 1e150
+"""What stands for an end that the trace does not bound while its crossings are sought."""
 
 
 def scenario_to_vary(text: str, variations: Sequence[Variation], settings: Mapping[str, str]) -> Scenario:
@@ -77,11 +85,26 @@ class Sweep:
         return result
 
     def break_even(self, *, grid: int = 33) -> list[BreakEven]:
-        """Find for each varied range, with all else as in the scenario, where the saving crosses zero."""
-        return [
-            break_even(lambda values, one=one: self._saved([one], values[:, None]), one, grid=grid)  # type: ignore[misc]
-            for one in self._parameters()
-        ]
+        """Find for each varied range, with all else as in the scenario, where the saving crosses zero.
+
+        Three answers each: of its value, and of both ends of its interval. Where only the high end is above
+        zero, this trace does not say whether it pays.
+        """
+        return [answer for one in self._parameters() for answer in self._crossings(one, grid)]
+
+    def _crossings(self, parameter: Parameter, grid: int) -> list[BreakEven]:
+        known: dict[str, tuple[float, float, float]] = {}
+
+        def saved(end: int) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+            def of(values: NDArray[np.float64]) -> NDArray[np.float64]:
+                scenarios = self._scenarios([parameter], values[:, None])
+                known.update(self._each(self._bounds, [one for one in scenarios if one.name not in known]))
+                return np.clip([known[one.name][end] for one in scenarios], -_UNBOUNDED, _UNBOUNDED)
+
+            return of
+
+        found = [replace(break_even(saved(k), parameter, grid=grid), of=end) for k, end in enumerate(_ENDS)]
+        return [replace(one, lowest=_bounded(one.lowest), highest=_bounded(one.highest)) for one in found]
 
     def tornado(self) -> list[Sensitivity]:
         """Return how far each range moves the saving by itself, the widest first."""
@@ -125,29 +148,47 @@ class Sweep:
 
     def _saved(self, parameters: Sequence[Parameter], rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return what is saved of the metric at each row of parameter values."""
-        names = [one.name for one in parameters]
-        scenarios = [
-            with_parameters(self.scenario, dict(zip(names, row, strict=True))) for row in rows.tolist()
-        ]
-        # Whole-number parameters make many rows the same scenario: each is replayed once.
-        distinct = list({one.name: one for one in scenarios}.values())
-        values: dict[str, float] = {}
-        with ThreadPoolExecutor(self.jobs) as pool:
-            for found in pool.map(self._some, [distinct[k :: self.jobs] for k in range(self.jobs)]):
-                values.update(found)
+        scenarios = self._scenarios(parameters, rows)
+        values = self._each(self._values, scenarios)
         return np.array([values[one.name] for one in scenarios])
 
-    def _some(self, scenarios: Sequence[Scenario]) -> dict[str, float]:
-        """Return what each scenario saves, by name."""
-        asked = [
-            ({m.name: self.room.context(one, m) for m in one.mechanisms}, self.room.closed)
-            for one in scenarios
-        ]
-        values = {}
-        for scenario, figures in zip(scenarios, self.room.all_of(asked), strict=True):
-            self._insist_on_metric(figures)
-            values[scenario.name] = figures[self.metric].saved.value
+    def _scenarios(self, parameters: Sequence[Parameter], rows: NDArray[np.float64]) -> list[Scenario]:
+        names = [one.name for one in parameters]
+        return [with_parameters(self.scenario, dict(zip(names, row, strict=True))) for row in rows.tolist()]
+
+    def _each(
+        self, ask: Callable[[Sequence[Scenario]], Iterable[T]], scenarios: Sequence[Scenario]
+    ) -> dict[str, T]:
+        """Return by name what `ask` says of each scenario, `jobs` at a time.
+
+        Whole-number parameters make many settings the same scenario: each is replayed once.
+        """
+        distinct = list({one.name: one for one in scenarios}.values())
+        shares = [share for k in range(self.jobs) if (share := distinct[k :: self.jobs])]
+        values: dict[str, T] = {}
+        with ThreadPoolExecutor(self.jobs) as pool:
+            for share, found in zip(shares, pool.map(ask, shares), strict=True):
+                values.update(zip((one.name for one in share), found, strict=True))
         return values
+
+    def _values(self, scenarios: Sequence[Scenario]) -> Iterator[float]:
+        """Yield what each scenario saves."""
+        asked = [(self._contexts(one), self.room.closed) for one in scenarios]
+        for figures in self.room.all_of(asked):
+            yield self._figure(figures).saved.value
+
+    def _bounds(self, scenarios: Sequence[Scenario]) -> Iterator[tuple[float, float, float]]:
+        """Yield what each scenario saves, and the ends of its interval."""
+        for figures in self.room.figures_of([self._contexts(one) for one in scenarios], {}):
+            saved = self._figure(figures).saved
+            yield saved.value, saved.low, saved.high
+
+    def _contexts(self, scenario: Scenario) -> Mapping[str, Context]:
+        return {m.name: self.room.context(scenario, m) for m in scenario.mechanisms}
+
+    def _figure(self, figures: Mapping[str, Figure]) -> Figure:
+        self._insist_on_metric(figures)
+        return figures[self.metric]
 
     def _insist_on_metric(self, known: Iterable[str]) -> None:
         names = list(known)
@@ -155,3 +196,7 @@ class Sweep:
             raise UsageError(
                 f"this scenario has no metric {self.metric}", hint=f"--metric {nearest(self.metric, names)}"
             )
+
+
+def _bounded(saving: float | None) -> float | None:
+    return None if saving is None or abs(saving) >= _UNBOUNDED else saving

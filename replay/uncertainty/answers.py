@@ -49,7 +49,7 @@ class Statistical:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """How far one parameter alone moves a value: from `value_at_low` to `value_at_high` around `value`."""
+    """What one parameter alone makes of a value: at its own place, and at both ends of its range."""
 
     parameter: str
     at_low: float
@@ -60,8 +60,12 @@ class Sensitivity:
 
     @property
     def swing(self) -> float:
-        """The distance between the values at the two ends, in the value's unit."""
-        return abs(self.value_at_high - self.value_at_low)
+        """How far apart the least and the largest of the three are, in the value's unit.
+
+        A best place between the ends counts: both ends may be equally bad.
+        """
+        three = (self.value_at_low, self.value, self.value_at_high)
+        return max(three) - min(three)
 
 
 @dataclass(frozen=True)

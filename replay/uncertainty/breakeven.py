@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,9 @@ class Crossing:
 class BreakEven:
     """Where in [low, high] of `parameter` the saving is above zero; no crossing is an answer too.
 
-    `lowest`, `highest`: the smallest and largest saving on the grid, whose points are `grid`. Two crossings
-    closer together than a grid step can stay unseen.
+    `lowest`, `highest`: the smallest and largest saving on the grid, whose points are `grid` (None: not
+    bounded). Two crossings closer together than a grid step can stay unseen. `of` says which saving it is:
+    its `value`, or the `low` or `high` end of its interval.
     """
 
     parameter: str
@@ -38,17 +39,22 @@ class BreakEven:
     high: float
     grid: int
     crossings: tuple[Crossing, ...]
-    lowest: float
-    highest: float
+    lowest: float | None
+    highest: float | None
+    of: Literal["value", "low", "high"] = "value"
 
     def sentence(self) -> str:
-        """Say in words where it pays."""
+        """Say in words where it pays; by the low end of its interval surely, by the high end at best."""
+        return {"value": "", "low": "surely ", "high": "at best "}[self.of] + self._where()
+
+    def _where(self) -> str:
         where = f"between {self.low:g} and {self.high:g}"
         if not self.crossings:
-            what = (
-                "pays" if self.highest > 0 else "never pays" if self.lowest < 0 else "neither saves nor costs"
-            )
-            return f"{what} for any {self.parameter} {where}"
+            at = f"of {self.grid} values of {self.parameter} {where}"
+            if self.highest is None or self.highest > 0:
+                return f"pays at each {at}"
+            costs = self.lowest is None or self.lowest < 0
+            return f"pays at none {at}" if costs else f"neither saves nor costs at any {at}"
         if len(self.crossings) == 1:
             (one,) = self.crossings
             return f"pays if {self.parameter} {'>' if one.pays_above else '<'} {one.at:.3g} ({where})"
@@ -73,7 +79,7 @@ def break_even(
     >>> break_even(lambda lead: lead - 3.1, Parameter("lead_ms", 1, 100, "log")).sentence()
     'pays if lead_ms > 3.1 (between 1 and 100)'
     >>> break_even(lambda lead: lead + 1, Parameter("lead_ms", 1, 100)).sentence()
-    'pays for any lead_ms between 1 and 100'
+    'pays at each of 33 values of lead_ms between 1 and 100'
     """
 
     def at_shares(shares: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -50,7 +50,8 @@ def sobol(
 
     One call of `evaluate` with n (d + 2) rows: parameters uniform on their scale, independent. Estimators
     of Saltelli et al. 2010 (scipy.stats.sobol_indices); intervals by the percentile bootstrap over points.
-    Raises UsageError when `n` is not a power of two, FailedError for a value that isn't finite.
+    Where all points have the same value there is nothing to share: 0, without an interval. Raises UsageError
+    when `n` is not a power of two, FailedError for a value that isn't finite.
 
     >>> found = sobol(lambda x: 2 * x[:, 0] + x[:, 1], [Parameter("a", 0, 1), Parameter("b", 0, 1)],
     ...               rng=np.random.default_rng(1))
@@ -72,6 +73,11 @@ def sobol(
     a, b = points[:, :d], points[:, d:]
     mixed = [np.where(np.arange(d) == i, b, a) for i in range(d)]
     values = evaluate_rows(evaluate, rows_at(parameters, np.concatenate([a, b, *mixed])))
+    if np.ptp(values) == 0:
+        nothing = Statistical(
+            None, None, level, units=n, note=f"the same value at all {len(values):,} settings"
+        )
+        return [Share(one.name, 0.0, nothing, 0.0, nothing) for one in parameters]
     table = values.reshape(d + 2, n)
 
     def indices(columns: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ import json
 import shlex
 from pathlib import Path
 
+import polars as pl
 import pytest
 from typer.testing import CliRunner
 
@@ -54,10 +55,40 @@ def test_break_even_is_where_the_hand_says() -> None:
         "lead_ms=0.0001:0.01",
         metric="critical_path",
         hypercall=3500,
-    ).break_even(grid=65)
+    ).break_even(grid=17)
     (crossing,) = found[0].crossings
     assert crossing.pays_above
     assert crossing.at == pytest.approx(0.0005, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "vary", "metric"),
+    [
+        ("hot_hint,batch=1,via=pre_fault", "lead_ms=0.0001:0.002:9", "critical_path"),
+        ("swap,limit_mib=1", "limit_mib=0.01:0.04:9", "stall"),
+    ],
+)
+def test_break_even_of_an_intervals_ends_is_where_the_grids_rows_have_it(
+    scenario: str, vary: str, metric: str
+) -> None:
+    asked = sweep(spaced(), scenario, vary, metric=metric, hypercall=3500)
+    rows = asked.grid().rows.filter(pl.col("metric") == metric).unique("scenario", maintain_order=True)
+    values = asked.variations[0].values
+    for found, column in zip(asked.break_even(grid=9), ("saved", "low", "high"), strict=True):
+        grid = rows[column].to_list()
+        assert found.of == {"saved": "value"}.get(column, column)
+        assert found.lowest == (None if None in grid else min(grid))
+        pays, crossings = grid[0] is not None and grid[0] > 0, [one.at for one in found.crossings]
+        for value, saved in zip(values, grid, strict=True):
+            crossed = sum(at < value for at in crossings) % 2 == 1
+            assert (saved is not None and saved > 0) == pays ^ crossed
+
+
+def test_sobol_says_so_where_no_setting_changed_anything() -> None:
+    asked = sweep(spaced(), "hot_hint", "workers=1:4", "batch=1:4", metric="refaults")
+    found = asked.sobol(2)
+    assert {(one.first, one.total, one.first_interval.low) for one in found} == {(0.0, 0.0, None)}
+    assert found[0].total_interval.note == "the same value at all 8 settings"
 
 
 def test_the_tornado_knows_which_parameter_matters() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.unit.report_example import HOSTILE, MS, START, command, example_meta, result_rows, write_example
 from tracekit.errors import UsageError
+from tracekit.report import notices
 from tracekit.report.figure import Figure
 from tracekit.report.figures import draw
 from tracekit.report.limits import fault_curve
@@ -247,6 +248,14 @@ def test_unknown_losses_are_an_alarm(tmp_path: Path) -> None:
         writer.add_loss(cpu=None, t0_ns=1, t1_ns=2, lost=None, reason="killed")
     text = render(Study("x", trace=open_trace(tmp_path / "x.trace")))
     assert "Events were lost, how many is unknown." in text
+
+
+def test_losses_that_last_are_one_row(tmp_path: Path) -> None:
+    with TraceWriter(tmp_path / "x.trace", example_meta()) as writer:
+        for turn in range(1009):
+            writer.add_loss(cpu=turn % 2, t0_ns=turn, t1_ns=turn + 1, lost=3, reason="ring_full")
+    rows = notices.losses(Study("x", trace=open_trace(tmp_path / "x.trace")))
+    assert [(row["cpu"], row["lost"]) for row in rows] == [("0", "1,515"), ("1", "1,512")]
 
 
 def test_an_empty_trace_and_a_bare_result_make_a_page_that_says_what_is_missing(tmp_path: Path) -> None:

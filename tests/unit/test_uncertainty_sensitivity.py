@@ -115,6 +115,14 @@ def test_values_that_are_not_finite_name_their_setting() -> None:
         sobol(ishigami_2d, parameters, n=100, rng=generator(0))
 
 
+def test_a_best_place_within_the_range_is_a_swing() -> None:
+    found = tornado(
+        lambda x: -np.square(x[:, 0] - 0.5) + x[:, 1] / 9, [Parameter("a", 0, 1), Parameter("b", 0, 1)]
+    )
+    assert [one.parameter for one in found] == ["a", "b"]
+    assert found[0].swing == pytest.approx(0.25)
+
+
 def test_break_even_finds_the_one_crossing_in_few_calls() -> None:
     calls: list[int] = []
 
@@ -135,13 +143,15 @@ def test_break_even_without_a_crossing_is_an_answer() -> None:
     p = Parameter("delay_s", 0, 10)
     never = break_even(lambda x: -1 - x, p)
     assert (never.crossings, never.lowest, never.highest) == ((), -11, -1)
-    assert never.sentence() == "never pays for any delay_s between 0 and 10"
+    assert never.sentence() == "pays at none of 33 values of delay_s between 0 and 10"
     assert (
         break_even(lambda x: 0 * x, p).sentence()
-        == "neither saves nor costs for any delay_s between 0 and 10"
+        == "neither saves nor costs at any of 33 values of delay_s between 0 and 10"
     )
-    assert break_even(lambda x: 1 + x, p).sentence() == "pays for any delay_s between 0 and 10"
-    assert break_even(lambda x: np.minimum(5 - x, 0), p).sentence().startswith("never pays")
+    assert (
+        break_even(lambda x: 1 + x, p).sentence() == "pays at each of 33 values of delay_s between 0 and 10"
+    )
+    assert break_even(lambda x: np.minimum(5 - x, 0), p).sentence().startswith("pays at none")
 
 
 def test_break_even_finds_every_crossing_of_the_grid() -> None:

@@ -18,7 +18,7 @@ from typing import Any, Final
 from tracekit.errors import CapabilityError, FailedError, UsageError
 from tracekit.lab.linux_guest import LinuxGuest, LinuxPlan
 from tracekit.lab.memory_limit import MemoryLimit
-from tracekit.lab.thread_times import vcpus_ran_ns
+from tracekit.lab.thread_times import process_ran_ns
 from tracekit.lab.user_program import toucher
 
 __all__ = ["SwapPlan", "run_swap_plan"]
@@ -80,8 +80,8 @@ def run_swap_plan(plan: SwapPlan, *, timeout_s: float = 600.0) -> dict[str, Any]
 
     Of the guest's own seconds (hundredths, /proc/uptime) `fill_s` are the first pass, `touch_s` and `wall_s`
     from then until the touches and until all threads were done. `siblings_left` were still computing when the
-    touches were done. The host's counts of all of it are `vcpu_s`, how long the vCPU had a CPU, and
-    `major_faults`. `interrupts` are the guest's lines of its hypervisor callback. `timeout_s` bounds the
+    touches were done. The host counts, of all of it, `ran_s` (how long QEMU had a CPU) and `major_faults`.
+    `interrupts` are the guest's lines of its hypervisor callback. `timeout_s` bounds the
     guest's silence.
     Raises `CapabilityError` where there is no swap, cgroup v2 or KVM for Linux; `FailedError` when it dies.
     """
@@ -106,9 +106,9 @@ def run_swap_plan(plan: SwapPlan, *, timeout_s: float = 600.0) -> dict[str, Any]
             _put(guest, "touch", toucher(pages, passes=plan.passes, think=plan.think, tell=True))
             _put(guest, "compute", toucher(1, passes=plan.sibling_turns // _TURN, think=_TURN))
             limit.set(plan.limit_bytes)
-            before, ran = limit.count("pgmajfault"), vcpus_ran_ns(guest.qemu.pid)
+            before, ran = limit.count("pgmajfault"), process_ran_ns(guest.qemu.pid)
             said = guest.qemu.run(_WORK.format(siblings=plan.siblings), timeout_s=timeout_s)
-            major, ran = limit.count("pgmajfault") - before, vcpus_ran_ns(guest.qemu.pid) - ran
+            major, ran = limit.count("pgmajfault") - before, process_ran_ns(guest.qemu.pid) - ran
             # What is left of the guest's life needs no swapping.
             limit.set(None)
             release, pid = guest.qemu.run("uname -r").strip(), guest.qemu.pid
@@ -122,7 +122,7 @@ def run_swap_plan(plan: SwapPlan, *, timeout_s: float = 600.0) -> dict[str, Any]
         "fill_s": round(start - begin, 2),
         "touch_s": round(touched - start, 2),
         "wall_s": round(end - start, 2),
-        "vcpu_s": round(ran / 1e9, 2),
+        "ran_s": round(ran / 1e9, 2),
         "siblings_left": int(left),
         "major_faults": major,
         "interrupts": said[times.end() :].strip().splitlines(),

@@ -10,10 +10,10 @@ from tracekit.report.ledger import entries, scenarios, title
 from tracekit.report.study import Study
 from tracekit.report.text import plain
 from tracekit.report.units import human
+from tracekit.trace.loss_reasons import summed
 
 __all__ = ["assumptions", "costs", "losses", "notices", "provenance", "subject"]
 
-_MOST_LOSSES: Final = 20
 _SAID_ELSEWHERE: Final = ("notes", "forced", "scenarios", "profile")
 _BOOKKEEPING: Final = ("tables", "finalised", "recovered", "schema_version")
 
@@ -189,7 +189,7 @@ def costs(study: Study) -> list[dict[str, str]]:
 
 
 def losses(study: Study) -> list[dict[str, str]]:
-    """Return the first rows of the loss ledger, in words."""
+    """Return the loss ledger in words, a row for each reason and CPU."""
     if study.trace is None or not study.trace.losses.height:
         return []
     outline = study.outline
@@ -202,5 +202,5 @@ def losses(study: Study) -> list[dict[str, str]]:
             "cpu": "any" if row["cpu"] is None else str(row["cpu"]),
             "lost": "unknown" if row["lost"] is None else f"{row['lost']:,}",
         }
-        for row in study.trace.losses.sort("t0_ns").head(_MOST_LOSSES).iter_rows(named=True)
+        for row in summed(study.trace.losses.sort("t0_ns").iter_rows(named=True))
     ]

@@ -14,7 +14,7 @@ from tracekit.report.text import plain
 from tracekit.report.units import human, human_interval
 
 if TYPE_CHECKING:
-    from tracekit.replay.uncertainty import Sensitivity, Share
+    from tracekit.replay.uncertainty import Sensitivity, Share, Statistical
 
 __all__ = ["curve_table", "grid_table", "sobol_table", "tornado_table"]
 
@@ -60,11 +60,18 @@ def sobol_table(found: Sequence[Share]) -> RenderableType:
         table.add_row(
             plain(one.parameter),
             f"{one.first:.2f}",
-            f"[{first.low:.2f}, {first.high:.2f}]",
+            _interval(first),
             f"{one.total:.2f}",
-            f"[{total.low:.2f}, {total.high:.2f}]",
+            _interval(total),
         )
     return table
+
+
+def _interval(found: Statistical) -> str:
+    """Show an interval; why there is none, where there is none."""
+    if found.low is None or found.high is None:
+        return found.note
+    return f"[{found.low:.2f}, {found.high:.2f}]"
 
 
 def curve_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:

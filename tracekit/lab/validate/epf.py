@@ -61,7 +61,7 @@ def _measured(recording: Recording, ledger: Result) -> Mapping[str, float]:
     """
     waits = recording.trace.events.filter(pl.col("kind") == "apf_completed").select(pl.len()).collect().item()
     account = recording.account
-    waited = account["fill_s"] + account["wall_s"] - account["vcpu_s"]
+    waited = account["fill_s"] + account["wall_s"] - account["ran_s"]
     return {"waits": float(waits), "waited": waited * 1e9, "wall": account["wall_s"] * 1e9}
 
 

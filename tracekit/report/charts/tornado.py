@@ -9,7 +9,14 @@ from tracekit.report.charts.axes import WIDTH
 from tracekit.report.figure import inline
 from tracekit.report.units import scale_for
 
-__all__ = ["chart"]
+__all__ = ["by_swing", "chart"]
+
+
+def by_swing(swings: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of `chart`, the widest first, with `swing`: largest less least of the three savings."""
+    three = ("saved", "saved_at_low", "saved_at_high")
+    swing = pl.max_horizontal(*three) - pl.min_horizontal(*three)
+    return swings.with_columns(swing.alias("swing")).sort("swing", descending=True, maintain_order=True)
 
 
 def chart(swings: pl.DataFrame, unit: str, title: str) -> alt.LayerChart:
@@ -24,9 +31,7 @@ def chart(swings: pl.DataFrame, unit: str, title: str) -> alt.LayerChart:
     ['lead_ms']
     """
     ends = ["saved_at_low", "saved_at_high"]
-    ordered = swings.with_columns((pl.col(ends[1]) - pl.col(ends[0])).abs().alias("swing")).sort(
-        "swing", descending=True, maintain_order=True
-    )
+    ordered = by_swing(swings)
     order = ordered["parameter"].to_list()
     largest = ordered.select(pl.max_horizontal(pl.col("saved", *ends).abs()).max()).item() or 0
     scale = scale_for(float(largest), unit)

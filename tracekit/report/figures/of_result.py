@@ -175,8 +175,8 @@ def draw_tornado(study: Study) -> Figure | None:
     if swings is None or not swings.height:
         return None
     metric, unit = (str(swings[name][0]) if name in swings.columns else "" for name in ("metric", "unit"))
-    order = swings.with_columns((pl.col("saved_at_high") - pl.col("saved_at_low")).abs().alias("swing"))
-    top = order.sort("swing", descending=True).row(0, named=True)
+    order = tornado.by_swing(swings)
+    top = order.row(0, named=True)
     says = (
         f"{plain(top['parameter'])} matters most: alone it moves the saving by {human(top['swing'], unit)}."
     )
