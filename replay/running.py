@@ -288,7 +288,14 @@ class Room:
         costs = prices.kernel("point")
         ends = window_ends(max(self.timeline.span_ns, 1))
         replay = Replay.run(
-            self.timeline, self.chain, contexts, costs, closed=self.closed, plain=self.plain, at=ends
+            self.timeline,
+            self.chain,
+            contexts,
+            costs,
+            around=self.timeline.mapped_around,
+            closed=self.closed,
+            plain=self.plain,
+            at=ends,
         )
         return chance_rows(
             scenario.name,

@@ -65,5 +65,14 @@ def test_windows_add_up_to_the_whole_also_with_added_faults() -> None:
             assert row["chance_low"] <= row["saved"] <= row["chance_high"]
 
 
+def test_under_shadow_paging_it_is_about_the_same_faults_as_the_figure() -> None:
+    # Of eight neighbours that the host has, one fault maps all: seven of eight go, in each window.
+    rows = [fault(50.0 * (k + 1), k, 4) for k in range(2_000)]
+    trace = Tiny(rows, memory_pages=2_048, span_us=100_100, host={"mmu_mode": "shadow"})
+    row = bootstrapped(trace, "prealloc").rows.row(by_predicate=pl.col("metric") == "faults", named=True)
+    assert row["saved"] == 1_750
+    assert row["chance_low"] <= 1_750 <= row["chance_high"]
+
+
 def test_without_bootstrap_there_are_no_such_columns() -> None:
     assert "chance_low" not in run(steady(), [NAME], plain=True).rows.columns
