@@ -353,16 +353,17 @@ class Ledger:
         """Return the peak; pages may come and go between two looks, unseen, in either run.
 
         As if all that came in such a span had come before any went; but no more than a limit lets be, and
-        where nothing is backed ahead, never above the recorded run's peak.
+        where nothing is backed ahead, never above the recorded run's peak. (Where one vCPU is ahead of the
+        recording and another is not, the one may have its pages before the other's are gone.)
         """
         before, peak = self.before.peak(), after.peak()
         found = self._memory(before * PAGE_BYTES, peak * PAGE_BYTES, earlier)
-        on = [m for m in self._on() if m.moves_pages]
-        if not on or after.same_as(self.before):
+        if after.same_as(self.before):
             return found
+        on, as_recorded = self._on(), not self.replay.world.shift.any()
         limits = [m.limit_pages(self.contexts[m.name]) for m in on if m.limit_pages is not None]
         most = min([after.most(), *(max(limit, peak) for limit in limits)])
-        if not any(m.stage is Stage.BACK for m in on):
+        if as_recorded and not any(m.stage is Stage.BACK for m in on):
             most = min(most, before)
         unseen, recorded_unseen = max(most - peak, 0), self.before.most() - before
         low = found.saved.low - unseen * PAGE_BYTES

@@ -35,6 +35,9 @@ __all__ = ["Sweep", "scenario_to_vary"]
 T = TypeVar("T")
 
 _ENDS: Final[tuple[Literal["value", "low", "high"], ...]] = ("value", "low", "high")
+Setting = tuple[tuple[str, str, object], ...]
+"""All parameters of a scenario. Its name shows six digits: two settings may be called the same."""
+
 _UNBOUNDED: Final = 1e150
 """What stands for an end that the trace does not bound while its crossings are sought."""
 
@@ -79,7 +82,7 @@ class Sweep:
         """
         settings = [with_parameters(self.scenario, point) for point in points(self.variations)]
         result = self.room.result(
-            list({one.name: one for one in settings}.values()), jobs=self.jobs, bootstrap=bootstrap
+            list({_of(one): one for one in settings}.values()), jobs=self.jobs, bootstrap=bootstrap
         )
         self._insist_on_metric(result.rows["metric"].unique().to_list())
         return result
@@ -93,13 +96,13 @@ class Sweep:
         return [answer for one in self._parameters() for answer in self._crossings(one, grid)]
 
     def _crossings(self, parameter: Parameter, grid: int) -> list[BreakEven]:
-        known: dict[str, tuple[float, float, float]] = {}
+        known: dict[Setting, tuple[float, float, float]] = {}
 
         def saved(end: int) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
             def of(values: NDArray[np.float64]) -> NDArray[np.float64]:
                 scenarios = self._scenarios([parameter], values[:, None])
-                known.update(self._each(self._bounds, [one for one in scenarios if one.name not in known]))
-                return np.clip([known[one.name][end] for one in scenarios], -_UNBOUNDED, _UNBOUNDED)
+                known.update(self._each(self._bounds, [one for one in scenarios if _of(one) not in known]))
+                return np.clip([known[_of(one)][end] for one in scenarios], -_UNBOUNDED, _UNBOUNDED)
 
             return of
 
@@ -150,7 +153,7 @@ class Sweep:
         """Return what is saved of the metric at each row of parameter values."""
         scenarios = self._scenarios(parameters, rows)
         values = self._each(self._values, scenarios)
-        return np.array([values[one.name] for one in scenarios])
+        return np.array([values[_of(one)] for one in scenarios])
 
     def _scenarios(self, parameters: Sequence[Parameter], rows: NDArray[np.float64]) -> list[Scenario]:
         names = [one.name for one in parameters]
@@ -158,17 +161,17 @@ class Sweep:
 
     def _each(
         self, ask: Callable[[Sequence[Scenario]], Iterable[T]], scenarios: Sequence[Scenario]
-    ) -> dict[str, T]:
-        """Return by name what `ask` says of each scenario, `jobs` at a time.
+    ) -> dict[Setting, T]:
+        """Return by setting what `ask` says of each scenario, `jobs` at a time.
 
         Whole-number parameters make many settings the same scenario: each is replayed once.
         """
-        distinct = list({one.name: one for one in scenarios}.values())
+        distinct = list({_of(one): one for one in scenarios}.values())
         shares = [share for k in range(self.jobs) if (share := distinct[k :: self.jobs])]
-        values: dict[str, T] = {}
+        values: dict[Setting, T] = {}
         with ThreadPoolExecutor(self.jobs) as pool:
             for share, found in zip(shares, pool.map(ask, shares), strict=True):
-                values.update(zip((one.name for one in share), found, strict=True))
+                values.update(zip(map(_of, share), found, strict=True))
         return values
 
     def _values(self, scenarios: Sequence[Scenario]) -> Iterator[float]:
@@ -196,6 +199,10 @@ class Sweep:
             raise UsageError(
                 f"this scenario has no metric {self.metric}", hint=f"--metric {nearest(self.metric, names)}"
             )
+
+
+def _of(scenario: Scenario) -> Setting:
+    return tuple((owner, name, value) for owner, of in scenario.params.items() for name, value in of.items())
 
 
 def _bounded(saving: float | None) -> float | None:
