@@ -181,17 +181,8 @@ def with_parameters(scenario: Scenario, settings: Mapping[str, Any]) -> Scenario
         counts = isinstance(default, int) and not isinstance(default, bool)
         params[owner][name] = round(value) if counts and isinstance(value, float) else value
         shown = params[owner][name]
-        said.append(f"{key}={_shown(shown)}" if isinstance(shown, float) else f"{key}={shown}")
+        said.append(f"{key}={shown:g}" if isinstance(shown, float) else f"{key}={shown}")
     return Scenario(_with_settings(scenario.name, said), scenario.mechanisms, params)
-
-
-def _shown(value: float) -> str:
-    """Write a number so that it reads back as what it is, near enough to tell settings apart.
-
-    >>> _shown(5.0), _shown(1.25e-7), _shown(10 / 3), _shown(10.00004)
-    ('5', '1.25e-07', '3.33333', '10.00004')
-    """
-    return f"{value:g}" if abs(float(f"{value:g}") - value) <= 1e-6 * abs(value) else f"{value:.12g}"
 
 
 def _with_settings(name: str, settings: Sequence[str]) -> str:
