@@ -177,6 +177,10 @@ class Room:
         params = scenario.params[mechanism.name]
         return Context(self.timeline, self.facts, self.profile, params, "point", self.seed)
 
+    def contexts(self, scenario: Scenario) -> dict[str, Context]:
+        """Return the contexts of a scenario's mechanisms, in the order of the chain."""
+        return {m.name: self.context(scenario, m) for m in self.chain.mechanisms if m in scenario.mechanisms}
+
     def figures_of(
         self, wanted: Sequence[Mapping[str, Context]], curves: Mapping[int, Sequence[str]]
     ) -> list[dict[str, Figure]]:
@@ -282,7 +286,7 @@ class Room:
 
     def chances(self, scenario: Scenario, resamples: int) -> list[dict[str, Any]]:
         """Replay once more, window by window, and bootstrap what the windows save."""
-        contexts = {m.name: self.context(scenario, m) for m in scenario.mechanisms}
+        contexts = self.contexts(scenario)
         mechanism = name_of(list(contexts))
         prices = self.prices_for(contexts)
         costs = prices.kernel("point")
@@ -313,10 +317,9 @@ class Room:
         curves: dict[int, list[str]] = {}
         places: list[tuple[list[str], dict[frozenset[str], int]]] = []
         for scenario in scenarios:
-            chosen = [m for m in self.chain.mechanisms if m in scenario.mechanisms]
-            contexts = {m.name: self.context(scenario, m) for m in chosen}
+            contexts = self.contexts(scenario)
             if self.sample is not None:
-                require_local(chosen, contexts)
+                require_local([self.known[name] for name in contexts], contexts)
             place = {}
             for these in sets_of(list(contexts), steps=steps):
                 mine = {name: context for name, context in contexts.items() if name in these}

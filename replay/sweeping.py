@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tracekit.errors import UsageError
 from tracekit.replay.ledger import Figure
-from tracekit.replay.mechanisms import Context, known_mechanisms
+from tracekit.replay.mechanisms import known_mechanisms
 from tracekit.replay.result import Result
 from tracekit.replay.running import Room
 from tracekit.replay.scenarios import Scenario, read_scenarios, with_parameters
@@ -81,9 +81,7 @@ class Sweep:
         `bootstrap`: resamples for confidence intervals in columns of their own.
         """
         settings = [with_parameters(self.scenario, point) for point in points(self.variations)]
-        result = self.room.result(
-            list({_of(one): one for one in settings}.values()), jobs=self.jobs, bootstrap=bootstrap
-        )
+        result = self.room.result(_distinct(settings), jobs=self.jobs, bootstrap=bootstrap)
         self._insist_on_metric(result.rows["metric"].unique().to_list())
         return result
 
@@ -162,11 +160,8 @@ class Sweep:
     def _each(
         self, ask: Callable[[Sequence[Scenario]], Iterable[T]], scenarios: Sequence[Scenario]
     ) -> dict[Setting, T]:
-        """Return by setting what `ask` says of each scenario, `jobs` at a time.
-
-        Whole-number parameters make many settings the same scenario: each is replayed once.
-        """
-        distinct = list({_of(one): one for one in scenarios}.values())
+        """Return by setting what `ask` says of each scenario, `jobs` at a time."""
+        distinct = _distinct(scenarios)
         shares = [share for k in range(self.jobs) if (share := distinct[k :: self.jobs])]
         values: dict[Setting, T] = {}
         with ThreadPoolExecutor(self.jobs) as pool:
@@ -176,18 +171,15 @@ class Sweep:
 
     def _values(self, scenarios: Sequence[Scenario]) -> Iterator[float]:
         """Yield what each scenario saves."""
-        asked = [(self._contexts(one), self.room.closed) for one in scenarios]
+        asked = [(self.room.contexts(one), self.room.closed) for one in scenarios]
         for figures in self.room.all_of(asked):
             yield self._figure(figures).saved.value
 
     def _bounds(self, scenarios: Sequence[Scenario]) -> Iterator[tuple[float, float, float]]:
         """Yield what each scenario saves, and the ends of its interval."""
-        for figures in self.room.figures_of([self._contexts(one) for one in scenarios], {}):
+        for figures in self.room.figures_of([self.room.contexts(one) for one in scenarios], {}):
             saved = self._figure(figures).saved
             yield saved.value, saved.low, saved.high
-
-    def _contexts(self, scenario: Scenario) -> Mapping[str, Context]:
-        return {m.name: self.room.context(scenario, m) for m in scenario.mechanisms}
 
     def _figure(self, figures: Mapping[str, Figure]) -> Figure:
         self._insist_on_metric(figures)
@@ -203,6 +195,11 @@ class Sweep:
 
 def _of(scenario: Scenario) -> Setting:
     return tuple((owner, name, value) for owner, of in scenario.params.items() for name, value in of.items())
+
+
+def _distinct(scenarios: Iterable[Scenario]) -> list[Scenario]:
+    """Return each setting once: whole-number parameters make many rows the same scenario."""
+    return list({_of(one): one for one in scenarios}.values())
 
 
 def _bounded(saving: float | None) -> float | None:

@@ -81,8 +81,7 @@ def run_swap_plan(plan: SwapPlan, *, timeout_s: float = 600.0) -> dict[str, Any]
     Of the guest's own seconds (hundredths, /proc/uptime) `fill_s` are the first pass, `touch_s` and `wall_s`
     from then until the touches and until all threads were done. `siblings_left` were still computing when the
     touches were done. The host counts, of all of it, `ran_s` (how long QEMU had a CPU) and `major_faults`.
-    `interrupts` are the guest's lines of its hypervisor callback. `timeout_s` bounds the
-    guest's silence.
+    `interrupts` are the guest's lines of its hypervisor callback. `timeout_s` bounds the guest's silence.
     Raises `CapabilityError` where there is no swap, cgroup v2 or KVM for Linux; `FailedError` when it dies.
     """
     if len(Path("/proc/swaps").read_text().splitlines()) < 2:
