@@ -9,13 +9,14 @@ import polars as pl
 import pytest
 from rich.console import Console
 
+from tests.unit.replay_kit import Tiny, costs
 from tracekit.errors import UsageError
 from tracekit.lab.guest_plan import GuestPlan
-from tracekit.lab.validate.case import GOALS, UNITS, Account, Recording
+from tracekit.lab.validate.case import GOALS, UNITS, Account, Recording, Runs
 from tracekit.lab.validate.check import Check, guest_time, predicted
 from tracekit.lab.validate.linux import with_its_pages
 from tracekit.lab.validate.recording import kept_runs, record_runs, stem_of, was_kept
-from tracekit.lab.validate.running import Validation, mechanisms, runs_here, validate
+from tracekit.lab.validate.running import Validation, compare, mechanisms, runs_here, validate
 from tracekit.lab.validate.small import plan_of
 from tracekit.report.validation import validation_figure, validation_markdown, validation_table
 
@@ -154,6 +155,49 @@ def test_only_what_lost_events_is_recorded_again(monkeypatch, tmp_path):
     case = mechanisms()["ksm"](0)[0]
     record_runs({"one": case, "two": case}, tmp_path, 1, say=lambda _: None)
     assert order == ["one-baseline", "one-real", "two-baseline", "two-real", "two-baseline", "two-real"]
+
+
+def test_where_runs_tell_all_themselves_only_one_more_baseline_is_recorded(monkeypatch, tmp_path):
+    order, lossy = [], {"one-recorded"}
+    monkeypatch.setattr(
+        "tracekit.lab.validate.recording.Session", lambda folder: _NoSession(folder, order, lossy)
+    )
+
+    def run_unrecorded(run, name, folder):
+        order.append(name)
+        (folder / f"{name}.json").write_text("{}")
+
+    monkeypatch.setattr("tracekit.lab.validate.recording.run_unrecorded", run_unrecorded)
+    record_runs({"one": mechanisms()["epf"](0)[0]}, tmp_path, 2, say=lambda _: None)
+    # The recording that lost events is made again; what runs without a recorder comes after it.
+    assert order == ["one-recorded", "one-recorded", "one-baseline", "one-real", "one-baseline2"]
+    kept = kept_runs("one", tmp_path)
+    assert kept.recorded is not None
+    assert kept.recorded.path.name == "one-recorded.trace"
+    assert len(kept.baselines) == 2
+    (tmp_path / "one-baseline.json").unlink()
+    with pytest.raises(UsageError, match="one-baseline"):
+        kept_runs("one", tmp_path)
+
+
+def test_a_recorded_baseline_predicts_what_unrecorded_runs_tell(tmp_path):
+    wait = {"us": 651, "kind": "apf_ready", "gfn": 1, "vcpu": 0, "latency_ns": 550_000, "arg": 7}
+    recorded = SimpleNamespace(trace=Tiny([wait], span_us=2000), account=Account(), compared=lambda it: it)
+
+    def run(wall_s, ran_s, major_faults):
+        account = Account(fill_s=1.0, wall_s=wall_s, ran_s=ran_s, major_faults=major_faults)
+        return Recording(tmp_path / "no.trace", account)
+
+    runs = Runs((run(3.0, 2.5, 20), run(5.0, 4.0, 30)), run(2.0, 2.9, 26), recorded)
+    (case,) = (one for one in mechanisms()["epf"](0) if one.name == "1 sibling")
+    checks = {check.metric: check for check in compare(case, 0, runs, costs())}
+    # Each baseline's own figure less the 546 us that the recorded wait of 550 gains (four costs of 1 us).
+    assert checks["waits"].predictions == (20, 30)
+    assert checks["waited"].befores == (1.5e9, 2e9)
+    assert checks["waited"].predictions == pytest.approx((1.5e9 - 546_000, 2e9 - 546_000))
+    assert checks["wall"].predictions == pytest.approx((3e9 - 546_000, 5e9 - 546_000))
+    measures = {metric: check.measured for metric, check in checks.items()}
+    assert measures == pytest.approx({"waits": 26, "waited": 0.1e9, "wall": 2e9})
 
 
 def test_what_an_older_version_did_not_say_is_a_usage_error(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from tracekit.errors import CapabilityError, FailedError
 from tracekit.lab.validate.case import Run
-from tracekit.lab.validate.session import Session, cut
+from tracekit.lab.validate.session import Session, cut, run_unrecorded
 from tracekit.trace import Meta, TraceWriter, open_trace
 from tracekit.trace.batch import events_batch
 
@@ -51,6 +51,13 @@ def test_a_recording_that_can_not_begin_says_so_at_the_first_run(
     with pytest.raises(CapabilityError, match="no bcc"), Session(tmp_path) as session:
         session.run(Run(("lab", "guest")), "one")
     assert not list(Path(tmp_path).glob("*.trace"))
+
+
+def test_an_unrecorded_run_leaves_what_it_said_and_tells_why_it_failed(tmp_path: Path) -> None:
+    run_unrecorded(Run(("datasets", "list")), "one", tmp_path)
+    assert (tmp_path / "one.json").read_text().startswith(("[", "{"))
+    with pytest.raises(FailedError, match=r"ended with 2: .*no-such"):
+        run_unrecorded(Run(("info", "no-such.trace")), "wrong", tmp_path)
 
 
 @pytest.mark.live("kvm", "bpf", "root")

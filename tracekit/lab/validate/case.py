@@ -38,8 +38,8 @@ UNITS: Final[Mapping[str, str]] = {
     "wall": "ns",
 }
 """What can be compared: metrics of the ledger; `time`: of the guest's phases; `resident_end`: the last known;
-`shared`: memory that merging saved after the first pass and at the end; `waits`: faults that waited for swap
-beside their vCPU; `waited`: how long the vCPU had no CPU; `wall`: the guest's own clock."""
+`shared`: memory that merging saved after the first pass and at the end; `waits`: faults that waited for the
+swap; `waited`: how long the vCPU had no CPU; `wall`: the guest's own clock."""
 
 GOALS: Final[Mapping[str, float]] = {metric: 0.2 if unit == "ns" else 0.1 for metric, unit in UNITS.items()}
 """The point error (a fraction) that each prediction is meant to stay below."""
@@ -100,10 +100,14 @@ class Recording:
 
 @dataclass(frozen=True)
 class Runs:
-    """The recordings of a case: the same baseline once or more, and the real run in their middle."""
+    """The runs of a case: the same baseline once or more, and the real run in their middle.
+
+    Each is recorded; or none is (only their accounts are read), and `recorded` is one more of the baseline.
+    """
 
     baselines: tuple[Recording, ...]
     real: Recording
+    recorded: Recording | None = None
 
 
 def _nothing_more(recording: Recording, ledger: Result) -> Mapping[str, float]:
@@ -127,6 +131,9 @@ class Case:
     than a bound (`bound_only`), there is no point to be in error. `runs_of` names another case of the
     mechanism, of whose recordings this one is another reading. A case that is not `possible` on this machine
     is compared where it has been recorded elsewhere; one that is `in_lab_host` is recorded there.
+
+    Where recording changes what is compared, `told` reads all of it from a run's own account: it is measured
+    in runs that nobody records, then, and a recording of the baseline only predicts.
     """
 
     mechanism: str
@@ -138,6 +145,7 @@ class Case:
     guest_events: Callable[[Recording], Any] | None = None
     measure: Callable[[Recording, Result], Mapping[str, float]] = field(default=_nothing_more)
     predict: Callable[[Recording, Result], Prediction] = field(default=_nothing_else)
+    told: Callable[[Account], Mapping[str, float]] | None = None
     emulated: bool = False
     bound_only: bool = False
     runs_of: str = ""

@@ -12,7 +12,7 @@ from typing import Final
 
 from tracekit.errors import FailedError, UsageError
 from tracekit.lab.validate.case import Account, Case, Recording, Run, Runs
-from tracekit.lab.validate.session import Session
+from tracekit.lab.validate.session import Session, run_unrecorded
 from tracekit.trace import Trace
 from tracekit.trace.loss_reasons import SWAP_OUT_UNPLACED
 
@@ -36,21 +36,33 @@ def record_runs(
     """Record what cases need, by the names of their recordings, in one session; again where events were lost.
 
     Each baseline is recorded so many times, with the real run in their middle: close in time, and a drift
-    cancels. What was recorded before something failed is kept. Raises `FailedError` where a run fails or
+    cancels. Of a case whose runs tell all themselves the baseline is recorded once, and these run afterwards,
+    unrecorded. What was recorded before something failed is kept. Raises `FailedError` where a run fails or
     events are lost every time, `CapabilityError` where this host can't record or lacks what is around a run.
     """
     left = dict(cases)
     for _ in range(_ATTEMPTS):
         with Session(folder) as session:
             for stem, case in left.items():
-                for run, name in _in_order(case, stem, baselines):
+                for run, name in _to_record(case, stem, baselines):
                     say(name)
                     session.run(run, name)
             traces = session.close()
         left = {stem: case for stem, case in left.items() if _lost(stem, traces)}
         if not left:
-            return
-    raise FailedError("the recorder lost events in every attempt", hint="an idler machine")
+            break
+    else:
+        raise FailedError("the recorder lost events in every attempt", hint="an idler machine")
+    for stem, case in cases.items():
+        for run, name in _in_order(case, stem, baselines) if case.told else []:
+            say(f"{name}, unrecorded")
+            run_unrecorded(run, name, folder)
+
+
+def _to_record(case: Case, stem: str, baselines: int) -> list[tuple[Run, str]]:
+    if case.told:
+        return [(case.baseline, f"{stem}-recorded")]
+    return _in_order(case, stem, baselines)
 
 
 def _in_order(case: Case, stem: str, baselines: int) -> list[tuple[Run, str]]:
@@ -77,8 +89,10 @@ def was_kept(stem: str, folder: Path) -> bool:
 def kept_runs(stem: str, folder: Path) -> Runs:
     """Return the recordings of these names in a folder; raises `UsageError` where there are none."""
     more = len(list(folder.glob(f"{glob.escape(stem)}-baseline[0-9]*.json")))
-    baselines = [_kept_run(folder, name) for name in _baseline_names(stem, 1 + more)]
-    return Runs(tuple(baselines), _kept_run(folder, f"{stem}-real"))
+    names = (*_baseline_names(stem, 1 + more), f"{stem}-real")
+    alone = (folder / f"{stem}-recorded.json").is_file()
+    *baselines, real = (_kept_run(folder, name, recorded=not alone) for name in names)
+    return Runs(tuple(baselines), real, _kept_run(folder, f"{stem}-recorded") if alone else None)
 
 
 def _account(said: Path) -> Account:
@@ -89,9 +103,9 @@ def _baseline_names(stem: str, count: int) -> list[str]:
     return [f"{stem}-baseline{n if n > 1 else ''}" for n in range(1, count + 1)]
 
 
-def _kept_run(folder: Path, name: str) -> Recording:
+def _kept_run(folder: Path, name: str, *, recorded: bool = True) -> Recording:
     path, said = folder / f"{name}.trace", folder / f"{name}.json"
-    if not (path.is_dir() and said.is_file()):
+    if not ((path.is_dir() or not recorded) and said.is_file()):
         raise UsageError(f"no earlier run left {path}", hint="without --again it is run")
     return Recording(path, _account(said))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from tracekit.lab.validate.recording import (
     stem_of,
     was_kept,
 )
-from tracekit.replay import Profile, Result, load_profile
+from tracekit.replay import Profile, load_profile
 from tracekit.replay import run as replay
 
 __all__ = ["Validation", "mechanisms", "validate"]
@@ -169,16 +169,21 @@ def _calibrated(path: Path, *, again: bool, say: Callable[[str], None]) -> Path:
 
 def compare(case: Case, seed: int, runs: Runs, profile: Profile) -> list[Check]:
     """Predict the real run from a case's recorded baseline, and compare."""
-    last = measured(case, runs.real, _ledger(runs.real, profile))
+    last = _measured(case, runs.real, profile)
     befores, predictions, scenario = [], [], ""
     for before in runs.baselines:
-        source = before.compared(case.guest_events(before) if case.guest_events else before.trace)
-        scenario = case.scenario if isinstance(case.scenario, str) else case.scenario(before)
+        recorded = runs.recorded or before
+        source = recorded.compared(case.guest_events(recorded) if case.guest_events else recorded.trace)
+        scenario = case.scenario if isinstance(case.scenario, str) else case.scenario(recorded)
         result = replay(source, [scenario], profile=profile)
-        befores.append(measured(case, before, _ledger(before, profile)))
+        befores.append(_measured(case, before, profile))
         predictions.append({**predicted(result, before, befores[-1]), **case.predict(before, result)})
     return check_all(case, scenario, seed, predictions=predictions, befores=befores, after=last)
 
 
-def _ledger(recording: Recording, profile: Profile) -> Result:
-    return replay(recording.compared(recording.trace), ["baseline"], profile=profile)
+def _measured(case: Case, recording: Recording, profile: Profile) -> Mapping[str, float]:
+    """Return the metrics of a run: what it told itself, or its own ledger with nothing enabled."""
+    if case.told:
+        return case.told(recording.account)
+    ledger = replay(recording.compared(recording.trace), ["baseline"], profile=profile)
+    return measured(case, recording, ledger)

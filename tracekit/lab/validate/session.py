@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -32,7 +33,7 @@ from tracekit.probes.run import record
 from tracekit.trace import Trace, TraceWriter, open_trace
 from tracekit.trace.schema import EVENTS
 
-__all__ = ["Session", "cut"]
+__all__ = ["Session", "cut", "run_unrecorded"]
 
 _LOOK_S: Final = 0.02
 _KILLED: Final = 137  # as a shell gives SIGKILL
@@ -59,10 +60,10 @@ class Session:
 
     def run(self, run: Run, name: str) -> None:
         """Run and leave what it said as FOLDER/NAME.json; raises `FailedError` where it fails."""
-        said, talk = self._folder / f"{name}.json", self._folder / f"{name}.err"
+        said, talk = _said(self._folder, name)
         code, pid = self._work / "code", self._work / "pid"
         with run.around() as more:
-            words = shlex.join((sys.executable, "-m", "tracekit", *run.words, *more, "--json"))
+            words = shlex.join(_command(run, more))
             into = f">{shlex.quote(str(said))} 2>{shlex.quote(str(talk))} </dev/null"
             wait = f"echo $! >{pid}; wait $!; echo $? >{code}.new; mv {code}.new {code}"
             self._wait_for(self._work / "ready", "echo >{path}.new; mv {path}.new {path}")
@@ -78,11 +79,7 @@ class Session:
         code.unlink()
         if ended:
             del self._spans[name]
-            last = talk.read_text(errors="replace").strip().splitlines()[-2:] or ["it said nothing"]
-            raise FailedError(
-                f"tracekit {' '.join(run.words)} ended with {ended}: {' '.join(last)}",
-                hint="dmesg | tail   tells of a kill for want of memory" if ended == _KILLED else "",
-            )
+            raise _failure(run, ended, talk)
 
     def close(self) -> dict[str, Trace]:
         """End the recording and return the trace of each run that ended well, FOLDER/NAME.trace."""
@@ -131,6 +128,37 @@ class Session:
                     raise self._error
                 raise FailedError(f"the recording ended before its runs: {self._error}")
             time.sleep(_LOOK_S)
+
+
+def run_unrecorded(run: Run, name: str, folder: Path) -> None:
+    """Run as a session would, with no recorder beside it; raises `FailedError` where it fails."""
+    said, talk = _said(folder, name)
+    with run.around() as more, said.open("w") as out, talk.open("w") as err:
+        ran = subprocess.Popen(_command(run, more), stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        try:
+            ended = ran.wait()
+        except BaseException:
+            ran.terminate()
+            ran.wait()
+            raise
+    if ended:
+        raise _failure(run, ended if ended > 0 else 128 - ended, talk)
+
+
+def _said(folder: Path, name: str) -> tuple[Path, Path]:
+    return folder / f"{name}.json", folder / f"{name}.err"
+
+
+def _command(run: Run, more: tuple[str, ...]) -> tuple[str, ...]:
+    return (sys.executable, "-m", "tracekit", *run.words, *more, "--json")
+
+
+def _failure(run: Run, ended: int, talk: Path) -> FailedError:
+    last = talk.read_text(errors="replace").strip().splitlines()[-2:] or ["it said nothing"]
+    return FailedError(
+        f"tracekit {' '.join(run.words)} ended with {ended}: {' '.join(last)}",
+        hint="dmesg | tail   tells of a kill for want of memory" if ended == _KILLED else "",
+    )
 
 
 def cut(whole: Trace, path: Path, start_ns: int, stop_ns: int) -> Trace:
