@@ -100,14 +100,13 @@ class Recording:
 
 @dataclass(frozen=True)
 class Runs:
-    """The runs of a case: the same baseline once or more, and the real run in their middle.
+    """The recordings of a case: the same baseline once or more, and the real run in their middle.
 
-    Each is recorded; or none is (only their accounts are read), and `recorded` is one more of the baseline.
+    Where these were not recorded, the trace of each baseline is of one more run, and the real run has none.
     """
 
     baselines: tuple[Recording, ...]
     real: Recording
-    recorded: Recording | None = None
 
 
 def _nothing_more(recording: Recording, ledger: Result) -> Mapping[str, float]:

@@ -17,7 +17,6 @@ from tracekit.lab.linux_guest import can_run_linux_under_kvm
 from tracekit.lab.validate.case import Account, Case, Prediction, Recording, Run
 from tracekit.lab.validate.halted import Halted
 from tracekit.replay import Result
-from tracekit.replay.timeline import TraceLike
 
 __all__ = ["cases"]
 
@@ -51,29 +50,34 @@ def cases(seed: int) -> list[Case]:
     return found
 
 
-def _halted(recording: Recording) -> TraceLike:
+def _halted(recording: Recording) -> Halted:
     return Halted(recording.trace)
 
 
 def _told(account: Account) -> Mapping[str, float]:
-    """Return how many faults waited for the swap, how long the vCPU had no CPU, and the wall clock.
+    """Return how many faults waited for the swap, how long QEMU had no CPU, and the guest's wall clock.
 
     Of a wall clock most is computing, which the machine does faster or slower at any time.
     """
-    waited = account["fill_s"] + account["wall_s"] - account["ran_s"]
     wall = account["wall_s"]
+    waited = account["fill_s"] + wall - account["ran_s"]
     return {"waits": float(account["major_faults"]), "waited": waited * 1e9, "wall": wall * 1e9}
 
 
 def _predicted(baseline: Recording, result: Result) -> Prediction:
-    """Return as many waits as the halted guest had, and its times less what the critical path gains."""
+    """Return as many waits as the halted guest had, and its times less what of its waiting is gained.
+
+    The recorded run tells which share of it: each wait takes longer beside a recorder.
+    """
     seen = _told(baseline.account)
+    halted_ns = _halted(baseline).halted_ns or 1
     (gain,) = result.rows.filter(pl.col("metric") == "critical_path").iter_rows(named=True)
-    gains = [None if gain[end] is None else float(gain[end]) for end in ("saved", "high", "low")]
+    shares = [None if gain[end] is None else gain[end] / halted_ns for end in ("saved", "high", "low")]
+    gains = [None if share is None else seen["waited"] * min(share, 1.0) for share in shares]
     return {"waits": (seen["waits"],) * 3} | {name: _less(seen[name], gains) for name in ("waited", "wall")}
 
 
 def _less(ns: float, gains: Sequence[float | None]) -> tuple[float, float | None, float | None]:
-    """Return a time less what is gained, but not less than none: most likely, most, least."""
-    point, least, most = (None if gain is None else max(ns - gain, 0.0) for gain in gains)
+    """Return a time less what is gained: most likely, most, least."""
+    point, least, most = (None if gain is None else ns - gain for gain in gains)
     return point or 0.0, least, most

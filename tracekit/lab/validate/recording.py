@@ -89,10 +89,10 @@ def was_kept(stem: str, folder: Path) -> bool:
 def kept_runs(stem: str, folder: Path) -> Runs:
     """Return the recordings of these names in a folder; raises `UsageError` where there are none."""
     more = len(list(folder.glob(f"{glob.escape(stem)}-baseline[0-9]*.json")))
-    names = (*_baseline_names(stem, 1 + more), f"{stem}-real")
-    alone = (folder / f"{stem}-recorded.json").is_file()
-    *baselines, real = (_kept_run(folder, name, recorded=not alone) for name in names)
-    return Runs(tuple(baselines), real, _kept_run(folder, f"{stem}-recorded") if alone else None)
+    unrecorded = (folder / f"{stem}-recorded.json").is_file()
+    of = f"{stem}-recorded" if unrecorded else None
+    baselines = [_kept_run(folder, name, of or name) for name in _baseline_names(stem, 1 + more)]
+    return Runs(tuple(baselines), _kept_run(folder, f"{stem}-real", None if unrecorded else f"{stem}-real"))
 
 
 def _account(said: Path) -> Account:
@@ -103,10 +103,12 @@ def _baseline_names(stem: str, count: int) -> list[str]:
     return [f"{stem}-baseline{n if n > 1 else ''}" for n in range(1, count + 1)]
 
 
-def _kept_run(folder: Path, name: str, *, recorded: bool = True) -> Recording:
-    path, said = folder / f"{name}.trace", folder / f"{name}.json"
-    if not ((path.is_dir() or not recorded) and said.is_file()):
-        raise UsageError(f"no earlier run left {path}", hint="without --again it is run")
+def _kept_run(folder: Path, name: str, trace: str | None) -> Recording:
+    """Return what a run said, with the trace of that name (None: there need be none)."""
+    path, said = folder / f"{trace or name}.trace", folder / f"{name}.json"
+    for left in (said,) if trace is None else (path, said):
+        if not left.exists():
+            raise UsageError(f"no earlier run left {left}", hint="without --again it is run")
     return Recording(path, _account(said))
 
 

@@ -172,9 +172,8 @@ def compare(case: Case, seed: int, runs: Runs, profile: Profile) -> list[Check]:
     last = _measured(case, runs.real, profile)
     befores, predictions, scenario = [], [], ""
     for before in runs.baselines:
-        recorded = runs.recorded or before
-        source = recorded.compared(case.guest_events(recorded) if case.guest_events else recorded.trace)
-        scenario = case.scenario if isinstance(case.scenario, str) else case.scenario(recorded)
+        source = before.compared(case.guest_events(before) if case.guest_events else before.trace)
+        scenario = case.scenario if isinstance(case.scenario, str) else case.scenario(before)
         result = replay(source, [scenario], profile=profile)
         befores.append(_measured(case, before, profile))
         predictions.append({**predicted(result, before, befores[-1]), **case.predict(before, result)})
