@@ -90,14 +90,16 @@ ON(kvmmmu, kvm_tdp_mmu_spte_changed)
 static __always_inline void tdp_finish(struct thread *t)
 {
     u64 now = bpf_ktime_get_ns();
+    u64 rip = t->mmu_start ? t->mmu_rip : 0;
     u8 set = VALID_GFN | VALID_ARG;
     if (t->mmu_level)
         set |= VALID_LEVEL;
     if (t->mmu_start)
         set |= VALID_LATENCY | VALID_RIP;
+    // The error code does not tell the guest's mode; but the upper half of its addresses is its kernel's.
     EMIT(t, KIND_EPT_VIOLATION, now, set, .gfn = t->mmu_gva >> 12, .level = t->mmu_level,
-         .latency = t->mmu_start ? now - t->mmu_start : 0, .rip = t->mmu_start ? t->mmu_rip : 0,
-         .arg = t->mmu_error, .pages = 1);
+         .latency = t->mmu_start ? now - t->mmu_start : 0, .rip = rip, .arg = t->mmu_error, .pages = 1,
+         .flags = rip >> 63 ? FLAG_KERNEL : 0);
     t->mmu_pending = 0;
     t->mmu_start = 0;
 }

@@ -14,7 +14,7 @@ import pytest
 from tests.live.made_up import MadeUp, made_up_point
 from tracekit.probes import decode, tracefs
 from tracekit.probes.wire import VALID
-from tracekit.trace.schema import FLAG_GUEST_WALK, FLAG_PRESENT, KIND_CODE
+from tracekit.trace.schema import FLAG_GUEST_WALK, FLAG_KERNEL, FLAG_PRESENT, KIND_CODE
 
 pytestmark = pytest.mark.live("bpf", "root")
 
@@ -63,10 +63,14 @@ def vcpu(request: pytest.FixtureRequest) -> Iterator[Vcpu]:
 
 
 def fault(
-    address: int, qualification: int, *mapped: tuple[str, tuple[int, ...]], reason: int = EPT_VIOLATION
+    address: int,
+    qualification: int,
+    *mapped: tuple[str, tuple[int, ...]],
+    reason: int = EPT_VIOLATION,
+    rip: int = 0xFFFF_8000,
 ):
     return (
-        ("kvm_exit", (reason, 0xFFFF_8000, VMX, 1)),
+        ("kvm_exit", (reason, rip, VMX, 1)),
         ("kvm_page_fault", (address, qualification, 1)),
         *mapped,
         ("kvm_entry", ()),
@@ -96,6 +100,14 @@ def test_an_ept_violation_is_a_row(
     assert rows["rip"][0] == 0xFFFF_8000
     assert 0 < rows["latency_ns"][0] < 1_000_000_000
     assert rows["valid"][0] & VALID["latency_ns"]
+
+
+@pytest.mark.parametrize(
+    ("rip", "flags"), [(0x7FFF_FFFF_F000, 0), (0xFFFF_8000_0000_0000, FLAG_KERNEL)], ids=["user", "kernel"]
+)
+def test_the_half_of_the_addresses_tells_the_guests_mode(vcpu: Vcpu, rip: int, flags: int) -> None:
+    rows = vcpu.see(*fault(0x5000, READ | LINEAR | FINAL, ("kvm_mmu_set_spte", (5, 1)), rip=rip))
+    assert (rows["rip"][0], rows["flags"][0]) == (rip, flags)
 
 
 def test_a_large_page_begins_at_another_gfn_than_the_one_touched(vcpu: Vcpu) -> None:
