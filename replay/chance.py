@@ -1,13 +1,13 @@
 """What chance did: block bootstrap over the time windows of a replay, kept apart from identification.
 
 A trace is cut into `WINDOWS` equal windows; what each saves is one value of a series, and whole blocks of at
-least ten correlation lengths are resampled (`tracekit.replay.uncertainty`). The interval answers "what could
-another recording of the same workload have shown?", not "what does this trace leave open?".
+least ten correlation lengths are resampled (`tracekit.replay.uncertainty`). The interval answers "what would
+recordings like this one of the same workload show on average?", not "what does this trace leave open?".
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -16,12 +16,18 @@ from numpy.typing import NDArray
 
 from tracekit.replay import accounts as ac
 from tracekit.replay import events as ev
-from tracekit.replay.state import Stand
-from tracekit.replay.uncertainty import by_time, generator, interval
+from tracekit.replay.quantiles import values_of
+from tracekit.replay.state import Replay, Stand
+from tracekit.replay.uncertainty import by_window, generator, interval
 
-__all__ = ["CHANCE", "METRICS", "WINDOWS", "chance_rows", "window_ends"]
+__all__ = ["CHANCE", "FEWEST_RESAMPLES", "METRICS", "WINDOWS", "chance_rows", "window_ends"]
 
 WINDOWS: Final = 256
+FEWEST_RESAMPLES: Final = 99
+"""Of fewer the outermost would be the ends of an interval, wherever they happen to lie."""
+
+_MOST: Final = 100_000
+"""Latencies by which a tail is judged."""
 
 METRICS: Final = ("faults", "stall", "refaults")
 """What adds up over time. Resident memory hardly forgets itself within a recording: it has no blocks."""
@@ -48,32 +54,33 @@ def window_ends(span_ns: int) -> list[int]:
 def chance_rows(
     scenario: str,
     mechanism: str,
-    stands: Mapping[int, Stand],
+    replay: Replay,
     nominal: NDArray[np.int64],
     *,
     resamples: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Return rows of the schema `CHANCE` for a replay that kept its `stands` at the ends of all windows.
+    """Return rows of the schema `CHANCE` for a replay that kept its stands at the ends of all windows.
 
     `nominal`: the price of a fault of each class without a latency (ns). The random stream depends on the
-    seed and on what the row is about, so on nothing that runs beside it.
+    seed and on what the row is about, so on nothing that runs beside it. How heavy the tail of stalls is say
+    the latencies that the scenario took away or made, not the windows' sums, which are too few.
     """
-    ends = sorted(stands)
-    series = _series([stands[t] for t in ends], nominal)
+    series = _series([replay.stands[t] for t in sorted(replay.stands)], nominal)
+    stalls = values_of(np.abs(replay.world.histogram), _MOST)
     rows = []
     for metric in METRICS:
         saved = np.diff(series[metric], prepend=0.0)
-        blocks = by_time(saved, np.array(ends), span_ns=(0, ends[-1]))
         rng = generator(seed, "chance", scenario, metric)
-        found = interval(blocks, "total", resamples=resamples, rng=rng)
+        parts = stalls if metric == "stall" and len(stalls) else None
+        found = interval(by_window(saved), "mean", resamples=resamples, rng=rng, parts=parts)
         rows.append(
             {
                 "scenario": scenario,
                 "mechanism": mechanism,
                 "metric": metric,
-                "chance_low": found.low,
-                "chance_high": found.high,
+                "chance_low": None if found.low is None else found.low * len(saved),
+                "chance_high": None if found.high is None else found.high * len(saved),
                 "chance_blocks": found.units,
                 "chance_note": found.note,
             }

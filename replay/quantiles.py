@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from tracekit.replay.accounts import histogram_cells
 
-__all__ = ["moved", "quantile"]
+__all__ = ["moved", "quantile", "values_of"]
 
 
 def quantile(cells: NDArray[np.int64], q: float) -> tuple[float, float]:
@@ -38,6 +38,18 @@ def moved(
         out[old] -= count
         out[new] += count
     return out
+
+
+def values_of(cells: NDArray[np.int64], most: int) -> NDArray[np.float64]:
+    """Return the values of a histogram (lower edges of their cells) in order, or `most` evenly ranked ones.
+
+    >>> values_of(np.bincount(histogram_cells(np.array([64, 65, 65]))), 1000).tolist()
+    [64.0, 65.0, 65.0]
+    """
+    total = int(cells.sum())
+    ranks = np.linspace(0, total - 1, min(total, most)).round()
+    octave, part = np.divmod(np.searchsorted(np.cumsum(cells), ranks, side="right") - 1, 128)
+    return np.where(octave < 0, 0.0, 2.0**octave * (1 + part / 128))
 
 
 def _edge(cell: int) -> float:

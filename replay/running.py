@@ -14,7 +14,7 @@ import polars as pl
 
 from tracekit.errors import UsageError
 from tracekit.replay.chain import Chain, chain_of
-from tracekit.replay.chance import CHANCE, chance_rows, window_ends
+from tracekit.replay.chance import CHANCE, FEWEST_RESAMPLES, chance_rows, window_ends
 from tracekit.replay.costs import Profile, load_profile
 from tracekit.replay.curves import BASELINE, banded, resident_curve
 from tracekit.replay.ledger import Figure, Ledger, widened
@@ -138,6 +138,11 @@ class Room:
         given = [scenario.name for scenario in scenarios]
         if twice := [name for name in dict.fromkeys(given) if given.count(name) > 1]:
             raise UsageError(f"a scenario is given twice: {twice[0]}", hint="names must differ")
+        if 0 < bootstrap < FEWEST_RESAMPLES:
+            raise UsageError(
+                f"{bootstrap} resamples are too few for a 95 % interval: {FEWEST_RESAMPLES} are the fewest",
+                hint="--bootstrap 1999",
+            )
         if bootstrap and self.sample is not None:
             raise UsageError("a bootstrap over time says nothing of which blocks a sample holds")
         shares = [scenarios[k::jobs] for k in range(min(jobs, len(scenarios)))]
@@ -304,7 +309,7 @@ class Room:
         return chance_rows(
             scenario.name,
             mechanism,
-            replay.stands,
+            replay,
             prices.nominal(),
             resamples=resamples,
             seed=self.seed,

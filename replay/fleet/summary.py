@@ -28,9 +28,9 @@ _RESAMPLES: Final = 999
 class Summary:
     """One metric of one scenario, per VM: the mean over `vms` VMs of a class ("" = all of them).
 
-    `band`: the means of all VMs' lower and of all their upper ends. `interval`: what other VMs of this kind
-    could have shown (bootstrap over VMs). `unknown` VMs have no figure and are not in any of it; `synthetic`
-    VMs come from synthetic traces.
+    `band`: the means of all VMs' lower and of all their upper ends. `interval`: where the mean of
+    all VMs of this kind lies (bootstrap over VMs). `unknown` VMs have no figure and are not in any of it;
+    `synthetic` VMs come from synthetic traces.
     """
 
     vm_class: str

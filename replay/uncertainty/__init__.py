@@ -4,7 +4,7 @@ Pure functions on arrays and callables; scipy.stats is imported inside the funct
 """
 
 from tracekit.replay.uncertainty.answers import Figure, Identification, Sensitivity, Statistical
-from tracekit.replay.uncertainty.blocks import Blocks, by_group, by_time
+from tracekit.replay.uncertainty.blocks import Blocks, by_group, by_time, by_window
 from tracekit.replay.uncertainty.bootstrap import interval, point
 from tracekit.replay.uncertainty.breakeven import BreakEven, Crossing, break_even
 from tracekit.replay.uncertainty.costs import Empirical, Fit, fits, split
@@ -38,6 +38,7 @@ __all__ = [
     "break_even",
     "by_group",
     "by_time",
+    "by_window",
     "fits",
     "gaps_of",
     "generator",

@@ -31,8 +31,9 @@ class Identification:
 
 @dataclass(frozen=True)
 class Statistical:
-    """A confidence interval: what another recording of the same workload could have shown.
+    """A confidence interval: where the mean of many such recordings of the same workload lies.
 
+    One other recording has as much chance of its own: about four of five fall into it, not 95 %.
     `level` is nominal (0.95 = 95 %), `units` the number of independent pieces it rests on (time blocks or
     VMs). Both ends are None where no interval can be stated honestly, and `note` says why.
     """

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tracekit.errors import UsageError
 
-__all__ = ["FEWEST_BLOCKS", "Blocks", "by_group", "by_time", "correlation_length"]
+__all__ = ["FEWEST_BLOCKS", "Blocks", "by_group", "by_time", "by_window", "correlation_length"]
 
 FEWEST_BLOCKS: Final = 8
 """Below this many independent pieces no interval is stated."""
@@ -84,11 +84,27 @@ def by_time(
     return Blocks(amounts, _cut(offset, span, count), count, span / count, correlation_ns)
 
 
+def by_window(values: ArrayLike) -> Blocks:
+    """Cut a series of one value per window into blocks of ten correlation lengths, whole windows each.
+
+    Blocks differ by one window at most: take the mean, and the total as so many times that.
+
+    >>> by_window(np.random.default_rng(3).normal(size=256)).count > 30
+    True
+    """
+    series = np.asarray(values, np.float64)
+    n = len(series)
+    correlation = correlation_length(series) if n else 0.5
+    count = min(n, max(1, int(n / (LENGTHS_PER_BLOCK * correlation))))
+    return Blocks(series, np.arange(n) * count // max(n, 1), count)
+
+
 def correlation_length(series: ArrayLike) -> float:
     """Return over how many steps an evenly spaced series forgets: the e-folding length, at least 0.5.
 
     Half the integrated autocorrelation time, summed over lags up to five times itself (Sokal 1997), which
-    is 1 / (1 - rho) - 0.5 for an AR(1) process.
+    is 1 / (1 - rho) - 0.5 for an AR(1) process; at least what that makes of rho at a lag of one. Of a short
+    series the sum is often far too small by chance, and just then there would be an interval.
 
     >>> correlation_length([1.0, 1.0, 1.0])
     0.5
@@ -106,7 +122,10 @@ def correlation_length(series: ArrayLike) -> float:
     time = 2 * np.cumsum(rho) - 1
     lags = np.arange(len(x))
     enough = np.flatnonzero(lags >= 5 * time)
-    return max(0.5, float(time[enough[0]] if len(enough) else time[-1]) / 2)
+    next_one = min(
+        max(float(rho[1]) + 1 / len(x), 0.0), 1 - 1 / len(x)
+    )  # the mean was taken off: 1/n too low
+    return max(1 / (1 - next_one) - 0.5, float(time[enough[0]] if len(enough) else time[-1]) / 2)
 
 
 def _cut(offset: NDArray[np.float64], span: float, pieces: int) -> NDArray[np.int64]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
+import pytest
 
 from tests.unit.replay_kit import Tiny, costs, drop, fault
+from tracekit.errors import UsageError
 from tracekit.replay import run
 from tracekit.replay.result import Result
 
@@ -51,6 +53,31 @@ def test_one_burst_gives_no_interval_but_a_reason() -> None:
     row = found.row(by_predicate=pl.col("metric") == "stall", named=True)
     assert (row["chance_low"], row["chance_high"]) == (None, None)
     assert "independent pieces" in row["chance_note"]
+
+
+def test_windows_that_all_save_the_same_leave_nothing_to_chance() -> None:
+    # 256 windows of 1,000 us, ten faults in each: whatever is resampled, a window saves ten.
+    rows = [fault(100.0 * k + 50, k, 4) for k in range(2_560)]
+    row = bootstrapped(Tiny(rows, memory_pages=4_096, span_us=256_000)).rows.row(
+        by_predicate=pl.col("metric") == "faults", named=True
+    )
+    assert (row["chance_low"], row["saved"], row["chance_high"]) == (2_560, 2_560, 2_560)
+
+
+def test_stalls_of_infinite_variance_have_no_interval() -> None:
+    # Too few windows to see it, but not too few faults: latencies are Pareto of exponent 1.3.
+    rng = np.random.default_rng(6)
+    rows = [fault(50.0 * (k + 1), k, float(1 + rng.pareto(1.3))) for k in range(2_000)]
+    found = bootstrapped(Tiny(rows, memory_pages=2_048, span_us=100_100)).rows
+    stall = found.row(by_predicate=pl.col("metric") == "stall", named=True)
+    assert (stall["chance_low"], stall["chance_high"]) == (None, None)
+    assert "tail is too heavy" in stall["chance_note"]
+    assert found.row(by_predicate=pl.col("metric") == "faults", named=True)["chance_low"] is not None
+
+
+def test_too_few_resamples_are_refused() -> None:
+    with pytest.raises(UsageError, match="20 resamples are too few"):
+        run(steady(), [NAME], plain=True, bootstrap=20)
 
 
 def test_windows_add_up_to_the_whole_also_with_added_faults() -> None:

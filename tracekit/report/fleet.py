@@ -24,7 +24,7 @@ __all__ = ["fleet_table"]
 def fleet_table(found: Sequence[Summary]) -> RenderableType:
     """Return the mean saving per VM, one block per class and scenario; metrics that don't move are left out.
 
-    `band` bounds what the traces leave open, `95 %` what other VMs could have shown; both bound the mean.
+    `band` bounds what the traces leave open, `95 %` which VMs were recorded; both bound the mean.
     """
     blocks: list[RenderableType] = []
     for (vm_class, scenario), some in groupby(found, key=lambda one: (one.vm_class, one.scenario)):

@@ -47,7 +47,7 @@ def ledger_table(rows: pl.DataFrame, *, every: bool = False) -> RenderableType:
 
 
 def chance_table(rows: pl.DataFrame) -> RenderableType:
-    """Return the confidence intervals of a bootstrapped result: what another recording could have shown.
+    """Return the confidence intervals of a bootstrapped result: what such recordings show on average.
 
     They stand apart from what the trace leaves open, [low, high] of the ledger; the two don't add up.
     """
