@@ -10,6 +10,8 @@ import pytest
 from tracekit.errors import UsageError
 from tracekit.lab.calibrate.measure import RECIPES
 from tracekit.lab.calibrate.profile import Calibration, Spread, calibrate
+from tracekit.lab.calibrate.recorded import measure_recorded
+from tracekit.probes.plan import RecordReport
 from tracekit.replay.costs import COSTS, load_profile
 
 
@@ -56,3 +58,13 @@ def test_an_existing_profile_is_kept_unless_forced(tmp_path: Path):
 def test_one_round_has_no_spread():
     with pytest.raises(UsageError, match="2 rounds"):
         calibrate(rounds=1)
+
+
+def test_a_signal_that_the_recording_took_ends_the_calibration(monkeypatch, tmp_path):
+    def record(plan):
+        return RecordReport(plan.out, stopped_by="SIGINT")
+
+    monkeypatch.setattr("tracekit.lab.calibrate.recorded.record", record)
+    with pytest.raises(SystemExit) as ended:
+        measure_recorded(2)
+    assert ended.value.code == 130

@@ -8,6 +8,7 @@ long their faults took.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -48,13 +49,16 @@ _THINK: Final = 6000
 def measure_recorded(rounds: int) -> Samples:
     """Return `rounds` samples of every cost in `RECORDED`.
 
-    Raises `CapabilityError` where this host can't record, `FailedError` where the guests fail.
+    Raises `CapabilityError` where this host can't record, `FailedError` where the guests fail; `SystemExit`
+    after a signal.
     """
     with tempfile.TemporaryDirectory(prefix="tracekit-calibrate-") as folder:
         said, path = Path(folder) / "rounds.json", Path(folder) / "rounds.trace"
         command = (sys.executable, "-m", __name__, str(rounds), str(said))
         for _ in range(_ATTEMPTS):
             report = record(RecordPlan(out=path, command=command, force=True))
+            if report.stopped_by.startswith("SIG"):  # the recording took it, but it was meant for all of us
+                raise SystemExit(128 + signal.Signals[report.stopped_by])
             if report.exit_code == 0 and report.lost == 0:
                 break
         else:
