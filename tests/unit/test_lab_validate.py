@@ -193,11 +193,10 @@ def test_the_share_of_the_recorded_waits_that_is_gained_is_taken_from_unrecorded
     # Of the recorded 550 us of waiting 546 are gained (four costs of 1 us).
     share = 546 / 550
     assert checks["waits"].predictions == (20, 30)
-    assert checks["waited"].befores == (1.5e9, 2e9)
-    assert checks["waited"].predictions == pytest.approx((1.5e9 * (1 - share), 2e9 * (1 - share)))
+    # QEMU had no CPU for 1.5 s of the first one's 4, and for 2 of the other's 6.
     assert checks["wall"].predictions == pytest.approx((3e9 - 1.5e9 * share, 5e9 - 2e9 * share))
     measures = {metric: check.measured for metric, check in checks.items()}
-    assert measures == pytest.approx({"waits": 26, "waited": 0.1e9, "wall": 2e9})
+    assert measures == {"waits": 26, "wall": 2e9}
 
 
 def test_what_an_older_version_did_not_say_is_a_usage_error(tmp_path):

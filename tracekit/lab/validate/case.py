@@ -34,12 +34,11 @@ UNITS: Final[Mapping[str, str]] = {
     "shared": "bytes",
     "shared_end": "bytes",
     "waits": "count",
-    "waited": "ns",
     "wall": "ns",
 }
 """What can be compared: metrics of the ledger; `time`: of the guest's phases; `resident_end`: the last known;
 `shared`: memory that merging saved after the first pass and at the end; `waits`: faults that waited for the
-swap; `waited`: how long the vCPU had no CPU; `wall`: the guest's own clock."""
+swap; `wall`: the guest's own clock."""
 
 GOALS: Final[Mapping[str, float]] = {metric: 0.2 if unit == "ns" else 0.1 for metric, unit in UNITS.items()}
 """The point error (a fraction) that each prediction is meant to stay below."""

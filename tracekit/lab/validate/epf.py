@@ -8,7 +8,7 @@ wait than one that halts: so the runs that are compared are not recorded, but on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 import polars as pl
@@ -39,7 +39,7 @@ def cases(seed: int) -> list[Case]:
                 scenario=f"epf,runnable={siblings}",
                 baseline=Run((*words, "--async-faults", "off")),
                 real=Run((*words, "--async-faults", "on")),
-                compare=("waits", "waited", "wall"),
+                compare=("waits", "wall"),
                 guest_events=_halted,
                 told=_told,
                 predict=_predicted,
@@ -55,29 +55,24 @@ def _halted(recording: Recording) -> Halted:
 
 
 def _told(account: Account) -> Mapping[str, float]:
-    """Return how many faults waited for the swap, how long QEMU had no CPU, and the guest's wall clock.
+    """Return how many faults waited for the swap, and the guest's wall clock.
 
     Of a wall clock most is computing, which the machine does faster or slower at any time.
     """
-    wall = account["wall_s"]
-    waited = account["fill_s"] + wall - account["ran_s"]
-    return {"waits": float(account["major_faults"]), "waited": waited * 1e9, "wall": wall * 1e9}
+    return {"waits": float(account["major_faults"]), "wall": account["wall_s"] * 1e9}
 
 
 def _predicted(baseline: Recording, result: Result) -> Prediction:
-    """Return as many waits as the halted guest had, and its times less what of its waiting is gained.
+    """Return as many waits as the halted guest had, and its wall clock less what of its waiting is gained.
 
     The recorded run tells which share of it: each wait takes longer beside a recorder.
     """
-    seen = _told(baseline.account)
+    account, seen = baseline.account, _told(baseline.account)
+    waited = (account["fill_s"] + account["wall_s"] - account["ran_s"]) * 1e9  # without a CPU
     halted_ns = _halted(baseline).halted_ns or 1
     (gain,) = result.rows.filter(pl.col("metric") == "critical_path").iter_rows(named=True)
-    shares = [None if gain[end] is None else gain[end] / halted_ns for end in ("saved", "high", "low")]
-    gains = [None if share is None else seen["waited"] * min(share, 1.0) for share in shares]
-    return {"waits": (seen["waits"],) * 3} | {name: _less(seen[name], gains) for name in ("waited", "wall")}
-
-
-def _less(ns: float, gains: Sequence[float | None]) -> tuple[float, float | None, float | None]:
-    """Return a time less what is gained: most likely, most, least."""
-    point, least, most = (None if gain is None else ns - gain for gain in gains)
-    return point or 0.0, least, most
+    point, least, most = (
+        None if gain[end] is None else seen["wall"] - waited * min(gain[end] / halted_ns, 1.0)
+        for end in ("saved", "high", "low")
+    )
+    return {"waits": (seen["waits"],) * 3, "wall": (point or 0.0, least, most)}
