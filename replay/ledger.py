@@ -25,7 +25,7 @@ from tracekit.replay.survey import Survey
 from tracekit.replay.timeline import Timeline
 from tracekit.trace.schema import PAGE_BYTES
 
-__all__ = ["Figure", "Ledger", "unit_of", "weaker", "widened"]
+__all__ = ["Figure", "Ledger", "unit_of", "weaker", "widened", "with_all"]
 
 GIB_S = float(1 << 30) * 1e9 / PAGE_BYTES  # page·ns in one GiB·s
 
@@ -431,6 +431,17 @@ class Ledger:
     def _wasted(self) -> int:
         unused = self.replay.unused()[1:].sum()
         return int(unused) + self._tally_sum(ac.PREFAULTS_UNUSED)
+
+
+def with_all(figures: Mapping[str, Figure], others: Sequence[Mapping[str, Figure]]) -> dict[str, Figure]:
+    """Return the figures with every metric that others have: nothing is saved of one that is not here.
+
+    A class of faults that only some replays add has no figure in those that don't.
+    """
+    found = dict(figures)
+    for name, one in ((name, one) for other in others for name, one in other.items()):
+        found.setdefault(name, Figure.of(one.baseline, Amount.exact(0), one.label))
+    return found
 
 
 def widened(figure: Figure, others: Sequence[Figure]) -> Figure:

@@ -13,12 +13,24 @@ from tracekit.replay.timeline import TraceLike
 from tracekit.trace.loss_reasons import SWAP_OUT_UNPLACED, most_of
 from tracekit.trace.schema import PAGE_BYTES
 
-__all__ = ["Missing", "with_losses"]
+__all__ = ["Missing", "of_one_guest", "with_losses"]
+
+
+def of_one_guest(trace: TraceLike) -> bool:
+    """Say whether a trace was recorded inside its guest and holds nothing that the host did.
+
+    >>> from tracekit.trace import open_trace
+    >>> of_one_guest(open_trace("datasets/data/guest-side.trace"))
+    True
+    """
+    return getattr(trace.meta, "extra", {}).get("side") == "guest"
 
 
 @dataclass(frozen=True)
 class Missing:
     """What a trace does not hold: `events` (None = an unknown number), and at most so many `swap_outs`.
+
+    Of a guest alone that is all that its host did.
 
     A swap-out that names no page leaves open which one the host has no more. Faults on it are in the trace.
 
@@ -37,6 +49,8 @@ class Missing:
         >>> Missing.of(open_trace("datasets/data/limit-zram.trace"))
         Missing(events=0, swap_outs=0)
         """
+        if of_one_guest(trace):
+            return cls(None)
         if trace.lost is not None:
             return cls(trace.lost)
         unknown = trace.losses.filter(pl.col("lost").is_null())["reason"]

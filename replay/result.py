@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import polars as pl
 
 from tracekit.replay.curves import CURVES
-from tracekit.replay.losses import Missing
+from tracekit.replay.losses import Missing, of_one_guest
 from tracekit.trace.fingerprint import fingerprint
 from tracekit.trace.schema import PAGE_BYTES
 from tracekit.trace.whole_file import write_file
@@ -141,7 +141,12 @@ def notes(trace: TraceLike, timeline: Timeline, facts: Survey) -> list[str]:
     if trace.meta.source == "synthetic":
         said.append("synthetic trace: no figure here was measured on a real machine")
     missing = Missing.of(trace)
-    if missing.events is None:
+    if of_one_guest(trace):
+        said.append(
+            "recorded inside the guest: what its host did is not in the trace, so nothing is known of what "
+            "would be saved (tracekit merge HOST GUEST)"
+        )
+    elif missing.events is None:
         said.append("an unknown number of events was lost: intervals have no bound")
     elif missing.events:
         said.append(

@@ -17,7 +17,7 @@ from tracekit.replay.chain import Chain, chain_of
 from tracekit.replay.chance import CHANCE, FEWEST_RESAMPLES, chance_rows, window_ends
 from tracekit.replay.costs import Profile, load_profile
 from tracekit.replay.curves import BASELINE, banded, resident_curve
-from tracekit.replay.ledger import Figure, Ledger, widened
+from tracekit.replay.ledger import Figure, Ledger, widened, with_all
 from tracekit.replay.losses import Missing, with_losses
 from tracekit.replay.mechanisms import Context, Mechanism, known_mechanisms
 from tracekit.replay.parts import Phase, parse_phases, phase_figures, vcpu_figures
@@ -220,11 +220,8 @@ class Room:
         self, contexts: Mapping[str, Context], found: Sequence[dict[str, Figure]]
     ) -> dict[str, Figure]:
         """Return the figures of the first, with intervals that hold those of all."""
-        point, *others = found
-        figures = {
-            name: widened(figure, [other[name] for other in others if name in other])
-            for name, figure in point.items()
-        }
+        point, *others = (with_all(one, found) for one in found)
+        figures = {name: widened(figure, [other[name] for other in others]) for name, figure in point.items()}
         if any(self.known[name].open_below(context) for name, context in contexts.items()):
             figures = {
                 name: replace(figure, saved=figure.saved._replace(low=-np.inf))

@@ -255,14 +255,24 @@ def load_scenarios(
         raise UsageError(f"cannot read the scenario file {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, endless nesting
         raise UsageError(f"{path}: {error}") from None
+    many = "scenario" in raw
     tables = raw.get("scenario", [raw])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise UsageError(f"{path}: scenarios are tables [[scenario]]")
-    many = "scenario" in raw
-    return [
-        _from_table(table, _Place(path, text, many, nth), extra, settings or {})
-        for nth, table in enumerate(tables)
-    ]
+        raise UsageError(f"{path}, line {line_of(text, 'scenario')}: scenarios are tables [[scenario]]")
+    if many and (outside := [key for key in raw if key != "scenario"]):
+        # Read as no scenario's, it would be left out without a word.
+        line = line_of(text, outside[0])
+        raise UsageError(
+            f"{path}, line {line}: {outside[0]} is in no scenario", hint=f"[scenario.{outside[0]}]"
+        )
+    found: list[Scenario] = []
+    for nth, table in enumerate(tables):
+        place = _Place(path, text, many, nth)
+        one = _from_table(table, place, extra, settings or {})
+        if one.name in [earlier.name for earlier in found]:
+            raise UsageError(f"{place.of('name')}: a second scenario called {one.name}", hint='name = "…"')
+        found.append(one)
+    return found
 
 
 @dataclass(frozen=True)
@@ -288,6 +298,9 @@ def _from_table(
     params: dict[str, Mapping[str, ParamValue]] = {}
     for key, value in table.items():
         if key in ("name", "description"):
+            if not isinstance(value, str):
+                hint = f'{key} = "{value}"'
+                raise UsageError(f"{place.of(key)}: {key} must be text, not {value}", hint=hint)
             continue
         if key not in known:
             raise UsageError(f"{place.of(key)}: no mechanism called {key}", hint=nearest(key, known))
@@ -310,7 +323,7 @@ def _from_table(
                 raise UsageError(
                     f"{place.of(m.name)}: {_missing(m, param)}", hint=f"{param.name} = 1 below [{m.name}]"
                 )
-    name = str(table.get("name", place.path.stem))
+    name = table.get("name", place.path.stem)
     return Scenario(
         _with_settings(name, [f"{k}={v}" for k, v in settings.items()]) if settings else name,
         tuple(chosen),

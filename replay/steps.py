@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from tracekit.replay.ledger import Figure, unit_of
+from tracekit.replay.ledger import Figure, unit_of, with_all
 from tracekit.replay.result import Row
 
 __all__ = ["name_of", "rows_of", "sets_of"]
@@ -46,6 +46,7 @@ def sets_of(names: Sequence[str], *, steps: bool) -> list[frozenset[str]]:
 
 def rows_of(scenario: str, names: Sequence[str], found: Mapping[frozenset[str], Figures]) -> list[Row]:
     """Return the rows of a scenario from the figures of `sets_of` its mechanisms."""
+    found = {these: with_all(mine, list(found.values())) for these, mine in found.items()}
     whole = found[frozenset(names)]
     rows = _rows(scenario, name_of(names), whole)
     if len(found) == 1:

@@ -51,7 +51,8 @@ class BreakEven:
         where = f"between {self.low:g} and {self.high:g}"
         if not self.crossings:
             at = f"of {self.grid} values of {self.parameter} {where}"
-            if self.highest is None or self.highest > 0:
+            # An end without a bound is the worst one for `low`, the best one for `high`.
+            if self.of == "high" if self.highest is None else self.highest > 0:
                 return f"pays at each {at}"
             costs = self.lowest is None or self.lowest < 0
             return f"pays at none {at}" if costs else f"neither saves nor costs at any {at}"

@@ -41,7 +41,10 @@ class Variation:
     def parameter(self) -> Parameter:
         """The range as a parameter for a tornado, Sobol or break-even; UsageError for a list of words."""
         if isinstance(self.values, tuple):
-            raise UsageError(f"{self.name} takes words, so it has no range", hint=f"--vary {self.name}=1:10")
+            raise UsageError(
+                f"{self.name} takes words, so it has no range",
+                hint=f"--set {self.name}={self.values[0]}, and one answer for each",
+            )
         return Parameter(self.name, float(self.values.min()), float(self.values.max()), self.scale or "lin")
 
 

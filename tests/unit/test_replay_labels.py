@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from tests.unit.replay_kit import Tiny, alloc, costs, drop, fault, figure, free, metrics, ranged, replayed
+from tracekit.datasets.catalog import trace_path
+from tracekit.replay import run
 from tracekit.replay.accounts import histogram_cells
 from tracekit.replay.quantiles import moved, quantile
+from tracekit.trace import open_trace
 from tracekit.trace.schema import PAGE_BYTES
 
 RESIDENT = ("resident_time", "resident_mean", "resident_peak")
@@ -170,3 +173,15 @@ def test_lost_events_make_every_recorded_count_a_lower_bound() -> None:
 def test_the_hosts_share_of_a_stall_is_at_most_the_stall() -> None:
     found = figure(Tiny([fault(10, 1, 4)]), NO_FAULT, "host_cpu_path", profile=costs(prefault_4k=0))
     assert (found["low"], found["saved"], found["high"], found["label"]) == (0, 4_000, 4_000, "assumed")
+
+
+@pytest.mark.parametrize("scenario", ["zeroing", "epf,runnable=1", "hot_hint"])
+def test_a_guest_alone_tells_nothing_of_what_its_host_would_save(scenario: str) -> None:
+    trace = open_trace(trace_path("guest-side"))
+    result = run(trace, ["baseline", scenario], plain=True)
+    found = metrics(result, scenario)
+    assert {(row["low"], row["high"]) for row in found.values()} == {(None, None)}
+    assert not [row for row in result.rows["label"] if row == "measured"]
+    (said,) = [note for note in result.about["notes"] if "inside the guest" in note]
+    assert "tracekit merge" in said
+    assert not [note for note in result.about["notes"] if "was lost" in note]

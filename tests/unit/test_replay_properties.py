@@ -7,7 +7,7 @@ from random import Random
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.replay_kit import Tiny, alloc, costs, fault, free, metrics, replayed
@@ -52,6 +52,36 @@ def test_taking_loses_no_fault_and_its_parts_add_up(scenario: str, seed: int) ->
         lanes = [row["saved"] for name, row in found.items() if name.startswith(f"{metric}:vcpu")]
         if lanes and trace.vms == 1 and all(row.get("vcpu") is not None for row in trace.rows):
             assert sum(lanes) == pytest.approx(found[metric]["saved"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        "hugepages+prealloc,prealloc.size=2m",
+        f"epf+swap,runnable=2,limit_mib={PAGES_8},device=hdd",
+        f"zeroing+hugepages+swap,limit_mib={PAGES_8}",
+    ],
+)
+@settings(max_examples=4, deadline=None)
+@given(seed=SEEDS)
+@example(seed=2)
+def test_steps_and_classes_of_faults_add_up(scenario: str, seed: int) -> None:
+    try:
+        rows = replayed(random_trace(Random(seed)), scenario).rows
+    except UsageError:  # the trace lacks what a policy needs
+        return
+    whole = rows.filter(pl.col("mechanism") == "all")
+    steps = rows.filter(pl.col("mechanism").str.starts_with("without").not_(), pl.col("mechanism") != "all")
+    added = steps.group_by("metric").agg(pl.col("saved").sum().alias("steps"))
+    both = whole.join(added, on="metric", how="full")
+    assert both.filter(((pl.col("saved") - pl.col("steps")).abs() < 1e-3).fill_null(False).not_()).is_empty()
+    # A class that only one hypothesis adds faults of: its interval reaches to the one that adds none.
+    faults = whole.filter(pl.col("metric") == "faults").row(0, named=True)
+    classes = whole.filter(pl.col("metric").str.starts_with("faults_"))
+    assert classes["saved"].sum() == faults["saved"]
+    if faults["low"] is not None:
+        assert classes["low"].sum() <= faults["low"]
+    assert classes["high"].sum() >= faults["high"]
 
 
 FAULTS = st.lists(

@@ -84,6 +84,14 @@ def test_break_even_of_an_intervals_ends_is_where_the_grids_rows_have_it(
             assert (saved is not None and saved > 0) == pays ^ crossed
 
 
+def test_what_may_cost_without_bound_surely_pays_nowhere() -> None:
+    # No access samples: uses of mapped pages are not seen, and each may be a swap-in.
+    _, surely, at_best = sweep(spaced(), "swap", "limit_mib=0.01:0.02").break_even(grid=3)
+    assert (surely.lowest, surely.highest) == (None, None)
+    assert surely.sentence().startswith("surely pays at none of 3")
+    assert at_best.sentence().startswith("at best pays at none of 3")
+
+
 def test_sobol_says_so_where_no_setting_changed_anything() -> None:
     asked = sweep(spaced(), "hot_hint", "workers=1:4", "batch=1:4", metric="refaults")
     found = asked.sobol(2)

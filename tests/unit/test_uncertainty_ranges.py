@@ -43,8 +43,9 @@ def test_words_are_a_list_of_words() -> None:
     found = parse_variation("swap.device=zram, nvme,hdd")
     assert found.values == ("zram", "nvme", "hdd")
     assert parse_variation("cold_hint.policy=idle,2").values == ("idle", "2")
-    with pytest.raises(UsageError, match="takes words"):
+    with pytest.raises(UsageError, match="takes words") as error:
         found.parameter  # noqa: B018
+    assert (error.value.hint or "").startswith("--set swap.device=zram")
 
 
 def test_a_range_is_a_parameter() -> None:
