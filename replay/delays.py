@@ -97,10 +97,13 @@ def bin_of(s: World, t: int) -> int:
 
 @hot
 def _change(s: World, m: Own, at: int, t: int, n: int) -> None:
+    late = t > s.clock[pg.CLOCK_LATEST]
+    t = min(t, s.clock[pg.CLOCK_LATEST])
     m.ints[at + PAGES] += n
     m.ints[at + HOLD] += n * (t >> pg.HOLD_BITS)
     m.ints[at + HOLD + 1] += n * (t & HOLD_LOW)
-    m.ints[at + bin_of(s, t)] += n
+    if not late:
+        m.ints[at + bin_of(s, t)] += n
 
 
 @hot

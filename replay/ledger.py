@@ -324,10 +324,11 @@ class Ledger:
         ahead = int(world.shift[lanes].min()) if len(lanes) else 0
         horizon = max(span - ahead, 1)
         after_all = Residency.of(world)
-        before, after = self.before.page_ns(span), after_all.page_ns(horizon)
+        before, after = self.before.page_ns(span)[0], after_all.page_ns(horizon)[0]
         # Prices move each change of what is resident by as much as they move the stall before it.
         spread = self._spread(np.ones(ev.CLASSES, bool))[0] if self.contexts else Amount.exact(0)
-        moved = max(-spread.low, spread.high) * float(np.abs(world.curve).sum())
+        changes = float((2 * world.gains - world.curve).sum())  # what came, and what went
+        moved = max(-spread.low, spread.high) * changes + after_all.page_ns(horizon)[1]
         most = self.timeline.memory_bytes or self.timeline.index.pages * PAGE_BYTES
         earlier = self.facts.earlier_bytes
         longest = earlier and earlier / (1 << 30) * span / 1e9
@@ -346,26 +347,27 @@ class Ledger:
                 moved / horizon * PAGE_BYTES,
                 most,
             ),
-            "resident_peak": self._peak(after_all, earlier),
+            "resident_peak": self._peak(after_all, span, horizon, earlier),
         }
 
-    def _peak(self, after: Residency, earlier: float) -> Figure:
+    def _peak(self, after: Residency, span: int, horizon: int, earlier: float) -> Figure:
         """Return the peak; pages may come and go between two looks, unseen, in either run.
 
-        As if all that came in such a span had come before any went; but no more than a limit lets be, and
-        where nothing is backed ahead, never above the recorded run's peak. (Where one vCPU is ahead of the
+        As if all that came in such a span had come before any went; but where nothing is backed ahead no more
+        than a limit lets be, and never above the recorded run's peak. (Where one vCPU is ahead of the
         recording and another is not, the one may have its pages before the other's are gone.)
         """
-        before, peak = self.before.peak(), after.peak()
+        before, peak = self.before.peak(span), after.peak(horizon)
         found = self._memory(before * PAGE_BYTES, peak * PAGE_BYTES, earlier)
         if after.same_as(self.before):
             return found
         on, as_recorded = self._on(), not self.replay.world.shift.any()
-        limits = [m.limit_pages(self.contexts[m.name]) for m in on if m.limit_pages is not None]
-        most = min([after.most(), *(max(limit, peak) for limit in limits)])
-        if as_recorded and not any(m.stage is Stage.BACK for m in on):
-            most = min(most, before)
-        unseen, recorded_unseen = max(most - peak, 0), self.before.most() - before
+        most = after.most(horizon)
+        if not any(m.stage is Stage.BACK for m in on):
+            limits = [m.limit_pages(self.contexts[m.name]) for m in on if m.limit_pages is not None]
+            most = min([most, *(max(limit, peak) for limit in limits)])
+            most = min(most, before) if as_recorded else most
+        unseen, recorded_unseen = max(most - peak, 0), self.before.most(span) - before
         low = found.saved.low - unseen * PAGE_BYTES
         high = found.saved.high + recorded_unseen * PAGE_BYTES
         label = weaker(found.label, "bounded" if unseen or recorded_unseen else "measured")

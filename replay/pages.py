@@ -108,7 +108,8 @@ CLOCK_LEVELS: Final = 4  # 1 = the trace names levels: a guest's fault without o
 CLOCK_AROUND: Final = 5  # pages of the aligned group that one fault of the guest maps where the host has them
 CLOCK_ADDED: Final = 6  # faults and waits that the recording does not have, so far
 CLOCK_UNPLACED: Final = 7  # ns that events of no known vCPU take longer: no lane is later for it
-CLOCK_CELLS: Final = 8
+CLOCK_LATEST: Final = 8  # what would be resident later than this is not in the trace (open loop: its end)
+CLOCK_CELLS: Final = 9
 
 
 _STAYS_BACKED: Final = (
@@ -168,6 +169,10 @@ def owner_of(word: int) -> int:
 def resident_change(s: World, t: int, n: int) -> None:
     """Account `n` pages more (or less) in the counterfactual from time `t` on."""
     s.resident[0] += n
+    if t > s.clock[CLOCK_LATEST]:
+        s.hold[0] += n * (s.clock[CLOCK_LATEST] >> HOLD_BITS)
+        s.hold[1] += n * (s.clock[CLOCK_LATEST] & ((1 << HOLD_BITS) - 1))
+        return
     s.hold[0] += n * (t >> HOLD_BITS)
     s.hold[1] += n * (t & ((1 << HOLD_BITS) - 1))
     at = min(max(t, 0) >> s.clock[CLOCK_BIN_SHIFT], CURVE_BINS - 1)

@@ -257,6 +257,8 @@ class Replay:
         )
         world.clock[pg.CLOCK_BIN_SHIFT] = max(int(span).bit_length() - 12, 0)
         world.clock[pg.CLOCK_CLOSED] = int(setting.closed)
+        # In a closed loop the end moves with the vCPUs: what is past it is left out when it is known.
+        world.clock[pg.CLOCK_LATEST] = np.iinfo(np.int64).max if setting.closed else span
         world.clock[pg.CLOCK_LEVELS] = int(timeline.levels_known)
         world.clock[pg.CLOCK_END] = span
         world.clock[pg.CLOCK_AROUND] = setting.around

@@ -408,3 +408,31 @@ def test_what_came_and_went_between_two_looks_is_in_the_interval_of_the_peak() -
     # Where nothing changed, nothing hid.
     row = figure(trace, "epf,runnable=1", "resident_peak", closed_loop=False)
     assert row["low"] == row["high"] == 0
+
+
+@pytest.mark.parametrize("closed_loop", [False, True])
+def test_what_would_be_there_after_the_end_is_not(closed_loop: bool) -> None:
+    # A fault from 6 to 10 us, the trace ends at 12 us. As a block of 2M it takes 100 us: in an open loop the
+    # block is there at 106 us, never; a closed loop waits, ends at 108 us, and has 512 pages for 2 us.
+    trace, big = Tiny([fault(10, 0, 4)], memory_pages=512, span_us=12), costs(ept_2m=100_000)
+    found = metrics(replayed(trace, "hugepages", profile=big, closed_loop=closed_loop), "hugepages")
+    pages, us = (512, 108) if closed_loop else (0, 12)
+    assert found["resident_peak"]["counterfactual"] == pages * PAGE_BYTES
+    assert found["resident_mean"]["counterfactual"] == pytest.approx(pages * PAGE_BYTES * 2 / us)
+
+
+def test_what_a_worker_has_after_the_end_of_a_closed_loop_is_not_there() -> None:
+    # Page 4 is hinted by the fault on page 3; a page takes the worker 10 s, the trace 100 us.
+    slow, hint = costs(prefault_4k=10_000_000_000), "hot_hint,policy=stride,n=1"
+    rows = [fault(10 * k, k, 4) for k in range(1, 4)]
+    found = metrics(replayed(Tiny(rows, memory_pages=512, span_us=100), hint, profile=slow), hint)
+    assert found["resident_peak"]["counterfactual"] == 3 * PAGE_BYTES
+
+
+def test_memory_backed_ahead_is_above_a_limit_for_a_moment() -> None:
+    # 16 pages from the start; one is discarded at 1 us, in the first of 10 s / 4,096. The recording has one.
+    rows = [drop(1, 5), fault(2, 0, 0.5)]
+    both = "prealloc+swap,swap.limit_mib=0.0078125"
+    row = figure(Tiny(rows, memory_pages=16, span_us=10_000_000), both, "resident_peak", profile=costs())
+    assert (row["baseline"], row["counterfactual"]) == (PAGE_BYTES, 15 * PAGE_BYTES)
+    assert row["low"] <= (1 - 16) * PAGE_BYTES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -127,14 +128,17 @@ class Compared:
         for key, ns in w.lengthened.items():
             n, total = added.get(key, (0, 0))
             added[key] = (n, total + ns)
+        # In an open loop what would be there after the end of the trace never is.
+        latest = math.inf if w.closed else w.span
+        changes = [change for change in w.changes if change[1] <= latest]
         gains: Counter[int] = Counter()
-        for which, t, n in w.changes:
+        for which, t, n in changes:
             if which == "counterfactual" and n > 0:
                 gains[min(max(t, 0) >> bin_shift, CURVE_BINS - 1)] += n
         curves = []
         for world in ("recorded", "counterfactual"):
             bins: Counter[int] = Counter()
-            for which, t, n in w.changes:
+            for which, t, n in changes:
                 if which == world:
                     bins[min(max(t, 0) >> bin_shift, CURVE_BINS - 1)] += n
             at = sorted(b for b in bins if bins[b])
@@ -148,7 +152,7 @@ class Compared:
             "candidates": sum(n for (_, what), n in w.tally.items() if what == "candidates"),
             "resident": [w.resident["recorded"], w.resident["counterfactual"]],
             "held": [
-                float(sum(t * n for which, t, n in w.changes if which == world))
+                float(sum(min(t, latest) * n for which, t, n in w.changes if which == world))
                 for world in ("recorded", "counterfactual")
             ],
             "gains": sorted(gains) + [gains[b] for b in sorted(gains)],
