@@ -206,15 +206,14 @@ class Room:
 
     def _hypotheses(self, contexts: Mapping[str, Context]) -> list[tuple[Mapping[str, Context], bool]]:
         """Return what to replay for a set: contexts, and whether in a closed loop; the point first."""
-        asked = [(contexts, self.closed)]
+        ends = [contexts]
         if any(self.known[name].bounded(context) for name, context in contexts.items()):
             for end in ("low", "high"):
-                assumed = {name: replace(c, hypothesis=end) for name, c in contexts.items()}
-                asked.append((assumed, self.closed))
-        if contexts:
-            # Some of the guest's work follows its stalls, some a clock of its own: the truth lies between.
-            asked.append((contexts, not self.closed))
-        return asked
+                ends.append({name: replace(c, hypothesis=end) for name, c in contexts.items()})
+        # Some of the guest's work follows its stalls, some a clock of its own: the truth lies between,
+        # whatever else the trace leaves open.
+        loops = [self.closed, not self.closed] if contexts else [self.closed]
+        return [(one, closed) for closed in loops for one in ends]
 
     def _widest(
         self, contexts: Mapping[str, Context], found: Sequence[dict[str, Figure]]

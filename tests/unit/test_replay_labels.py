@@ -62,6 +62,19 @@ def test_residency_lies_between_closed_and_open_loop() -> None:
     assert row["label"] == "bounded"
 
 
+def test_what_the_trace_leaves_open_is_open_in_both_loops() -> None:
+    # Two first touches of 4 us, and 1 us of the guest's zeroing after each, if they were zeroing at all. In a
+    # closed loop all is earlier by at most 10 us, by 8 if nothing was zeroed. In an open one by the zeroing
+    # alone: 2 us, or nothing.
+    trace, name = Tiny([fault(100, 1, 4), fault(200, 2, 4)], span_us=300), f"zeroing+{NO_FAULT}"
+    profile = costs(prefault_4k=0, guest_zero_4k=1000)
+    found = {}
+    for closed in (True, False):
+        row = figure(trace, name, "critical_path", profile=profile, closed_loop=closed)
+        found[closed] = (row["saved"], row["low"], row["high"])
+    assert found == {True: (10_000, 0, 10_000), False: (2_000, 0, 10_000)}
+
+
 def test_the_recording_itself_stays_measured() -> None:
     found = metrics(replayed(Tiny([fault(10, 1, 4)], span_us=100)), "baseline")
     assert {found[name]["label"] for name in (*RESIDENT, "stall", "critical_path")} == {"measured"}
