@@ -33,6 +33,7 @@ _CONTROL = Path("/sys/class/zram-control")
 _CGROUPS = Path("/sys/fs/cgroup")
 _NAME = f"tracekit-limit-{os.getpid()}"
 _REFRESH_S = 0.002
+_LEAVING_S = 10.0
 
 
 @contextlib.contextmanager
@@ -47,7 +48,7 @@ def memory_limit(limit_bytes: int, swap_bytes: int) -> Iterator[Path]:
         cleanup.enter_context(zram_swap(swap_bytes))
         try:
             group.mkdir()
-            cleanup.callback(group.rmdir)
+            cleanup.callback(_remove, group)
             (group / limit).write_text(str(limit_bytes))
         except PermissionError as error:
             raise CapabilityError(f"cannot write {error.filename}: not root", hint="run it as root") from None
@@ -55,6 +56,18 @@ def memory_limit(limit_bytes: int, swap_bytes: int) -> Iterator[Path]:
             raise CapabilityError(f"cannot set up a memory limit: {error}", hint="tracekit doctor") from None
         with _fresh_statistics(group / "memory.stat"):
             yield group
+
+
+def _remove(group: Path) -> None:
+    """Remove a cgroup; a VMM that was killed (Ctrl-C) is in it for as long as its memory takes to be freed."""
+    deadline = time.monotonic() + _LEAVING_S
+    while True:
+        try:
+            return group.rmdir()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
 
 
 def charged_bytes(group: Path) -> int:
