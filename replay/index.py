@@ -140,6 +140,8 @@ class PageIndex:
 
     def known_page(self, vm: int, gfn: int) -> int:
         """Return the dense page of a gfn seen before; -1 = guest memory never seen, -2 = no guest memory."""
+        if not 0 <= vm < len(self.directory.tops) // TOPS:  # another recording's VM
+            return -2
         block = block_of(self.directory, vm, gfn, False)
         if block >= 0:
             return block * BLOCK_PAGES + gfn % BLOCK_PAGES

@@ -338,6 +338,11 @@ def plan(context: Context, cost: int) -> NDArray[np.int64]:
     done = np.maximum.accumulate(issued - k * cost) + (k + 1) * cost
     pages = np.array([context.timeline.index.known_page(vm, gfn) for vm, gfn in gfns.tolist()], np.int64)
     known = pages >= 0
+    if not (known | (pages == UNSEEN)).any():
+        raise UsageError(
+            f"{context.text('train')} holds no first touch of this trace's memory",
+            hint="an earlier run of the same VM, with the same number (tracekit info)",
+        )
     return np.concatenate([[known.sum()], pages[known], done[known], done[pages == UNSEEN]])
 
 

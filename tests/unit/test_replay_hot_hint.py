@@ -197,3 +197,14 @@ def test_a_worker_that_is_behind_at_the_end_has_backed_no_more() -> None:
     # Ready at 11 and 12 us, the end; two more would be begun then. One page was there for 1 us.
     assert found["prefaults_wasted"]["counterfactual"] == 2
     assert found["resident_time"]["counterfactual"] * GIB_S == pytest.approx(1e-6, rel=1e-6)
+
+
+@pytest.mark.parametrize("vm", [1, None])
+def test_an_earlier_run_of_other_memory_teaches_nothing_and_says_so(tmp_path: Path, vm: int | None) -> None:
+    # Of another VM; or no host's faults at all.
+    earlier = tmp_path / "earlier.trace"
+    kind = "guest_fault" if vm is None else "ept_violation"
+    with TraceWriter(earlier, Meta(source="synthetic", start_ns=1_000)) as writer:
+        writer.append(events_batch(ts_ns=[1_000], kind=kind, vm=vm or 0, vcpu=0, gfn=[3], latency_ns=0))
+    with pytest.raises(UsageError, match="no first touch of this trace's memory"):
+        replayed(Tiny([fault(100, 3, 4)]), f"hot_hint,policy=previous,train={earlier}")
