@@ -59,7 +59,7 @@ def memory_limit(limit_bytes: int, swap_bytes: int) -> Iterator[Path]:
 
 
 def _remove(group: Path) -> None:
-    """Remove a cgroup; a VMM that was killed (Ctrl-C) is in it for as long as its memory takes to be freed."""
+    """Remove a cgroup; a VMM that was killed (Ctrl-C) is in it until its memory is freed."""
     deadline = time.monotonic() + _LEAVING_S
     while True:
         try:

@@ -17,11 +17,15 @@ def test_ctrl_c_takes_the_cgroup_along_while_its_process_is_still_leaving():
         pytest.skip("no zram")
     swaps = Path("/proc/swaps").read_text()
     groups: list[Path] = []
-    # As a killed VMM does: it is gone a little after the block that it ran in.
-    with subprocess.Popen(["sleep", "0.7"]) as leaving:
-        with pytest.raises(KeyboardInterrupt), memory_limit(64 << 20, 64 << 20) as group:
+
+    def interrupted(leaving: subprocess.Popen[bytes]) -> None:
+        with memory_limit(64 << 20, 64 << 20) as group:
             groups.append(group)
             (group / "cgroup.procs").write_text(str(leaving.pid))
             raise KeyboardInterrupt
+
+    # As a killed VMM does, it is gone a little after the block that it ran in.
+    with subprocess.Popen(["sleep", "0.7"]) as leaving, pytest.raises(KeyboardInterrupt):
+        interrupted(leaving)
     assert not groups[0].exists()
     assert Path("/proc/swaps").read_text() == swaps

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tracekit.errors import UsageError
-from tracekit.lab.calibrate.measure import RECIPES
+from tracekit.lab.calibrate.measure import RECIPES, ZEROING
 from tracekit.lab.calibrate.profile import Calibration, Spread, calibrate
-from tracekit.lab.calibrate.recorded import measure_recorded
+from tracekit.lab.calibrate.recorded import _run, measure_recorded
 from tracekit.probes.plan import RecordReport
 from tracekit.replay.costs import COSTS, load_profile
 
@@ -38,8 +38,18 @@ def test_replay_loads_the_profile_and_fills_what_it_lacks(tmp_path: Path):
     (zeroing,) = tomllib.loads(path.read_text())["zeroing"]
     assert zeroing == {
         "side": "guest", "size_bytes": 32 << 20, "zero_ns": 6000000, "low_ns": 5200000, "high_ns": 6800000,
-        "samples": 3,
+        "samples": 3, "source": f"measured: {ZEROING['guest']}",
     }  # fmt: skip
+    (told,) = calibration().to_json()["zeroing"]
+    assert (told["samples"], told["recipe"]) == (3, ZEROING["guest"])
+
+
+def test_the_profile_says_which_distribution_fits_and_how_well(tmp_path: Path):
+    fitted = Spread.of([100.0, 110.0, 120.0, 130.0, 150.0, 170.0, 200.0, 400.0])
+    path = tmp_path / "host.toml"
+    Calibration({"hostname": "host"}, {"ept_4k": fitted}, [], 1.0).save(path)
+    assert f"# fit: lognorm, D = {fitted.fit.ks:.2f}\n" in path.read_text()
+    assert load_profile(path).costs["ept_4k"].ns == 140
 
 
 def test_an_existing_profile_is_kept_unless_forced(tmp_path: Path):
@@ -67,4 +77,14 @@ def test_a_signal_that_the_recording_took_ends_the_calibration(monkeypatch, tmp_
     monkeypatch.setattr("tracekit.lab.calibrate.recorded.record", record)
     with pytest.raises(SystemExit) as ended:
         measure_recorded(2)
+    assert ended.value.code == 130
+
+
+def test_ctrl_c_ends_the_recorded_guests_without_a_traceback(monkeypatch, tmp_path):
+    def guests(rounds: int):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tracekit.lab.calibrate.recorded._guests", guests)
+    with pytest.raises(SystemExit) as ended:
+        _run(["2", str(tmp_path / "said.json")])
     assert ended.value.code == 130

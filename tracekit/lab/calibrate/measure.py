@@ -23,7 +23,7 @@ from tracekit.lab.guest_plan import GuestPlan
 from tracekit.lab.kvm import CAP_PRE_FAULT_MEMORY
 from tracekit.lab.small_guest import SmallGuest
 
-__all__ = ["RECIPES", "Sample", "Samples", "measure_costs", "measure_zeroing"]
+__all__ = ["RECIPES", "ZEROING", "Sample", "Samples", "measure_costs", "measure_zeroing"]
 
 PAGES: Final[dict[int, int]] = {4096: 4096, HUGE_BYTES: 16}
 """Pages of a round by page size: 16 MiB and 32 MiB."""
@@ -47,6 +47,12 @@ RECIPES: Final[dict[str, str]] = {
     "hypercall": "KVM_RUN of a guest that touches a mapped page and exits by `out`, Python's part included",
 }
 """How each cost of the profile is measured."""
+
+ZEROING: Final[dict[str, str]] = {
+    "guest": "small guest zeroes its resident memory, backed by 2 MiB pages, with rep stosq; CPU time",
+    "host": "this process zeroes the same memory with NumPy's fill; CPU time",
+}
+"""How the time to zero memory is measured, by who zeroes it."""
 
 Sample = tuple[str, float]
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from tracekit.errors import CapabilityError, FailedError, UsageError
 from tracekit.lab.calibrate.fit import Fit, best_fit
-from tracekit.lab.calibrate.measure import RECIPES, measure_costs, measure_zeroing
+from tracekit.lab.calibrate.measure import RECIPES, ZEROING, measure_costs, measure_zeroing
 from tracekit.lab.calibrate.recorded import RECORDED, measure_recorded
 from tracekit.lab.calibrate.swapping import SWAPPING, measure_swap_in, measure_swap_out
 from tracekit.lab.calibrate.system import SYSTEM, measure_system
@@ -80,7 +80,11 @@ class Calibration:
             "elapsed_s": self.elapsed_s,
             "costs": {name: {**asdict(cost), "recipe": _RECIPES[name]} for name, cost in self.costs.items()},
             "zeroing": [
-                {"side": side, "size_bytes": size, "zero_ns": one.ns, "low_ns": one.low, "high_ns": one.high}
+                {
+                    **{"side": side, "size_bytes": size, "zero_ns": one.ns},
+                    **{"low_ns": one.low, "high_ns": one.high, "samples": one.samples},
+                    "recipe": ZEROING[side],
+                }
                 for side, size, one in self.zeroing
             ],
         }
@@ -104,6 +108,8 @@ class Calibration:
             ]
             lines += [f"high = {cost.high:.1f}", f"samples = {cost.samples}"]
             lines.append(f"source = {json.dumps('measured: ' + _RECIPES[name])}")
+            if fit := cost.fit:
+                lines.append(f"# fit: {fit.family}, D = {fit.ks:.2f}")
         for side, size, one in self.zeroing:
             lines += [
                 "",
@@ -113,6 +119,7 @@ class Calibration:
                 f"zero_ns = {one.ns:.0f}",
             ]
             lines += [f"low_ns = {one.low:.0f}", f"high_ns = {one.high:.0f}", f"samples = {one.samples}"]
+            lines.append(f"source = {json.dumps('measured: ' + ZEROING[side])}")
         return "\n".join(lines) + "\n"
 
     def save(self, path: Path, *, force: bool = False) -> None:

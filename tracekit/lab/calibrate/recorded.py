@@ -132,5 +132,13 @@ def _guests(rounds: int) -> list[dict[str, Any]]:
     return found
 
 
+def _run(words: list[str]) -> None:
+    """Run the guests and write what they say, in the process that is recorded."""
+    try:
+        Path(words[1]).write_text(json.dumps(_guests(int(words[0]))))
+    except KeyboardInterrupt:  # Ctrl-C reaches this process as well; whoever records it says so
+        raise SystemExit(128 + signal.SIGINT) from None
+
+
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(json.dumps(_guests(int(sys.argv[1]))))
+    _run(sys.argv[1:])
