@@ -38,9 +38,6 @@ _ENDS: Final[tuple[Literal["value", "low", "high"], ...]] = ("value", "low", "hi
 Setting = tuple[tuple[str, str, object], ...]
 """All parameters of a scenario. Its name shows six digits: two settings may be called the same."""
 
-_UNBOUNDED: Final = 1e150
-"""What stands for an end that the trace does not bound while its crossings are sought."""
-
 
 def scenario_to_vary(text: str, variations: Sequence[Variation], settings: Mapping[str, str]) -> Scenario:
     """Read the scenario of a sweep: one line or a file of one, with `settings`.
@@ -100,12 +97,15 @@ class Sweep:
             def of(values: NDArray[np.float64]) -> NDArray[np.float64]:
                 scenarios = self._scenarios([parameter], values[:, None])
                 known.update(self._each(self._bounds, [one for one in scenarios if _of(one) not in known]))
-                return np.clip([known[_of(one)][end] for one in scenarios], -_UNBOUNDED, _UNBOUNDED)
+                return np.array([known[_of(one)][end] for one in scenarios])
 
             return of
 
         found = [replace(break_even(saved(k), parameter, grid=grid), of=end) for k, end in enumerate(_ENDS)]
-        return [replace(one, lowest=_bounded(one.lowest), highest=_bounded(one.highest)) for one in found]
+        # A parameter in whole numbers has fewer settings than the grid has points.
+        looked_at = parameter.at(np.linspace(0.0, 1.0, grid))
+        different = len(_distinct(self._scenarios([parameter], looked_at[:, None])))
+        return [replace(one, grid=different) for one in found]
 
     def tornado(self) -> list[Sensitivity]:
         """Return how far each range moves the saving by itself, the widest first."""
@@ -200,7 +200,3 @@ def _of(scenario: Scenario) -> Setting:
 def _distinct(scenarios: Iterable[Scenario]) -> list[Scenario]:
     """Return each setting once: whole-number parameters make many rows the same scenario."""
     return list({_of(one): one for one in scenarios}.values())
-
-
-def _bounded(saving: float | None) -> float | None:
-    return None if saving is None or abs(saving) >= _UNBOUNDED else saving

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -16,6 +17,9 @@ __all__ = ["BreakEven", "Crossing", "break_even"]
 _TOLERANCE: Final = 1e-6
 """Share of the range (on its scale) to which a crossing is located."""
 
+_UNBOUNDED: Final = 1e150
+"""What stands for an end that the trace does not bound while its crossings are sought."""
+
 
 @dataclass(frozen=True)
 class Crossing:
@@ -29,7 +33,7 @@ class Crossing:
 class BreakEven:
     """Where in [low, high] of `parameter` the saving is above zero; no crossing is an answer too.
 
-    `lowest`, `highest`: the smallest and largest saving on the grid, whose points are `grid` (None: not
+    `lowest`, `highest`: the smallest and largest saving on the grid of `grid` different settings (None: not
     bounded). Two crossings closer together than a grid step can stay unseen. `of` says which saving it is:
     its `value`, or the `low` or `high` end of its interval.
     """
@@ -53,17 +57,25 @@ class BreakEven:
             at = f"of {self.grid} values of {self.parameter} {where}"
             # An end without a bound is the worst one for `low`, the best one for `high`.
             if self.of == "high" if self.highest is None else self.highest > 0:
-                return f"pays at each {at}"
-            costs = self.lowest is None or self.lowest < 0
-            return f"pays at none {at}" if costs else f"neither saves nor costs at any {at}"
+                return f"pays{' or is even' if self.lowest == 0 else ''} at each {at}"
+            # That a low end is zero does not say that nothing is saved.
+            even = self.lowest == 0 and self.of != "low"
+            return f"neither saves nor costs at any {at}" if even else f"pays at none {at}"
         if len(self.crossings) == 1:
             (one,) = self.crossings
-            return f"pays if {self.parameter} {'>' if one.pays_above else '<'} {one.at:.3g} ({where})"
+            return (
+                f"pays if {self.parameter} {'>' if one.pays_above else '<'} {self._shown(one.at)} ({where})"
+            )
         ends = [self.low] if not self.crossings[0].pays_above else []
         ends += [one.at for one in self.crossings]
         ends += [self.high] if self.crossings[-1].pays_above else []
-        spans = [f"{a:.3g} … {b:.3g}" for a, b in zip(ends[::2], ends[1::2], strict=True)]
+        spans = [f"{self._shown(a)} … {self._shown(b)}" for a, b in zip(ends[::2], ends[1::2], strict=True)]
         return f"pays if {self.parameter} is in {' or '.join(spans)} ({where})"
+
+    def _shown(self, at: float) -> str:
+        """Show a place with three digits, or as many as tell it from others of a narrow range."""
+        narrow = abs(at) / (self.high - self.low)
+        return f"{at:.{3 + max(0, math.ceil(math.log10(narrow))) if narrow > 0 else 3}g}"
 
 
 def break_even(
@@ -74,8 +86,8 @@ def break_even(
     `saving` takes an array of parameter values and returns one saving each: first the whole grid in one
     call, then all crossings together, a call per step (scipy.optimize.elementwise.find_root, Chandrupatla's
     method), until each is known to a millionth of the range. A saving that jumps over zero has its crossing
-    at the jump, and one that leaves a plateau of zero at its end. Raises FailedError for a saving that
-    isn't finite.
+    at the jump, and one that leaves a plateau of zero at its end. A saving may be infinite (not bounded).
+    Raises FailedError for one that isn't a number.
 
     >>> break_even(lambda lead: lead - 3.1, Parameter("lead_ms", 1, 100, "log")).sentence()
     'pays if lead_ms > 3.1 (between 1 and 100)'
@@ -85,7 +97,10 @@ def break_even(
 
     def at_shares(shares: NDArray[np.float64]) -> NDArray[np.float64]:
         flat = parameter.at(np.ravel(shares))
-        return evaluate_rows(lambda rows: saving(rows[:, 0]), flat[:, None]).reshape(np.shape(shares))
+        found = evaluate_rows(
+            lambda rows: np.clip(saving(rows[:, 0]), -_UNBOUNDED, _UNBOUNDED), flat[:, None]
+        )
+        return found.reshape(np.shape(shares))
 
     shares = np.linspace(0.0, 1.0, grid)
     values = at_shares(shares)
@@ -104,9 +119,13 @@ def break_even(
         high=parameter.high,
         grid=grid,
         crossings=tuple(crossings),
-        lowest=float(values.min()),
-        highest=float(values.max()),
+        lowest=_bounded(float(values.min())),
+        highest=_bounded(float(values.max())),
     )
+
+
+def _bounded(saving: float) -> float | None:
+    return None if abs(saving) >= _UNBOUNDED else saving
 
 
 def _locate(

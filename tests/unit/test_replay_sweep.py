@@ -92,6 +92,20 @@ def test_what_may_cost_without_bound_surely_pays_nowhere() -> None:
     assert at_best.sentence().startswith("at best pays at none of 3")
 
 
+def test_a_low_end_of_zero_does_not_say_that_nothing_is_saved() -> None:
+    # A host cannot see which write was a zeroing: eight faults may go, or none.
+    told, surely, at_best = sweep(spaced(), "zeroing", "until_ms=0.5:100", metric="faults").break_even(grid=3)
+    where = "of 3 values of until_ms between 0.5 and 100"
+    assert surely.sentence() == f"surely pays at none {where}"
+    assert at_best.sentence() == f"at best pays at each {where}"
+    assert told.lowest is not None
+
+
+def test_a_parameter_in_whole_numbers_has_so_many_values() -> None:
+    (one, *_) = sweep(spaced(), "hot_hint", "batch=1:4").break_even(grid=33)
+    assert "of 4 values of batch between 1 and 4" in one.sentence()
+
+
 def test_sobol_says_so_where_no_setting_changed_anything() -> None:
     asked = sweep(spaced(), "hot_hint", "workers=1:4", "batch=1:4", metric="refaults")
     found = asked.sobol(2)

@@ -161,6 +161,21 @@ def test_break_even_finds_every_crossing_of_the_grid() -> None:
     assert found.sentence() == "pays if x is in 1 … 3.14 or 6.28 … 9.42 (between 1 and 11)"
 
 
+def test_break_even_shows_as_many_digits_as_tell_a_place() -> None:
+    narrow = break_even(lambda x: x - 1234.5, Parameter("limit_mib", 1234, 1236))
+    assert narrow.sentence() == "pays if limit_mib > 1234.5 (between 1234 and 1236)"
+    zero = break_even(lambda x: -x, Parameter("x", -1, 1), grid=2)
+    assert zero.sentence().startswith("pays if x < ")
+
+
+def test_savings_without_a_bound_are_no_savings() -> None:
+    open_below = break_even(lambda x: np.where(x < 5, -np.inf, 1.0), Parameter("x", 0, 10))
+    assert open_below.crossings[0].at == pytest.approx(5, abs=1e-4)
+    assert (open_below.lowest, open_below.highest) == (None, 1.0)
+    with pytest.raises(FailedError, match="no finite value"):
+        break_even(lambda x: x * np.nan, Parameter("x", 0, 10))
+
+
 def test_break_even_at_a_jump_on_a_plateau_and_at_a_touch() -> None:
     jump = break_even(lambda x: np.where(x < 4.2, -5.0, 1.0), Parameter("x", 0, 10))
     assert jump.crossings[0].at == pytest.approx(4.2, abs=1e-4)
@@ -170,6 +185,7 @@ def test_break_even_at_a_jump_on_a_plateau_and_at_a_touch() -> None:
     assert late.sentence() == "pays if x > 5 (between 0 and 10)"
     touch = break_even(lambda x: (x - 5) ** 2, Parameter("x", 0, 10), grid=11)
     assert (touch.crossings, touch.lowest) == ((), 0)
+    assert touch.sentence() == "pays or is even at each of 11 values of x between 0 and 10"
     exact = break_even(lambda x: x - 5, Parameter("x", 0, 10), grid=11)
     assert [c.at for c in exact.crossings] == [pytest.approx(5, abs=1e-4)]
 

@@ -159,7 +159,8 @@ def _shares(sweep: Sweep, points: int) -> _Answer:
 
     shares = sweep.sobol(points)
     rows = [asdict(one) for one in shares]
-    return _Answer(rows, [sobol_table(shares)], {"shares": rows})
+    notes = dict.fromkeys(one.first_interval.note for one in shares if one.first_interval.note)
+    return _Answer(rows, [sobol_table(shares)], {"shares": rows}, list(notes))
 
 
 def _limits(sweep: Sweep, share: float) -> _Answer:

@@ -68,9 +68,9 @@ def sobol_table(found: Sequence[Share]) -> RenderableType:
 
 
 def _interval(found: Statistical) -> str:
-    """Show an interval; why there is none, where there is none."""
+    """Show an interval; a note of the answer says why, where there is none."""
     if found.low is None or found.high is None:
-        return found.note
+        return "none"
     return f"[{found.low:.2f}, {found.high:.2f}]"
 
 
