@@ -13,6 +13,7 @@ import pytest
 from tracekit.lab.calibrate.measure import RECIPES
 from tracekit.lab.calibrate.profile import calibrate
 from tracekit.lab.calibrate.recorded import RECORDED
+from tracekit.lab.calibrate.swapping import measure_swap_in
 from tracekit.lab.kvm import CAP_PRE_FAULT_MEMORY, Kvm
 from tracekit.replay.costs import load_profile
 from tracekit.report.zeroing import zeroing_chart
@@ -56,3 +57,20 @@ def test_a_short_calibration_measures_every_cost(tmp_path: Path):
     chart = tmp_path / "zeroing.svg"
     zeroing_chart(result.to_json()["zeroing"]).save(chart)
     assert chart.read_text().startswith("<svg")
+
+
+def test_what_went_to_a_swap_file_is_read_from_it():
+    said: list[str] = []
+    before = _swapped_in()
+    values = measure_swap_in(ROUNDS, 0.0, say=said.append).values
+    if any("cannot swap to" in line for line in said):
+        pytest.skip("; ".join(said))
+    assert not said
+    assert len(values["swap_in_file"]) == ROUNDS
+    assert min(values["swap_in_file"]) > 0
+    assert _swapped_in() - before >= 2 * (ROUNDS + 1) * 256  # at least half of each guest, from each place
+
+
+def _swapped_in() -> int:
+    lines = Path("/proc/vmstat").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("pswpin "))

@@ -88,10 +88,14 @@ class GuestMemory:
 
     def resident_pages(self) -> int:
         """Return how many 4 KiB pages the kernel says are present (mincore): an independent count."""
+        return int(self.resident().sum())
+
+    def resident(self) -> npt.NDArray[np.bool_]:
+        """Return of each 4 KiB page whether it is present; one that waits in the swap cache is."""
         present = np.zeros(self.size_bytes >> 12, dtype=np.uint8)
         if _libc.mincore(self.address, self.size_bytes, present.ctypes.data):
             raise FailedError(f"mincore failed: {os.strerror(ctypes.get_errno())}")
-        return int((present & 1).sum())
+        return (present & 1).astype(bool)
 
     def view(self) -> npt.NDArray[np.uint8]:
         """Return the memory as bytes; an access through the view touches it like any other.
