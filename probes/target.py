@@ -19,9 +19,11 @@ __all__ = ["Child", "is_waiting", "require_processes", "start_child"]
 
 # Waits until the recorder watches it, then becomes the user and the command; without a recorder it ends.
 # It becomes the user here and not before: Python may be where only root can read it. So nothing is imported
-# after that: no execvp, which would do so to search PATH.
+# after that: no execvp, which would do so to search PATH. Ctrl-C ends it without a traceback.
 _WAIT_THEN_BECOME: Final = """
-import os, sys
+import os, signal, sys
+if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 gate, who, path, *command = sys.argv[1:]
 os.set_inheritable(int(gate), False)
 if not os.read(int(gate), 1):

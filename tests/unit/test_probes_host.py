@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -210,6 +211,17 @@ def test_a_held_back_command_ends_with_its_recorder(tmp_path: Path) -> None:
         time.sleep(0.01)
     assert child.poll() == 0
     assert proof.exists()
+
+
+def test_ctrl_c_ends_a_held_back_command_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
+    child = target.start_child(["true"])
+    time.sleep(0.5)  # Python has started and waits
+    os.kill(child.pid, signal.SIGINT)
+    deadline = time.monotonic() + 10
+    while child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert child.end() == 128 + signal.SIGINT
+    assert capfd.readouterr().err == ""
 
 
 def test_the_doctor_names_what_mends_each_thing_that_is_not_ok() -> None:
