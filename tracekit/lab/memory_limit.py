@@ -24,10 +24,12 @@ class MemoryLimit:
 
     def __init__(self) -> None:
         self.path = _ROOT / f"tracekit-{os.getpid()}-{time.monotonic_ns()}"
+        self._handed_down = False
         try:
             controls = (_ROOT / "cgroup.subtree_control").read_text().split()
             if "memory" not in controls:
                 (_ROOT / "cgroup.subtree_control").write_text("+memory")
+                self._handed_down = True
             self.path.mkdir()
         except OSError as error:
             raise CapabilityError(
@@ -59,15 +61,20 @@ class MemoryLimit:
         return next(int(value) for key, value in map(str.split, lines) if key == name)
 
     def close(self) -> None:
-        """Remove the cgroup."""
+        """Remove the cgroup, and put the root's controllers back as they were."""
         deadline = time.monotonic() + 5
-        while True:
-            try:
-                return self.path.rmdir()
-            except OSError:  # a process that was killed is still leaving
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(0.05)
+        try:
+            while True:
+                try:
+                    return self.path.rmdir()
+                except OSError:  # a process that was killed is still leaving
+                    if time.monotonic() > deadline:
+                        raise
+                time.sleep(0.05)
+        finally:
+            if self._handed_down:
+                with contextlib.suppress(OSError):  # others have made groups meanwhile that need it
+                    (_ROOT / "cgroup.subtree_control").write_text("-memory")
 
     def __enter__(self) -> Self:
         return self
