@@ -16,6 +16,8 @@ from tracekit.replay.uncertainty.parameters import Evaluate, Parameter, evaluate
 __all__ = ["Share", "sobol", "sobol_evaluations"]
 
 _RESAMPLES: Final = 499
+_FEWEST: Final = 20
+"""Points that the variance must rest on: of fewer, resampling says next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ def sobol(
 
     One call of `evaluate` with n (d + 2) rows: parameters uniform on their scale, independent. Estimators
     of Saltelli et al. 2010 (scipy.stats.sobol_indices); intervals by the percentile bootstrap over points.
-    Where all points have the same value there is nothing to share: 0, without an interval. Raises UsageError
+    Where all points have the same value there is nothing to share: 0, without an interval; none
+    either where the variance rests on a few points. Raises UsageError
     when `n` is not a power of two, FailedError for a value that isn't finite.
 
     >>> found = sobol(lambda x: 2 * x[:, 0] + x[:, 1], [Parameter("a", 0, 1), Parameter("b", 0, 1)],
@@ -87,6 +90,18 @@ def sobol(
 
     everything = np.arange(n)
     first, total = indices(everything)
+    rests_on = _points_that_count(table[:2])
+    if rests_on < _FEWEST:
+        first, total = np.nan_to_num(first), np.nan_to_num(total)  # not one of them differs
+        why = f"the variance rests on about {rests_on:.0f} of {2 * n:,} points, {_FEWEST} are needed"
+        few = Statistical(None, None, level, units=n, note=why)
+        return sorted(
+            (
+                Share(one.name, float(a), few, float(b), few)
+                for one, a, b in zip(parameters, first, total, strict=True)
+            ),
+            key=lambda one: -one.total,
+        )
     spread: Any = bootstrap(
         (everything,),
         indices,
@@ -105,3 +120,13 @@ def sobol(
         for i, parameter in enumerate(parameters)
     ]
     return sorted(shares, key=lambda one: -one.total)
+
+
+def _points_that_count(values: NDArray[np.float64]) -> float:
+    """Return on about how many of the values their variance rests: all, or a few that are far off."""
+    off = values - values.mean()
+    most = np.abs(off).max()
+    if most == 0:
+        return 0.0
+    squares = np.square(off / most)
+    return float(squares.sum()) ** 2 / float(np.square(squares).sum())
