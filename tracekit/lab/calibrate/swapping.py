@@ -25,8 +25,8 @@ __all__ = ["SWAPPING", "measure_swap_in", "measure_swap_out"]
 
 SWAPPING: Final[dict[str, str]] = {
     "swap_in_zram": "small guest touches half-random pages that were paged out to zram, less when warm",
-    "swap_in_file": "small guest touches half-random pages that were paged out to a swap file on this machine's"
-    " disk, less when warm; wall-clock time, for it waits, readahead included",
+    "swap_in_file": "small guest touches half-random pages that were paged out to a swap file on this"
+    " machine's disk, less when warm; wall-clock time, for it waits, readahead included",
     "swap_out_zram": "small guest touches over and over a third more than its memory cgroup holds: CPU time a"
     " page, less swap_in_zram and unmap_4k; where there is no such limit, as page_out_zram",
     "page_out_zram": "MADV_PAGEOUT of the pages above, less unmap_4k",
