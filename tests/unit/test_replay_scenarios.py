@@ -263,14 +263,21 @@ def test_a_name_never_speaks_of_another_number_of_threads(tmp_path: Path) -> Non
     assert one.name == "mine,runnable=10,epf.runnable=1"
 
 
-def test_an_existing_result_stops_the_command_before_any_work(tmp_path: Path) -> None:
-    out = tmp_path / "r.json"
-    out.write_text("precious")
-    for command in (["replay"], ["sweep", "--vary", "lead_ms=1:2", "-s", "hot_hint"]):
-        with pytest.raises(UsageError, match="exists already"):  # not: no trace there
-            CliRunner().invoke(
-                app, [*command, str(tmp_path / "no.trace"), "-o", str(out)], catch_exceptions=False
-            )
+def test_an_output_that_can_not_be_stops_the_command_before_any_work(tmp_path: Path) -> None:
+    taken, nowhere = tmp_path / "r.json", tmp_path / "no" / "r.json"
+    taken.write_text("precious")
+    trace = str(tmp_path / "no.trace")
+    for command in (
+        ["replay", trace, "-o"],
+        ["sweep", "--vary", "lead_ms=1:2", "-s", "hot_hint", trace, "-o"],
+        ["calibrate", "-o"],
+    ):
+        for out, match in ((taken, "exists already"), (nowhere, "no folder")):  # not: no trace there
+            with pytest.raises(UsageError, match=match):
+                CliRunner().invoke(app, [*command, str(out)], catch_exceptions=False)
+    with pytest.raises(UsageError, match="no folder"):
+        charting = ["calibrate", "--chart", str(nowhere.with_suffix(".svg"))]
+        CliRunner().invoke(app, charting, catch_exceptions=False)
 
 
 def test_a_scenario_given_twice_is_refused_by_the_command_too(trace: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tracekit.cli.output import next_command, print_json, stderr, stdout
+from tracekit.cli.output import next_command, print_json, refuse_output, stderr, stdout
 
 __all__ = ["calibrate"]
 
@@ -28,8 +28,8 @@ def calibrate(
     from tracekit.errors import UsageError
     from tracekit.lab.calibrate.profile import calibrate as measure
 
-    if out and out.exists() and not force:
-        raise UsageError(f"{out} exists", hint="--force replaces it")
+    refuse_output(out, force=force)
+    refuse_output(chart, force=True)
     if chart and chart.suffix not in (".svg", ".png", ".html", ".json"):
         raise UsageError(f"a chart can't be {chart.name}", hint="--chart zeroing.svg")
     console = stderr()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["inert", "next_command", "print_json", "quoted", "refuse_existing", "stderr", "stdout"]
+__all__ = ["inert", "next_command", "print_json", "quoted", "refuse_output", "stderr", "stdout"]
 
 
 def stdout() -> Console:
@@ -48,12 +48,16 @@ def quoted(path: Path | str) -> str:
     return shlex.quote(inert(str(path)))
 
 
-def refuse_existing(path: Path | None, *, force: bool) -> None:
-    """Raise UsageError for a result file that exists already, before any work is done for it."""
+def refuse_output(path: Path | None, *, force: bool) -> None:
+    """Raise UsageError for a file that is there already or has no folder, before any work is done for it."""
     from tracekit.errors import UsageError
 
-    if path is not None and path.exists() and not force:
-        raise UsageError(f"{path} exists already", hint="-f to overwrite, or another -o")
+    if path is None:
+        return
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists already", hint="-f to overwrite (--force), or another name")
+    if not path.parent.is_dir():
+        raise UsageError(f"no folder {path.parent}", hint=f"mkdir -p {quoted(path.parent)}")
 
 
 def print_json(value: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tracekit.cli.output import next_command, print_json, quoted, refuse_existing, stderr, stdout
+from tracekit.cli.output import next_command, print_json, quoted, refuse_output, stderr, stdout
 
 __all__ = ["replay"]
 
@@ -62,7 +62,7 @@ def replay(
     from tracekit.replay.scenarios import parse_settings
     from tracekit.trace import open_trace
 
-    refuse_existing(output, force=force)
+    refuse_output(output, force=force)
     chosen = read_scenarios(scenario or [], settings=parse_settings(set_ or []))
     room = Room.of(
         open_trace(trace), profile=profile, seed=seed, closed_loop=not open_loop, phases=phase or []

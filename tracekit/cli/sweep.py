@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tracekit.cli.output import next_command, print_json, quoted, refuse_existing, stderr, stdout
+from tracekit.cli.output import next_command, print_json, quoted, refuse_output, stderr, stdout
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -80,7 +80,7 @@ def sweep(
     from tracekit.trace import open_trace
 
     _one_question(break_even, tornado, bool(sobol), curve, bool(bootstrap))
-    refuse_existing(output, force=force)
+    refuse_output(output, force=force)
     variations = parse_variations(vary)
     chosen = scenario_to_vary(scenario, variations, parse_settings(set_ or []))
     room = Room.of(
