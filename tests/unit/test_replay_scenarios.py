@@ -275,9 +275,9 @@ def test_an_output_that_can_not_be_stops_the_command_before_any_work(tmp_path: P
         for out, match in ((taken, "exists already"), (nowhere, "no folder")):  # not: no trace there
             with pytest.raises(UsageError, match=match):
                 CliRunner().invoke(app, [*command, str(out)], catch_exceptions=False)
+    chart = ["calibrate", "--chart", str(nowhere.with_suffix(".svg"))]
     with pytest.raises(UsageError, match="no folder"):
-        charting = ["calibrate", "--chart", str(nowhere.with_suffix(".svg"))]
-        CliRunner().invoke(app, charting, catch_exceptions=False)
+        CliRunner().invoke(app, chart, catch_exceptions=False)
 
 
 def test_a_scenario_given_twice_is_refused_by_the_command_too(trace: Path) -> None:
