@@ -168,7 +168,7 @@ SCENARIOS = (
 )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(traces())
 def test_saved_and_remaining_add_up_to_the_recording(trace: Tiny) -> None:
     result = replayed(trace, "baseline", *SCENARIOS)
