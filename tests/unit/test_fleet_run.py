@@ -274,7 +274,7 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
     """Kill -9 the worker that has a task, while it has it; every trace must be counted exactly once."""
     traces, results = tmp_path / "traces", tmp_path / "results"
     for i in range(4):
-        make_trace(traces / f"host{i}.trace", 15_000 + i, first_gfn=i)
+        make_trace(traces / f"host{i}.trace", 4_000 + i, first_gfn=i)
     places = find_traces([str(traces)])
     asked = question()
     with connected(jobs=2) as client:
@@ -305,7 +305,7 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
     replay_all(traces, tmp_path / "alone", asked)
     assert_frame_equal(rows_of(results), rows_of(tmp_path / "alone"))
     faults = rows_of(results).filter(metric="faults", scenario="prealloc")
-    assert faults["baseline"].sum() == sum(15_000 + i for i in range(4))
+    assert faults["baseline"].sum() == sum(4_000 + i for i in range(4))
 
 
 def test_leftovers_of_a_killed_worker_are_not_results(traces: Path, tmp_path: Path, client: Any) -> None:
