@@ -26,6 +26,7 @@ __all__ = [
     "file_swap",
     "join_when_started",
     "memory_limit",
+    "remove_group",
     "zram_swap",
 ]
 
@@ -33,7 +34,6 @@ _CONTROL = Path("/sys/class/zram-control")
 _CGROUPS = Path("/sys/fs/cgroup")
 _NAME = f"tracekit-limit-{os.getpid()}"
 _REFRESH_S = 0.002
-_LEAVING_S = 10.0
 
 
 @contextlib.contextmanager
@@ -48,7 +48,7 @@ def memory_limit(limit_bytes: int, swap_bytes: int) -> Iterator[Path]:
         cleanup.enter_context(zram_swap(swap_bytes))
         try:
             group.mkdir()
-            cleanup.callback(_remove, group)
+            cleanup.callback(remove_group, group)
             (group / limit).write_text(str(limit_bytes))
         except PermissionError as error:
             raise CapabilityError(f"cannot write {error.filename}: not root", hint="run it as root") from None
@@ -58,9 +58,9 @@ def memory_limit(limit_bytes: int, swap_bytes: int) -> Iterator[Path]:
             yield group
 
 
-def _remove(group: Path) -> None:
+def remove_group(group: Path, *, within_s: float = 10.0) -> None:
     """Remove a cgroup; a VMM that was killed (Ctrl-C) is in it until its memory is freed."""
-    deadline = time.monotonic() + _LEAVING_S
+    deadline = time.monotonic() + within_s
     while True:
         try:
             return group.rmdir()

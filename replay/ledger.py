@@ -324,11 +324,11 @@ class Ledger:
         ahead = int(world.shift[lanes].min()) if len(lanes) else 0
         horizon = max(span - ahead, 1)
         after_all = Residency.of(world)
-        before, after = self.before.page_ns(span)[0], after_all.page_ns(horizon)[0]
+        before, (after, in_flight) = self.before.page_ns(span)[0], after_all.page_ns(horizon)
         # Prices move each change of what is resident by as much as they move the stall before it.
         spread = self._spread(np.ones(ev.CLASSES, bool))[0] if self.contexts else Amount.exact(0)
         changes = float((2 * world.gains - world.curve).sum())  # what came, and what went
-        moved = max(-spread.low, spread.high) * changes + after_all.page_ns(horizon)[1]
+        moved = max(-spread.low, spread.high) * changes + in_flight
         most = self.timeline.memory_bytes or self.timeline.index.pages * PAGE_BYTES
         earlier = self.facts.earlier_bytes
         longest = earlier and earlier / (1 << 30) * span / 1e9

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Self
 
+from tracekit.datasets.memory_limit import remove_group
 from tracekit.errors import CapabilityError
 
 __all__ = ["MemoryLimit"]
@@ -62,15 +63,8 @@ class MemoryLimit:
 
     def close(self) -> None:
         """Remove the cgroup, and put the root's controllers back as they were."""
-        deadline = time.monotonic() + 5
         try:
-            while True:
-                try:
-                    return self.path.rmdir()
-                except OSError:  # a process that was killed is still leaving
-                    if time.monotonic() > deadline:
-                        raise
-                time.sleep(0.05)
+            remove_group(self.path, within_s=5.0)
         finally:
             if self._handed_down:
                 with contextlib.suppress(OSError):  # others have made groups meanwhile that need it
